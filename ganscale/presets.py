@@ -1,0 +1,64 @@
+"""Presets: functions that return a whole ``RunConfig``, and the table that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+from ganscale.config import RunConfig, from_mapping
+from ganscale.errors import unknown
+
+_SIZES = {
+    "fashion": {"data": {"path": "fashion-mnist-10k", "resolution": 28, "channels": 1}},
+    "64": {"data": {"path": "fashion-mnist-10k", "resolution": 64, "channels": 3}},
+}
+
+
+def dcgan(size: str) -> RunConfig:
+    """DCGAN with the non-saturating loss and R1 (Radford et al. 2016, arXiv:1511.06434; Mescheder et al. 2018)."""
+    return from_mapping(
+        {
+            "preset": f"dcgan-{size}",
+            **_SIZES[size],
+            "loss": {"name": "non-saturating"},
+            "penalty": {"name": "r1", "weight": 1.0, "center": 0.0},
+            "optim": {"generator": {"lr": 4e-4, "betas": (0.0, 0.99)}, "critic": {"lr": 4e-4, "betas": (0.0, 0.99)}},
+        }
+    )
+
+
+def hinge(size: str) -> RunConfig:
+    """The same networks with the hinge loss (Lim and Ye 2017, arXiv:1705.02894) and R1."""
+    return from_mapping({**dcgan(size).model_dump(mode="json"), "preset": f"hinge-{size}", "loss": {"name": "hinge"}})
+
+
+def wgan_gp(size: str) -> RunConfig:
+    """Wasserstein GAN with gradient penalty (Gulrajani et al. 2017, arXiv:1704.00028)."""
+    return from_mapping(
+        {
+            "preset": f"wgan-gp-{size}",
+            **_SIZES[size],
+            "loss": {"name": "wasserstein"},
+            "penalty": {"name": "wgan-gp", "weight": 10.0, "center": 1.0},
+            "optim": {
+                "generator": {"lr": 1e-3, "betas": (0.0, 0.9)},
+                "critic": {"lr": 1e-3, "betas": (0.0, 0.9), "repeats": 3},
+            },
+        }
+    )
+
+
+PRESETS: MappingProxyType[str, Callable[[], RunConfig]] = MappingProxyType(
+    {
+        f"{name}-{size}": (lambda build=build, size=size: build(size))
+        for name, build in {"dcgan": dcgan, "hinge": hinge, "wgan-gp": wgan_gp}.items()
+        for size in _SIZES
+    }
+)
+
+
+def preset(name: str) -> RunConfig:
+    """Return the config of preset ``name``; raises ``ConfigError`` that lists the nearest names."""
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name]()
