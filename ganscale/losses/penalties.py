@@ -1,0 +1,57 @@
+"""Gradient penalties of the critic: pure, unreduced, one number a sample.
+
+One interface: ``(critic, real, fake, eps, *, center) -> [N]`` with real and fake [N, C, H, W] and mixing weights eps [N] in
+[0, 1). The norm is taken per sample over all other axes. A norm over the whole batch, a frequent slip, would pull each
+sample towards center / sqrt(N). The value is differentiable in the critic's parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from ganscale import ops
+
+Critic = Callable[[Tensor], Tensor]
+
+
+class PenaltyFunction(Protocol):
+    """``(critic, real, fake, eps, *, center) -> [N]``."""
+
+    def __call__(self, critic: Critic, real: Tensor, fake: Tensor, eps: Tensor, *, center: float) -> Tensor: ...
+
+
+def wgan_gp(critic: Critic, real: Tensor, fake: Tensor, eps: Tensor, *, center: float) -> Tensor:
+    """(|grad D(x)| - center)^2 on x = eps real + (1 - eps) fake (Gulrajani et al. 2017, eq. 3, arXiv:1704.00028)."""
+    return ops.gradient_penalty(critic, ops.interpolate(real, fake, eps), center=center)
+
+
+def wgan_gp_one_sided(critic: Critic, real: Tensor, fake: Tensor, eps: Tensor, *, center: float) -> Tensor:
+    """max(0, |grad D(x)| - center)^2 on the same x (Petzka et al. 2018, eq. 8, arXiv:1709.08894)."""
+    return ops.gradient_penalty(critic, ops.interpolate(real, fake, eps), center=center, one_sided=True)
+
+
+def r1(critic: Critic, real: Tensor, fake: Tensor, eps: Tensor, *, center: float = 0.0) -> Tensor:
+    """|grad D(x)|^2 / 2 on real images (Mescheder et al. 2018, eq. 9, arXiv:1801.04406); the weight is gamma."""
+    return 0.5 * ops.gradient_penalty(critic, real, center=0.0)
+
+
+def r2(critic: Critic, real: Tensor, fake: Tensor, eps: Tensor, *, center: float = 0.0) -> Tensor:
+    """|grad D(x)|^2 / 2 on generated images (Mescheder et al. 2018, eq. 10); the weight is gamma."""
+    return 0.5 * ops.gradient_penalty(critic, fake, center=0.0)
+
+
+def r1_r2(critic: Critic, real: Tensor, fake: Tensor, eps: Tensor, *, center: float = 0.0) -> Tensor:
+    """R1 + R2, as R3GAN needs both (Huang et al. 2025, arXiv:2501.05441)."""
+    return r1(critic, real, fake, eps) + r2(critic, real, fake, eps)
+
+
+PENALTIES: dict[str, PenaltyFunction] = {
+    "wgan-gp": wgan_gp,
+    "wgan-gp-one-sided": wgan_gp_one_sided,
+    "r1": r1,
+    "r2": r2,
+    "r1-r2": r1_r2,
+}

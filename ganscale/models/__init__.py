@@ -1,0 +1,67 @@
+"""Generators and critics; one file a family. A family is added by one entry in ``MODELS``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from ganscale.config import RunConfig
+from ganscale.models.dcgan import DCGANCritic, DCGANGenerator
+from ganscale.models.mlp import MLPCritic, MLPGenerator
+
+__all__ = ["MODELS", "ModelFamily", "build_critic", "build_generator"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFamily:
+    """One architecture: how to build its generator (z [N, D] -> [N, C, H, W]) and critic ([N, C, H, W] -> [N])."""
+
+    summary: str
+    generator: Callable[[RunConfig], nn.Module]
+    critic: Callable[[RunConfig], nn.Module]
+
+
+def _dcgan_generator(config: RunConfig) -> nn.Module:
+    data, model = config.data, config.model
+    return DCGANGenerator(latent=model.latent, channels=data.channels, resolution=data.resolution, width=model.width)
+
+
+def _dcgan_critic(config: RunConfig) -> nn.Module:
+    return DCGANCritic(channels=config.data.channels, resolution=config.data.resolution, width=config.model.width)
+
+
+def _mlp_generator(config: RunConfig) -> nn.Module:
+    data, model = config.data, config.model
+    return MLPGenerator(
+        latent=model.latent,
+        channels=data.channels,
+        resolution=data.resolution,
+        width=model.width,
+        bounded=data.channels != 2,  # two channels are points of the plane, which have no natural bound
+    )
+
+
+def _mlp_critic(config: RunConfig) -> nn.Module:
+    return MLPCritic(channels=config.data.channels, resolution=config.data.resolution, width=config.model.width)
+
+
+MODELS: dict[str, ModelFamily] = {
+    "mlp": ModelFamily(
+        summary="fully connected, three hidden layers", generator=_mlp_generator, critic=_mlp_critic
+    ),
+    "dcgan": ModelFamily(
+        summary="conv-transpose generator, strided critic", generator=_dcgan_generator, critic=_dcgan_critic
+    ),
+}
+
+
+def build_generator(config: RunConfig) -> nn.Module:
+    """Build the generator that ``config.model.generator`` names; initial weights come from torch's global RNG."""
+    return MODELS[config.model.generator].generator(config)
+
+
+def build_critic(config: RunConfig) -> nn.Module:
+    """Build the critic that ``config.model.critic`` names; initial weights come from torch's global RNG."""
+    return MODELS[config.model.critic].critic(config)

@@ -1,0 +1,81 @@
+"""Statistics of what happens in a step, reported where the values are born and read once a tick.
+
+Moments stay on the device as one float64 row a name, so reporting never waits for the device; a tick costs one all-reduce.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ganscale.training.process_group import Group
+from ganscale.training.records import Histogram
+
+# Logits have no natural scale (a Wasserstein critic's may be hundreds), so bins are even in asinh(logit).
+_BINS = 80
+_EDGES = torch.sinh(torch.linspace(-math.asinh(1e4), math.asinh(1e4), _BINS + 1, dtype=torch.float64))
+
+
+class Stats:
+    """Accumulates (count, sum) a name and, for some names, a histogram. The state is a dict of tensors."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._sums: dict[str, Tensor] = {}  # name -> float64 [2]: count, sum
+        self._counts: dict[str, Tensor] = {}  # name -> float64 [bins]
+        self._inner_edges = _EDGES[1:-1].to(group.device, torch.float32)
+
+    def report(self, name: str, values_N: Tensor, *, histogram: bool = False) -> None:
+        """Add this rank's values of any shape; the tick prints their mean over all ranks."""
+        values = values_N.detach().flatten()
+        row = torch.stack([torch.full_like(values[:1].sum(), values.numel()), values.sum()]).double()
+        self._add(self._sums, name, row)
+        if histogram:
+            bins = torch.bucketize(values.float(), self._inner_edges)
+            self._add(self._counts, name, torch.bincount(bins, minlength=_BINS).double())
+
+    def report_scalar(self, name: str, value: float) -> None:
+        """Add one number that every rank knows alike."""
+        self._add(self._sums, name, torch.tensor([1.0, value], dtype=torch.float64, device=self._group.device))
+
+    def tick(self, *, flag: bool = False) -> tuple[dict[str, float], dict[str, Histogram], bool]:
+        """Return the means, the histograms, and whether any rank raised ``flag``, then start afresh.
+
+        Names must be the same on all ranks, which they are because every rank runs the same phases.
+        """
+        sum_names, count_names = sorted(self._sums), sorted(self._counts)
+        raised = torch.tensor([float(flag)], dtype=torch.float64, device=self._group.device)
+        flat = torch.cat([raised, *(self._sums[n] for n in sum_names), *(self._counts[n] for n in count_names)])
+        self._group.sum_([flat])
+        rows = flat[1 : 1 + 2 * len(sum_names)].view(-1, 2).tolist()
+        counts = flat[1 + 2 * len(sum_names) :].view(-1, _BINS).cpu().numpy()
+        self._sums, self._counts = {}, {}
+        means = {name: total / count for name, (count, total) in zip(sum_names, rows, strict=True)}
+        edges = _EDGES.numpy()
+        histograms = {n: Histogram(edges=edges, counts=c.astype(np.int64)) for n, c in zip(count_names, counts, strict=True)}
+        return means, histograms, bool(flat[0] > 0)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the running sums over all ranks as tensors for a checkpoint; nothing is reset."""
+        named = {f"sums/{n}": t.clone() for n, t in sorted(self._sums.items())}
+        named |= {f"counts/{n}": t.clone() for n, t in sorted(self._counts.items())}
+        self._group.sum_(named.values())
+        return named
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from ``state``; rank 0 takes the whole sum, as the other ranks' shares are already in it."""
+        self._sums, self._counts = {}, {}
+        share = 1.0 if self._group.is_main else 0.0
+        for name, tensor in state.items():
+            kind, _, key = name.partition("/")
+            target = self._sums if kind == "sums" else self._counts
+            target[key] = tensor.to(self._group.device) * share
+
+    def _add(self, rows: dict[str, Tensor], name: str, row: Tensor) -> None:
+        if name in rows:
+            rows[name] += row
+        else:
+            rows[name] = row
