@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
-from ganscale.config import RunConfig, from_mapping
-from ganscale.errors import unknown
+from ganscale.config import RunConfig, from_mapping, override
+from ganscale.errors import ConfigError, unknown
+
+DEFAULT_PRESET = "dcgan-fashion"
 
 _SIZES = {
     "fashion": {"data": {"path": "fashion-mnist-10k", "resolution": 28, "channels": 1}},
@@ -62,3 +65,22 @@ def preset(name: str) -> RunConfig:
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
     return PRESETS[name]()
+
+
+def compose(
+    name: str | None = None,
+    *,
+    base: RunConfig | None = None,
+    data: str | None = None,
+    kimg: float | None = None,
+    settings: Mapping[str, Any] | Iterable[str] = (),
+) -> RunConfig:
+    """Return the config of a run: a preset, then the data, the length and the dotted ``settings`` laid over it.
+
+    ``base`` (the config of a run that is resumed) takes the place of the default preset. Raises ``ConfigError``.
+    """
+    if base is not None and name is not None and name != base.preset:
+        raise ConfigError("--preset", f"be {base.preset}, that of the resumed run", name, "leave it out")
+    config = base or preset(DEFAULT_PRESET if name is None else name)
+    flags = {"data.path": data, "train.kimg": kimg}
+    return override(override(config, {key: value for key, value in flags.items() if value is not None}), settings)
