@@ -200,7 +200,9 @@ class RunConfig(_Part):
                 "set both, or neither",
             )
         if penalty in ("r1", "r2", "r1-r2") and self.penalty.center != 0:
-            raise ConfigError("penalty.center", f"be 0 for {penalty}", self.penalty.center, "use --set penalty.center=0")
+            raise ConfigError(
+                "penalty.center", f"be 0 for {penalty}", self.penalty.center, "use --set penalty.center=0"
+            )
         if penalty == "wgan-gp-one-sided" and self.penalty.center == 0:
             raise ConfigError("penalty.center", "be above 0 for wgan-gp-one-sided", 0, "use --set penalty.center=1")
         return self
@@ -224,7 +226,9 @@ def override(config: RunConfig, assignments: Mapping[str, Any] | Iterable[str]) 
     ``assignments`` is a mapping ``{"train.batch": 32}`` or an iterable of ``"train.batch=32"`` strings as the command
     line gives them. Raises ``ConfigError`` that names the nearest keys where one is unknown.
     """
-    pairs = assignments.items() if isinstance(assignments, Mapping) else [_split_assignment(text) for text in assignments]
+    pairs = (
+        assignments.items() if isinstance(assignments, Mapping) else [_split_assignment(text) for text in assignments]
+    )
     values = config.model_dump(mode="json")
     known = list(keys())
     for key, value in pairs:
@@ -267,7 +271,9 @@ def _explain_validation(error: ValidationError) -> ConfigError:
         return ConfigError("configuration key", "be a known key", key, nearest(key, keys()))
     if first["type"] == "literal_error":
         choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return ConfigError(key, f"be one of {', '.join(choices)}", first["input"], nearest(str(first["input"]), choices))
+        return ConfigError(
+            key, f"be one of {', '.join(choices)}", first["input"], nearest(str(first["input"]), choices)
+        )
     rule = first["msg"][0].lower() + first["msg"][1:]
     rule = rule.removeprefix("input should ").removeprefix("value error, ")
     return ConfigError(key, rule, first["input"], f"change it with --set {key}=...")

@@ -8,6 +8,8 @@ Legend: N batch, D latent, C channels, H height, W width.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from ganscale.errors import ConfigError
@@ -23,7 +25,10 @@ def block_count(resolution: tuple[int, int]) -> int:
         blocks += 1
     if min(resolution) < 8 or any(side % (1 << blocks) for side in resolution):
         step = 1 << max(blocks, 1)
-        below, above = (max(8, side // step * step) for side in resolution), (-(-side // step) * step for side in resolution)
+        below, above = (
+            (max(8, side // step * step) for side in resolution),
+            (-(-side // step) * step for side in resolution),
+        )
         raise ConfigError(
             "data.resolution",
             f"be at least 8 and a multiple of {step} for dcgan",
@@ -51,7 +56,7 @@ class DCGANGenerator(nn.Module):
                     GlobalBatchNorm(narrow),
                     nn.ReLU(inplace=True),
                 )
-                for wide, narrow in zip(sizes, sizes[1:], strict=False)
+                for wide, narrow in pairwise(sizes)
             )
         )
         self.to_image = nn.Sequential(
@@ -73,10 +78,8 @@ class DCGANCritic(nn.Module):
         sizes = [channels, *(min(WIDEST, 1 << level) * width for level in range(blocks))]
         self.blocks = nn.Sequential(
             *(
-                nn.Sequential(
-                    nn.Conv2d(narrow, wide, 4, stride=2, padding=1, bias=False), BiasAct(wide, "leaky_relu")
-                )
-                for narrow, wide in zip(sizes, sizes[1:], strict=False)
+                nn.Sequential(nn.Conv2d(narrow, wide, 4, stride=2, padding=1, bias=False), BiasAct(wide, "leaky_relu"))
+                for narrow, wide in pairwise(sizes)
             )
         )
         self.to_logit = nn.Linear(sizes[-1] * (resolution[0] >> blocks) * (resolution[1] >> blocks), 1)

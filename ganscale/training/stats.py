@@ -55,7 +55,9 @@ class Stats:
         self._sums, self._counts = {}, {}
         means = {name: total / count for name, (count, total) in zip(sum_names, rows, strict=True)}
         edges = _EDGES.numpy()
-        histograms = {n: Histogram(edges=edges, counts=c.astype(np.int64)) for n, c in zip(count_names, counts, strict=True)}
+        histograms = {
+            n: Histogram(edges=edges, counts=c.astype(np.int64)) for n, c in zip(count_names, counts, strict=True)
+        }
         return means, histograms, bool(flat[0] > 0)
 
     def state(self) -> dict[str, Tensor]:

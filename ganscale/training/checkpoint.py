@@ -1,0 +1,157 @@
+"""Checkpoints: safetensors and a JSON manifest, written aside, hashed, renamed. No pickle anywhere.
+
+A directory ``checkpoints/kimg-000064`` exists only whole: parts and manifest are written and synced under a temporary
+name, then renamed once. The manifest holds the size and SHA-256 of every part, and reading verifies both.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ganscale.errors import CheckpointError, RunFailed
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """One verified checkpoint: ``parts`` maps a part's name to its named CPU tensors."""
+
+    path: Path
+    images: int
+    meta: dict[str, Any]
+    parts: dict[str, dict[str, Tensor]]
+
+
+def checkpoint_name(images: int) -> str:
+    """Return the directory name of ``images`` seen; names sort as numbers do: ``kimg-000008``, ``kimg-000008.192``."""
+    kimg, rest = divmod(images, 1000)
+    return f"kimg-{kimg:06d}" + (f".{rest:03d}" if rest else "")
+
+
+def commit(root: Path, images: int, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> Path:
+    """Write a checkpoint below ``root`` in one visible step and return its path.
+
+    ``parts`` holds CPU tensors, each with storage of its own. A checkpoint of the same name is replaced. Raises RunFailed,
+    and leaves nothing half-written, where the disk is full.
+    """
+    target = root / checkpoint_name(images)
+    temporary = root / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        temporary.mkdir(parents=True)
+        for part, tensors in parts.items():
+            save_file(dict(tensors), temporary / f"{part}.safetensors")
+        files = {file.name: _describe(file) for file in sorted(temporary.iterdir())}
+        manifest = {"schema": SCHEMA, "images": images, **meta, "files": files}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        for file in temporary.iterdir():
+            _sync(file)
+        _sync(temporary)
+        if target.exists():  # a damaged one, or the same run going over old ground
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _sync(root)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        # safetensors reports a full disk as its own exception, with the system's words inside
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise RunFailed(
+                f"no space left on the disk of {root} for checkpoint {target.name}; earlier checkpoints are whole; "
+                f"free some space and go on with ganscale launch --resume {root.parent}"
+            ) from error
+        raise
+    return target
+
+
+def names(root: Path) -> list[Path]:
+    """Return the checkpoints below ``root``, oldest first, without reading them."""
+    return sorted(path for path in root.glob("kimg-*") if path.is_dir()) if root.is_dir() else []
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Return the manifest of ``path`` after checking every file's size and hash; raises CheckpointError naming the file."""
+    remedy = _offer_previous(path)
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        files, schema = manifest["files"], manifest["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(str(path / MANIFEST), "be a readable manifest", type(error).__name__, remedy) from None
+    if schema != SCHEMA:
+        raise CheckpointError(str(path / MANIFEST), f"have schema {SCHEMA}", schema, "use the ganscale that wrote it")
+    for name, expected in files.items():
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != expected["bytes"]:
+            raise CheckpointError(str(file), f"have {expected['bytes']} bytes", size, remedy)
+        if _describe(file)["sha256"] != expected["sha256"]:
+            raise CheckpointError(str(file), "match the SHA-256 in its manifest", "other content", remedy)
+    return manifest
+
+
+def load(path: Path) -> Checkpoint:
+    """Verify and read one checkpoint; raises CheckpointError naming the bad file and offering the one before."""
+    manifest = verify(path)
+    parts = {Path(name).stem: load_file(path / name) for name in manifest["files"]}
+    meta = {key: value for key, value in manifest.items() if key not in ("schema", "files", "images")}
+    return Checkpoint(path=path, images=manifest["images"], meta=meta, parts=parts)
+
+
+def newest(run_dir: Path) -> Path:
+    """Return the newest checkpoint of a run, verified; raises CheckpointError where there is none or it is damaged."""
+    found = names(run_dir / "checkpoints")
+    if not found:
+        raise CheckpointError(str(run_dir), "hold a checkpoint", "none", "let it train at least checkpoint.every_kimg")
+    verify(found[-1])
+    return found[-1]
+
+
+def newest_good(run_dir: Path) -> tuple[Path | None, list[CheckpointError]]:
+    """Return the newest checkpoint that verifies, and the errors of the newer ones that don't: for automatic recovery."""
+    refused: list[CheckpointError] = []
+    for path in reversed(names(run_dir / "checkpoints")):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            refused.append(error)
+        else:
+            return path, refused
+    return None, refused
+
+
+def prune(root: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints."""
+    for path in names(root)[:-keep]:
+        shutil.rmtree(path)
+
+
+def _offer_previous(path: Path) -> str:
+    earlier = [other for other in names(path.parent) if other.name < path.name]
+    if earlier:
+        return f"go on from the one before with --resume {earlier[-1]}"
+    return "there is no earlier one; start the run again under another name"
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

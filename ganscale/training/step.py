@@ -1,0 +1,153 @@
+"""One global batch of adversarial training. Everything else in this project exists so that this file can stay this simple.
+
+Legend: N samples of this rank, D latent, x real images [N, C, H, W], z latents [N, D], eps mixing weights [N].
+A phase is data: which network moves, every how many batches, and the terms [N] whose global mean it minimises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ganscale.config import RunConfig
+from ganscale.errors import NonFiniteError
+from ganscale.losses import ADVERSARIAL, PENALTIES
+from ganscale.training.process_group import Group
+from ganscale.training.random import Draws
+from ganscale.training.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """Minimise the mean of ``term`` in the parameters of ``net``, every ``every``-th batch, times ``gain``."""
+
+    name: str
+    net: str
+    every: int
+    term: Callable[[StepContext], Tensor]
+    gain: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepContext:
+    """What the terms of a phase may read: the networks, this rank's real images, and keyed random draws."""
+
+    state: TrainState
+    phase: str
+    real: Tensor
+    draws: Draws
+    autocast: Callable[[], AbstractContextManager]
+
+    def generate(self) -> Tensor:
+        """G(z), z ~ N(0, I)."""
+        G = self.state.nets["generator"]
+        slots = self.state.group.slots(self.state.config.train.batch)
+        z = self.draws.normal(f"{self.phase}/z", self.state.images + slots.start, len(slots), G.latent)
+        with self.autocast():
+            return G(z).float()
+
+    def criticise(self, x: Tensor) -> Tensor:
+        """D(x), the raw logits [N]."""
+        with self.autocast():
+            return self.state.nets["critic"](x).float()
+
+    def mixing_weights(self) -> Tensor:
+        """eps ~ U[0, 1), one a sample."""
+        slots = self.state.group.slots(self.state.config.train.batch)
+        return self.draws.uniform(f"{self.phase}/eps", self.state.images + slots.start, len(slots))
+
+
+def build_phases(config: RunConfig) -> list[Phase]:
+    """Return the phases of a run in the order in which they take turns."""
+    loss, penalty, k = ADVERSARIAL[config.loss.name], PENALTIES.get(config.penalty.name), config.penalty.every
+
+    def critic_loss(step: StepContext) -> Tensor:
+        # min_D E[ loss_D(D(x), D(G(z))) ], G held fixed  (Goodfellow et al. 2014, algorithm 1)
+        with torch.no_grad():
+            fake = step.generate()
+        logits_real, logits_fake = step.criticise(torch.cat([step.real, fake])).chunk(2)
+        report = step.state.stats.report
+        report("logits/real", logits_real, histogram=True)
+        report("logits/fake", logits_fake, histogram=True)
+        term = loss.critic(logits_real, logits_fake)
+        report("loss/critic", term)
+        return term + weighted_penalty(step, fake) if penalty and k == 1 else term
+
+    def weighted_penalty(step: StepContext, fake: Tensor) -> Tensor:
+        # weight * R(D; x, G(z)): WGAN-GP (Gulrajani et al. 2017, eq. 3), R1, R2 (Mescheder et al. 2018, eq. 9 and 10)
+        value = penalty(step.state.nets["critic"], step.real, fake, step.mixing_weights(), center=config.penalty.center)
+        step.state.stats.report("penalty", value)
+        return config.penalty.weight * value
+
+    def lazy_penalty(step: StepContext) -> Tensor:
+        # the same penalty every k-th batch with gain k (Karras et al. 2020, appendix B)
+        with torch.no_grad():
+            fake = step.generate()
+        return weighted_penalty(step, fake)
+
+    def generator_loss(step: StepContext) -> Tensor:
+        # min_G E[ loss_G(D(x), D(G(z))) ], D held fixed
+        fake = step.generate()
+        logits_real = step.criticise(step.real) if loss.paired else None
+        term = loss.generator(logits_real, step.criticise(fake))
+        step.state.stats.report("loss/generator", term)
+        return term
+
+    phases = [Phase(name="critic", net="critic", every=1, term=critic_loss)]
+    if penalty and k > 1:
+        phases.append(Phase(name="critic-penalty", net="critic", every=k, term=lazy_penalty, gain=float(k)))
+    phases.append(Phase(name="generator", net="generator", every=config.optim.critic.repeats, term=generator_loss))
+    return phases
+
+
+def train_step(state: TrainState, phases: list[Phase], real: Tensor, draws: Draws, autocast: Callable) -> None:
+    """Run the phases that are due on one global batch, of which ``real`` [N, C, H, W] is this rank's share."""
+    batch = state.config.train.batch
+    state.set_learning_rates()
+    for phase in phases:
+        if (state.batches + 1) % phase.every:
+            continue
+        step = StepContext(state=state, phase=phase.name, real=real, draws=draws, autocast=autocast)
+        for name in ("generator", "critic"):
+            state.nets[name].requires_grad_(name == phase.net)
+        term_N = phase.term(step)
+        (phase.gain * term_N.sum() / batch).backward()  # a sum over N / the global batch: ranks add up to the mean
+        update(state, phase)
+    state.images += batch
+    if state.batches % phases[-1].every == 0:
+        state.update_ema(batch * phases[-1].every)
+
+
+def update(state: TrainState, phase: Phase) -> None:
+    """Sum the gradients over ranks, refuse what is not finite, let the optimiser move the network."""
+    net, optimiser = state.nets[phase.net], state.optimisers[phase.net]
+    exchange_gradients(net, state.group)
+    gradients = [p.grad for p in net.parameters()]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
+    if not norm < float("inf"):  # true for NaN as well
+        guilty = [name for name, p in net.named_parameters() if not p.grad.isfinite().all()]
+        raise NonFiniteError(
+            f"the gradient of {phase.net}.{guilty[0] if guilty else '(norm)'} is not finite in phase {phase.name} at "
+            f"{state.images} images; no parameter was changed by it; lower optim.{phase.net}.lr or raise penalty.weight"
+        )
+    state.stats.report_scalar(f"grad_norm/{phase.name}", norm)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+
+
+def exchange_gradients(net: nn.Module, group: Group) -> None:
+    """Sum every gradient over ranks as one flat buffer; a missing gradient counts as zero, so no rank's buffer shifts."""
+    for parameter in net.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if group.size == 1:
+        return
+    gradients = [p.grad for p in net.parameters()]
+    flat = torch.cat([g.flatten() for g in gradients])
+    group.sum_([flat])
+    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(total.view_as(gradient))

@@ -1,0 +1,219 @@
+"""The trainer: drives ``train_step`` to the wanted number of images, and saves, samples and reports on the way.
+
+It is called alike by every rank, with or without Ray, and owns no process: who starts it decides on ranks and devices.
+All cadences are in images, so they mean the same for any batch and any number of ranks.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ganscale import ops
+from ganscale.config import RunConfig
+from ganscale.data import ShardedBatches, open_dataset
+from ganscale.errors import CheckpointError, NonFiniteError, RunFailed
+from ganscale.training import checkpoint as checkpoints
+from ganscale.training.journal import Journal
+from ganscale.training.process_group import Group, solo_group
+from ganscale.training.random import Draws
+from ganscale.training.records import NullSink, Sink, StartRecord, TickRecord
+from ganscale.training.state import TrainState
+from ganscale.training.step import build_phases, train_step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """How a call of ``train`` ended: images seen, the newest checkpoint, and whether it was asked to stop early."""
+
+    images: int
+    checkpoint: Path | None
+    stopped: bool
+
+
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    group: Group | None = None,
+    sink: Sink | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    resume_from: Path | None = None,
+) -> TrainResult:
+    """Train until ``train.kimg`` real images were shown to the critic, in all, over all ranks.
+
+    ``run_dir`` exists. ``should_stop`` is asked once a tick on every rank; one rank's yes stops all, after a checkpoint.
+    ``resume_from`` is a checkpoint directory; it is verified before anything is changed. Raises DataError,
+    CheckpointError, NonFiniteError (nothing was updated), RunFailed (disk full; says how to go on).
+    """
+    return Trainer(config, run_dir, group or solo_group(), sink or NullSink()).run(should_stop, resume_from)
+
+
+class Trainer:
+    """One run in one process of a group; ``train`` is its only caller outside tests."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, group: Group, sink: Sink) -> None:
+        ops.use_impl(config.ops.impl)
+        self.config, self.run_dir, self.group, self.sink = config, run_dir, group, sink
+        self.state = TrainState(config, group)
+        self.phases = build_phases(config)
+        self.draws = Draws(config.train.seed, group.device)
+        self.journal = Journal(run_dir)
+        self.newest: Path | None = None
+        self._saved_at = self._sampled_at = -1  # images at the last save and grid
+        self._started = self._ticked = time.perf_counter()
+        self._ticked_images = 0
+
+    def run(self, should_stop: Callable[[], bool], resume_from: Path | None) -> TrainResult:
+        """Train from ``resume_from`` or from the beginning to the end."""
+        dataset = open_dataset(self.config.data, split="train")
+        if resume_from is not None:
+            self._resume(resume_from, dataset.fingerprint)
+        self._fingerprint = dataset.fingerprint
+        self._begin(len(dataset))
+        batches = ShardedBatches(
+            dataset,
+            batch=self.config.train.batch,
+            rank=self.group.rank,
+            world=self.group.size,
+            seed=self.config.data.seed,
+            start_images=self.state.images,
+        )
+        with closing(batches):
+            stopped = self._loop(iter(batches), should_stop)
+        self._finish()
+        return TrainResult(images=self.state.images, checkpoint=self.newest, stopped=stopped)
+
+    def _loop(self, batches, should_stop: Callable[[], bool]) -> bool:
+        config, state = self.config, self.state
+        while state.images < 1000 * config.train.kimg:
+            before = state.images
+            try:
+                train_step(state, self.phases, self._to_device(next(batches).images), self.draws, self._autocast)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}{self._way_on()}") from None
+            if self._crossed(before, config.sample.every_kimg):
+                self._sample()
+            # the tick comes before the save, so a checkpoint never holds statistics that a written line already has
+            stop = self._crossed(before, config.train.tick_kimg) and self._tick(should_stop(), partial=False)
+            if self._crossed(before, config.checkpoint.every_kimg):
+                self._save()
+            if stop:
+                return True
+        return False
+
+    def _begin(self, images_in_data: int) -> None:
+        self._started = self._ticked = time.perf_counter()
+        self._ticked_images = self.state.images
+        if self.group.is_main:
+            self.journal.rewind(self.state.images)
+        self.sink.write(StartRecord(images=self.state.images, config=self.config, facts=self._facts(images_in_data)))
+        if self.state.images == 0:
+            self._sample()
+
+    def _finish(self) -> None:
+        if self._sampled_at != self.state.images:
+            self._sample()
+        if self._saved_at != self.state.images:
+            self._save()  # before the partial tick resets the statistics that a resumed run goes on with
+        if self._ticked_images != self.state.images:
+            self._tick(False, partial=True)
+
+    def _tick(self, stop: bool, *, partial: bool) -> bool:
+        scalars, histograms, stop = self.state.stats.tick(flag=stop)
+        scalars |= {f"lr/{name}": o.param_groups[0]["lr"] for name, o in self.state.optimisers.items()}
+        now = time.perf_counter()
+        seconds = now - self._ticked
+        timing = {
+            "kimg_per_s": (self.state.images - self._ticked_images) / 1000 / seconds,
+            "tick_s": seconds,
+            "elapsed_s": now - self._started,
+        }
+        tick = TickRecord(
+            images=self.state.images,
+            scalars=scalars,
+            histograms=histograms,
+            timing=timing,
+            checkpoint=self.newest.name if self.newest else None,
+            partial=partial,
+        )
+        self._ticked, self._ticked_images = now, self.state.images
+        if self.group.is_main:
+            self._on_disk(lambda: self.journal.append(tick))
+        self.sink.write(tick)
+        return stop
+
+    def _sample(self) -> None:
+        self._sampled_at = self.state.images
+        if self.group.is_main:
+            record = self._on_disk(
+                lambda: self.journal.samples(self.state.nets["ema"], self.config, self.group, self.state.images)
+            )
+            if record is not None:
+                self.sink.write(record)
+
+    def _save(self) -> None:
+        parts = self.state.parts()
+        self._saved_at = self.state.images
+        root = self.run_dir / "checkpoints"
+        if self.group.is_main:
+            meta = {
+                "config": self.config.model_dump(mode="json"),
+                "data": self._fingerprint,
+                "weights": self.state.digest(),
+                "world_size": self.group.size,
+                "torch": torch.__version__,
+            }
+            checkpoints.commit(root, self.state.images, parts, meta)
+            checkpoints.prune(root, self.config.checkpoint.keep)
+        self.newest = root / checkpoints.checkpoint_name(self.state.images)
+
+    def _resume(self, path: Path, fingerprint: str) -> None:
+        checkpoint = checkpoints.load(path)
+        if checkpoint.meta["data"] != fingerprint:
+            raise CheckpointError(
+                str(path), "be of the same data", f"fingerprint {fingerprint}", "restore the data or start a new run"
+            )
+        self.state.load(checkpoint)
+        self.newest = path
+        self._saved_at = self.state.images
+
+    def _crossed(self, before: int, every_kimg: float) -> bool:
+        return int(self.state.images / (1000 * every_kimg)) > int(before / (1000 * every_kimg))
+
+    def _to_device(self, images: torch.Tensor) -> torch.Tensor:
+        layout = torch.channels_last if images.shape[2] > 1 else torch.contiguous_format
+        return images.to(self.group.device, memory_format=layout, non_blocking=True)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.train.precision == "bf16"
+        return torch.autocast(self.group.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def _facts(self, images_in_data: int) -> dict[str, str]:
+        counts = {name: sum(p.numel() for p in self.state.nets[name].parameters()) for name in self.state.optimisers}
+        data = self.config.data
+        return {
+            "data": f"{data.path}, {images_in_data:,} images of {data.resolution[0]}x{data.resolution[1]}x{data.channels}",
+            "networks": ", ".join(f"{name} {count:,} parameters" for name, count in counts.items()),
+            "workers": f"{self.group.size} on {self.group.device.type}, {torch.get_num_threads()} threads each",
+            "kernels": ops.describe(),
+        }
+
+    def _on_disk(self, write: Callable):
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise RunFailed(f"no space left on the disk of {self.run_dir}{self._way_on()}") from error
+
+    def _way_on(self) -> str:
+        if self.newest is None:
+            return "; nothing was saved yet"
+        return f"; saved up to {self.newest.name}; go on with ganscale launch --resume {self.run_dir}"

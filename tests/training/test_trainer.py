@@ -1,0 +1,152 @@
+"""Laws of the trainer: what a run directory holds, exact resume, stopping before harm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ganscale.config import RunConfig, override
+from ganscale.errors import CheckpointError, NonFiniteError
+from ganscale.training import checkpoint as cp
+from ganscale.training import train
+from ganscale.training.records import SampleRecord, StartRecord, TickRecord
+
+
+def lines(run_dir: Path) -> list[dict]:
+    """The metrics without what depends on the clock."""
+    return [
+        {key: value for key, value in json.loads(line).items() if key != "timing"}
+        for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def start(path: Path, config: RunConfig, **options) -> Path:
+    path.mkdir(exist_ok=True)
+    train(config, path, **options)
+    return path
+
+
+class Collect:
+    """Keeps every record."""
+
+    def __init__(self) -> None:
+        self.records = []
+
+    def write(self, record) -> None:
+        self.records.append(record)
+
+
+def test_a_run_directory_holds_metrics_samples_and_the_newest_checkpoints(tmp_path: Path, tiny: RunConfig):
+    sink = Collect()
+    run = start(tmp_path / "run", tiny, sink=sink)
+    assert [path.name for path in cp.names(run / "checkpoints")] == ["kimg-000000.608", "kimg-000000.800"]
+    assert sorted(path.name for path in (run / "samples").iterdir()) == [
+        "kimg-000000.400.png", "kimg-000000.800.png", "kimg-000000.png",
+    ]  # fmt: skip
+    ticks = lines(run)
+    assert [tick["images"] for tick in ticks] == [160, 304, 464, 608, 752, 800]
+    assert [tick["partial"] for tick in ticks] == [False] * 5 + [True]
+    assert {"loss/critic", "loss/generator", "penalty", "logits/real", "logits/fake"} <= ticks[0]["scalars"].keys()
+    kinds = [type(record) for record in sink.records]
+    assert kinds[0] is StartRecord and kinds.count(SampleRecord) == 3 and kinds.count(TickRecord) == len(ticks)
+    tick = next(record for record in sink.records if isinstance(record, TickRecord))
+    assert tick.histograms["logits/real"].counts.sum() == 160
+
+
+@pytest.mark.parametrize("stop_kimg", [0.304, 0.4])
+def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path, tiny: RunConfig, stop_kimg: float):
+    tiny = override(tiny, {"penalty.every": 3})  # a lazy phase has state of its own in Adam's moments
+    straight = start(tmp_path / "straight", tiny)
+    broken = start(tmp_path / "broken", override(tiny, {"train.kimg": stop_kimg}))
+    start(broken, tiny, resume_from=cp.newest(broken))
+    assert lines(broken) == lines(straight)
+    one, other = cp.load(cp.newest(straight)), cp.load(cp.newest(broken))
+    assert one.meta["weights"] == other.meta["weights"]
+    for part, tensors in one.parts.items():
+        assert tensors.keys() == other.parts[part].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, other.parts[part][name]), f"{part}/{name}"
+    for name in ("kimg-000000.400.png", "kimg-000000.800.png"):
+        assert (straight / "samples" / name).read_bytes() == (broken / "samples" / name).read_bytes()
+
+
+def test_a_crash_between_checkpoints_repeats_that_ground_and_ends_the_same(tmp_path: Path, tiny: RunConfig):
+    straight = start(tmp_path / "straight", tiny)
+    crashed = start(tmp_path / "crashed", tiny)
+    newest = cp.names(crashed / "checkpoints")[-1]
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    with (crashed / "metrics.jsonl").open("a") as stream:
+        stream.write('{"images": 9')  # a line cut short
+    good, _ = cp.newest_good(crashed)
+    start(crashed, tiny, resume_from=good)
+    assert lines(crashed) == lines(straight)
+
+
+def test_a_stop_is_obeyed_at_the_next_tick_and_saved(tmp_path: Path, tiny: RunConfig):
+    (tmp_path / "run").mkdir()
+    result = train(tiny, tmp_path / "run", should_stop=lambda: True)
+    assert result.stopped and result.images == 160
+    assert cp.newest(tmp_path / "run") == result.checkpoint
+
+
+def test_a_non_finite_gradient_stops_before_the_update_and_names_the_parameter(tmp_path: Path, tiny: RunConfig):
+    explosive = override(tiny, {"optim.critic.lr": 1e30})
+    with pytest.raises(NonFiniteError, match=r"gradient of (critic|generator)\.\S+ is not finite in phase"):
+        start(tmp_path / "run", explosive)
+
+
+def test_points_train_without_sample_grids(tmp_path: Path, tiny_points: RunConfig):
+    run = start(tmp_path / "run", tiny_points)
+    assert not (run / "samples").exists()
+    assert len(lines(run)) == 6
+
+
+def test_resume_refuses_other_networks_and_other_data(tmp_path: Path, tiny: RunConfig):
+    run = start(tmp_path / "run", override(tiny, {"train.kimg": 0.1}))
+    with pytest.raises(CheckpointError, match="fit the configured network"):
+        start(run, override(tiny, {"model.width": 8}), resume_from=cp.newest(run))
+    with pytest.raises(CheckpointError, match="be of the same data"):
+        start(run, override(tiny, {"data.seed": 5, "data.fit": "pad"}), resume_from=cp.newest(run))
+
+
+KEYS_THAT_MUST_CHANGE_THE_WEIGHTS = {
+    "model.width": 8, "model.latent": 9, "model.critic": "mlp", "model.generator": "mlp",
+    "loss.name": "hinge",
+    "penalty.name": "wgan-gp-one-sided", "penalty.weight": 1.0, "penalty.every": 2, "penalty.center": 0.5,
+    "optim.generator.lr": 1e-3, "optim.generator.betas": "0.5,0.9",
+    "optim.critic.lr": 1e-3, "optim.critic.betas": "0.5,0.9", "optim.critic.repeats": 1,
+    "train.batch": 20, "train.kimg": 0.2, "train.seed": 1, "train.precision": "bf16",
+    "ema.half_life_kimg": 1.0, "data.seed": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory):
+    """Return a function: config -> hash of the weights after a short run."""
+    root = tmp_path_factory.mktemp("weights")
+
+    def run(config: RunConfig) -> str:
+        path = root / str(len(list(root.iterdir())))
+        return cp.load(cp.newest(start(path, config))).meta["weights"]
+
+    return run
+
+
+@pytest.mark.parametrize("key", KEYS_THAT_MUST_CHANGE_THE_WEIGHTS)
+def test_no_configuration_key_is_accepted_and_then_ignored(tiny: RunConfig, weights, key: str):
+    short = override(tiny, {"train.kimg": 0.1})
+    assert weights(override(short, {key: KEYS_THAT_MUST_CHANGE_THE_WEIGHTS[key]})) != weights(short)
+
+
+def test_decay_lowers_the_learning_rate_to_zero_by_progress(tmp_path: Path, tiny: RunConfig):
+    decaying = override(tiny, {"optim.decay": "linear", "optim.decay_kimg": 0.8})
+    rates = [line["scalars"]["lr/generator"] for line in lines(start(tmp_path / "run", decaying))]
+    assert rates == sorted(rates, reverse=True)
+    first = tiny.optim.generator.lr
+    # the rate of a tick was set by the images before its last batch of 16
+    assert rates[0] == pytest.approx(first * (1 - (160 - 16) / 800))
