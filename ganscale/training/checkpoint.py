@@ -45,8 +45,8 @@ def checkpoint_name(images: int) -> str:
 def commit(root: Path, images: int, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> Path:
     """Write a checkpoint below ``root`` in one visible step and return its path.
 
-    ``parts`` holds CPU tensors, each with storage of its own. A checkpoint of the same name is replaced. Raises RunFailed,
-    and leaves nothing half-written, where the disk is full.
+    ``parts`` holds CPU tensors, each with storage of its own. A checkpoint of the same name is replaced. Where the disk
+    is full it raises RunFailed and leaves nothing half-written.
     """
     target = root / checkpoint_name(images)
     temporary = root / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
@@ -82,7 +82,7 @@ def names(root: Path) -> list[Path]:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Return the manifest of ``path`` after checking every file's size and hash; raises CheckpointError naming the file."""
+    """Return the manifest of ``path`` after checking every file's size and hash; CheckpointError names a bad file."""
     remedy = _offer_previous(path)
     try:
         manifest = json.loads((path / MANIFEST).read_text())
@@ -119,7 +119,7 @@ def newest(run_dir: Path) -> Path:
 
 
 def newest_good(run_dir: Path) -> tuple[Path | None, list[CheckpointError]]:
-    """Return the newest checkpoint that verifies, and the errors of the newer ones that don't: for automatic recovery."""
+    """Return the newest checkpoint that verifies and the errors of the newer ones: for automatic recovery."""
     refused: list[CheckpointError] = []
     for path in reversed(names(run_dir / "checkpoints")):
         try:

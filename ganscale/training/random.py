@@ -1,7 +1,7 @@
 """Random numbers as a function of (seed, purpose, slot): no hidden state, the same for any number of ranks.
 
-A slot is a position in the endless sequence of real images (images seen + index in the global batch). Philox is counter
-based (Salmon et al. 2011), so slot k's numbers come from counter k without drawing those before it, whichever rank owns it.
+A slot is a position in the endless sequence of real images (images seen + index in the global batch). Philox is
+counter based (Salmon et al. 2011): slot k's numbers come from counter k, without drawing those before it.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class TrainState:
 
     @torch.no_grad()
     def update_ema(self, images: int) -> None:
-        """Move the average towards the generator by what ``images`` more images are worth (Karras et al. 2020, app. B)."""
+        """Move the average towards the generator by what ``images`` more images are worth, in half-lives."""
         half_life = min(1000 * self.config.ema.half_life_kimg, EMA_RAMP * self.images)
         keep = 0.5 ** (images / half_life) if half_life > 0 else 0.0
         average, current = self.nets["ema"], self.nets["generator"]
@@ -123,7 +123,7 @@ class TrainState:
 def _adam(config: RunConfig, name: str, net: nn.Module) -> torch.optim.Adam:
     """Build a network's Adam; with a lazy phase every k batches, lr and betas are rescaled by c = k / (k + 1).
 
-    That keeps the step of k main updates and one penalty update what k main updates would make (Karras et al. 2020, app. B).
+    So k main updates and one penalty update step as far as k main updates would (Karras et al. 2020, appendix B).
     """
     chosen = getattr(config.optim, name)
     lazy = config.penalty.every if name == "critic" and config.penalty.name != "none" else 1

@@ -1,6 +1,6 @@
 """Statistics of what happens in a step, reported where the values are born and read once a tick.
 
-Moments stay on the device as one float64 row a name, so reporting never waits for the device; a tick costs one all-reduce.
+Sums stay on the device as one float64 row a name, so reporting never waits for it; a tick costs one all-reduce.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One global batch of adversarial training. Everything else in this project exists so that this file can stay this simple.
+"""One global batch of adversarial training; all else in this project exists so that this file can stay this simple.
 
 Legend: N samples of this rank, D latent, x real images [N, C, H, W], z latents [N, D], eps mixing weights [N].
 A phase is data: which network moves, every how many batches, and the terms [N] whose global mean it minimises.
@@ -11,12 +11,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ganscale.config import RunConfig
 from ganscale.errors import NonFiniteError
 from ganscale.losses import ADVERSARIAL, PENALTIES
-from ganscale.training.process_group import Group
+from ganscale.training.exchange import exchange_gradients
 from ganscale.training.random import Draws
 from ganscale.training.state import TrainState
 
@@ -34,19 +34,19 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepContext:
-    """What the terms of a phase may read: the networks, this rank's real images, and keyed random draws."""
+    """What the terms of a phase may read: networks, this rank's real images from ``first_slot`` on, keyed draws."""
 
     state: TrainState
     phase: str
     real: Tensor
+    first_slot: int
     draws: Draws
     autocast: Callable[[], AbstractContextManager]
 
     def generate(self) -> Tensor:
         """G(z), z ~ N(0, I)."""
         G = self.state.nets["generator"]
-        slots = self.state.group.slots(self.state.config.train.batch)
-        z = self.draws.normal(f"{self.phase}/z", self.state.images + slots.start, len(slots), G.latent)
+        z = self.draws.normal(f"{self.phase}/z", self.first_slot, len(self.real), G.latent)
         with self.autocast():
             return G(z).float()
 
@@ -57,8 +57,7 @@ class StepContext:
 
     def mixing_weights(self) -> Tensor:
         """eps ~ U[0, 1), one a sample."""
-        slots = self.state.group.slots(self.state.config.train.batch)
-        return self.draws.uniform(f"{self.phase}/eps", self.state.images + slots.start, len(slots))
+        return self.draws.uniform(f"{self.phase}/eps", self.first_slot, len(self.real))
 
 
 def build_phases(config: RunConfig) -> list[Phase]:
@@ -107,11 +106,14 @@ def build_phases(config: RunConfig) -> list[Phase]:
 def train_step(state: TrainState, phases: list[Phase], real: Tensor, draws: Draws, autocast: Callable) -> None:
     """Run the phases that are due on one global batch, of which ``real`` [N, C, H, W] is this rank's share."""
     batch = state.config.train.batch
+    first_slot = state.images + state.group.slots(batch).start
     state.set_learning_rates()
     for phase in phases:
         if (state.batches + 1) % phase.every:
             continue
-        step = StepContext(state=state, phase=phase.name, real=real, draws=draws, autocast=autocast)
+        step = StepContext(
+            state=state, phase=phase.name, real=real, first_slot=first_slot, draws=draws, autocast=autocast
+        )
         for name in ("generator", "critic"):
             state.nets[name].requires_grad_(name == phase.net)
         term_N = phase.term(step)
@@ -137,17 +139,3 @@ def update(state: TrainState, phase: Phase) -> None:
     state.stats.report_scalar(f"grad_norm/{phase.name}", norm)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-
-
-def exchange_gradients(net: nn.Module, group: Group) -> None:
-    """Sum every gradient over ranks as one flat buffer; a missing gradient counts as zero, so no rank's buffer shifts."""
-    for parameter in net.parameters():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    if group.size == 1:
-        return
-    gradients = [p.grad for p in net.parameters()]
-    flat = torch.cat([g.flatten() for g in gradients])
-    group.sum_([flat])
-    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(total.view_as(gradient))

@@ -48,7 +48,7 @@ def train(
 ) -> TrainResult:
     """Train until ``train.kimg`` real images were shown to the critic, in all, over all ranks.
 
-    ``run_dir`` exists. ``should_stop`` is asked once a tick on every rank; one rank's yes stops all, after a checkpoint.
+    ``run_dir`` exists. ``should_stop`` is asked once a tick on every rank; one yes stops all, after a checkpoint.
     ``resume_from`` is a checkpoint directory; it is verified before anything is changed. Raises DataError,
     CheckpointError, NonFiniteError (nothing was updated), RunFailed (disk full; says how to go on).
     """
@@ -198,8 +198,9 @@ class Trainer:
     def _facts(self, images_in_data: int) -> dict[str, str]:
         counts = {name: sum(p.numel() for p in self.state.nets[name].parameters()) for name in self.state.optimisers}
         data = self.config.data
+        height, width = data.resolution
         return {
-            "data": f"{data.path}, {images_in_data:,} images of {data.resolution[0]}x{data.resolution[1]}x{data.channels}",
+            "data": f"{data.path}, {images_in_data:,} images of {height}x{width}x{data.channels}",
             "networks": ", ".join(f"{name} {count:,} parameters" for name, count in counts.items()),
             "workers": f"{self.group.size} on {self.group.device.type}, {torch.get_num_threads()} threads each",
             "kernels": ops.describe(),
