@@ -1,7 +1,7 @@
 """Adversarial losses: pure, unreduced, one number a sample.
 
-Each loss is a pair of functions of the critic's raw logits ``real_N`` and ``fake_N``. Both sides take both arguments, because
-the relativistic generator sees real logits too; the others ignore what they don't need.
+Each loss is a pair of functions of the critic's raw logits ``real_N`` and ``fake_N``. Both sides take both arguments,
+because the relativistic generator sees real logits too; the others ignore what they don't need.
 """
 
 from __future__ import annotations

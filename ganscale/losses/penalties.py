@@ -1,7 +1,7 @@
 """Gradient penalties of the critic: pure, unreduced, one number a sample.
 
-One interface: ``(critic, real, fake, eps, *, center) -> [N]`` with real and fake [N, C, H, W] and mixing weights eps [N] in
-[0, 1). The norm is taken per sample over all other axes. A norm over the whole batch, a frequent slip, would pull each
+One interface: ``(critic, real, fake, eps, *, center) -> [N]`` with real and fake [N, C, H, W] and mixing weights eps
+[N] in [0, 1). The norm is taken per sample over all other axes. A norm over the whole batch, a frequent slip, would pull each
 sample towards center / sqrt(N). The value is differentiable in the critic's parameters.
 """
 

@@ -1,8 +1,8 @@
 """DCGAN (Radford et al. 2016, arXiv:1511.06434): conv-transpose generator, strided convolutional critic.
 
 Every block is a 4x4 kernel with stride 2 and padding 1, which doubles (generator) or halves (critic) each side. The
-smallest map is the picture divided by 2^blocks, with as many blocks as leave its shorter side at 4 to 7 pixels: 28 pixels
-start from 7x7 with two blocks, 64 pixels from 4x4 with four.
+smallest map is the picture divided by 2^blocks, with as many blocks as leave its shorter side at 4 to 7 pixels: 28
+pixels start from 7x7 with two blocks, 64 pixels from 4x4 with four.
 Legend: N batch, D latent, C channels, H height, W width.
 """
 

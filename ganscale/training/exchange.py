@@ -13,7 +13,7 @@ from ganscale.training.process_group import Group
 
 
 def exchange_gradients(net: nn.Module, group: Group) -> None:
-    """Sum every gradient over ranks in one flat buffer; a missing one counts as zero, so that no rank's buffer shifts."""
+    """Sum every gradient over ranks in one flat buffer; a missing one counts as zero, so no rank's buffer shifts."""
     for parameter in net.parameters():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -31,7 +31,8 @@ def test_names_sort_as_numbers_do():
 
 def test_what_is_loaded_is_what_was_committed(tmp_path: Path):
     loaded = cp.load(commit(tmp_path / "checkpoints", 8000))
-    assert loaded.images == 8000 and loaded.meta == {"note": "x"}
+    assert loaded.images == 8000
+    assert loaded.meta == {"note": "x"}
     assert torch.equal(loaded.parts["generator"]["w"], torch.arange(1000.0))
 
 
@@ -50,9 +51,11 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_offered(t
         victim.unlink()
     with pytest.raises(CheckpointError) as caught:
         cp.newest(tmp_path)
-    assert str(victim) in str(caught.value) and str(before) in str(caught.value)
+    assert str(victim) in str(caught.value)
+    assert str(before) in str(caught.value)
     good, refused = cp.newest_good(tmp_path)
-    assert good == before and len(refused) == 1
+    assert good == before
+    assert len(refused) == 1
 
 
 def test_a_commit_that_dies_at_any_file_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -99,7 +102,7 @@ def test_a_full_disk_stops_with_the_way_on_and_leaves_no_half_checkpoint(tmp_pat
     try:
         root = mount / "run" / "checkpoints"
         cp.commit(root, 1000, {"generator": {"w": torch.ones(100)}}, {})
-        with pytest.raises(RunFailed, match="no space left .* --resume"):
+        with pytest.raises(RunFailed, match=r"no space left .* --resume"):
             cp.commit(root, 2000, {"generator": {"w": torch.ones(1_000_000)}}, {})
         assert [path.name for path in root.iterdir()] == ["kimg-000001"]
         assert cp.newest(mount / "run").name == "kimg-000001"
