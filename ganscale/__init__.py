@@ -1,0 +1,100 @@
+"""Train generative adversarial networks on one machine or a cluster, and explain what they learned.
+
+Importing the package is free: torch, Ray and TensorBoard are loaded when a name that needs them is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from ganscale import data, explain, losses, metrics, models, ops
+    from ganscale.config import RunConfig
+    from ganscale.presets import PRESETS
+    from ganscale.runtime import Run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Run",
+    "RunConfig",
+    "__version__",
+    "data",
+    "explain",
+    "launch",
+    "load",
+    "losses",
+    "metrics",
+    "models",
+    "ops",
+]
+
+_HOME = {"PRESETS": "ganscale.presets", "Run": "ganscale.runtime", "RunConfig": "ganscale.config"}
+
+
+def launch(
+    preset: str | None = None,
+    *,
+    data: str | None = None,
+    kimg: float | None = None,
+    settings: Mapping[str, Any] | Iterable[str] = (),
+    workers: int = 1,
+    gpus: int | None = None,
+    address: str | None = None,
+    name: str | None = None,
+    runs_dir: str | Path = "runs",
+    resume: str | Path | None = None,
+    on_tick: Callable[[Mapping[str, Any]], None] | None = None,
+    verbose: bool = False,
+) -> Run:
+    """Train a GAN as the command ``ganscale launch`` does, and return the finished run.
+
+    ``preset`` is the recipe (default: ``presets.DEFAULT_PRESET``; with ``resume`` the run's own), ``data`` a built-in
+    name or a path, ``kimg`` the total training length in thousands of real images, ``settings`` dotted keys
+    (``{"train.batch": 32}`` or ``["train.batch=32"]``). ``workers=0`` trains in this process without Ray. ``on_tick``
+    is called with each line of ``metrics.jsonl``. Raises ``UserError`` before anything is started or written.
+    """
+    from ganscale import runtime
+    from ganscale.presets import compose
+
+    base = None if resume is None else runtime.load(resume).config
+    config = compose(preset, base=base, data=data, kimg=kimg, settings=settings)
+    return runtime.launch(
+        config,
+        name=name,
+        runs_dir=runs_dir,
+        workers=workers,
+        gpus=gpus,
+        address=address,
+        resume=resume,
+        on_tick=on_tick,
+        verbose=verbose,
+    )
+
+
+def load(path: str | Path) -> Run:
+    """Open the run directory ``path`` (as ``runs/demo``); raises ``UserError`` where it is none."""
+    from ganscale import runtime
+
+    return runtime.load(path)
+
+
+def __getattr__(name: str) -> Any:
+    """Load the module that holds ``name`` on first use (PEP 562), and remember what it gave."""
+    if name not in __all__:
+        raise AttributeError(f"module 'ganscale' has no attribute {name!r}")
+    home = _HOME.get(name)
+    value = (
+        importlib.import_module(f"ganscale.{name}") if home is None else getattr(importlib.import_module(home), name)
+    )
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,31 @@
+"""The ``ganscale`` command line: one file a verb; heavy modules are imported inside the verbs."""
+
+from __future__ import annotations
+
+import click
+
+from ganscale import __version__
+from ganscale.cli.dashboard import dashboard
+from ganscale.cli.doctor import doctor
+from ganscale.cli.generate import generate
+from ganscale.cli.group import VerbGroup
+from ganscale.cli.launch import launch
+from ganscale.cli.listing import list_names
+from ganscale.cli.report import report
+
+__all__ = ["main"]
+
+
+@click.group(
+    "ganscale", cls=VerbGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.version_option(__version__, prog_name="ganscale", message="%(prog)s %(version)s")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Train generative adversarial networks on one machine or a cluster, and explain what they learned."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+for _verb in (launch, generate, report, dashboard, list_names, doctor):
+    main.add_command(_verb)

@@ -1,0 +1,39 @@
+"""``ganscale dashboard``: TensorBoard on localhost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ganscale.cli.group import Verb
+from ganscale.cli.output import result
+from ganscale.cli.params import WholeNumber
+from ganscale.errors import UserError
+
+EVENTS = "events.out.tfevents.*"
+PORT = 6006
+
+
+@click.command(cls=Verb)
+@click.argument("where", metavar="[RUN|DIR]", default="runs")
+@click.option("--port", type=WholeNumber(1, 65535), default=PORT, show_default=True, help="Port on localhost.")
+def dashboard(where: str, port: int) -> None:
+    """Show runs in TensorBoard, on localhost.
+
+    RUN is a run directory or the name of one below runs/; DIR (default: runs) shows every run below it.
+    """
+    folder = find_events(where)
+    from ganscale.dashboards.server import start_tensorboard
+
+    with start_tensorboard(folder, port, quiet=True) as server:
+        result(f"TensorBoard of {folder} at {server.url} (Ctrl-C ends it)")
+        server.wait()
+
+
+def find_events(where: str) -> Path:
+    """Return the directory that ``where`` names, a path or a run below ``runs``; raises ``UserError`` if eventless."""
+    for folder in (Path(where), Path("runs") / where):
+        if next(folder.rglob(EVENTS), None) is not None:
+            return folder
+    raise UserError("RUN or DIR", "be a directory that holds TensorBoard events", where, "train with `ganscale launch`")

@@ -1,0 +1,45 @@
+"""``ganscale generate``: images from a run's generator, as one PNG grid or a folder of PNGs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ganscale.cli.group import Verb
+from ganscale.cli.output import result, result_json
+from ganscale.cli.params import WholeNumber, find_run, json_option, run_argument
+from ganscale.errors import UserError
+
+
+@click.command(cls=Verb)
+@run_argument
+@click.option("--num", type=WholeNumber(1), default=64, show_default=True, help="How many images.")
+@click.option("--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of the latents.")
+@click.option("--out", help="A new .png file (one grid) or a new folder (a file an image). Default: RUN/generated/.")
+@click.option("--interpolate", is_flag=True, help="Walk between random latents instead of drawing each afresh.")
+@json_option
+def generate(run: str, num: int, seed: int, out: str | None, interpolate: bool, as_json: bool) -> None:
+    """Draw images from a run's generator."""
+    path = find_run(run)
+    walk = "-walk" if interpolate else ""
+    target = Path(out) if out else path / "generated" / f"seed-{seed}-num-{num}{walk}.png"
+    if (out and target.is_file()) or (target.is_dir() and any(target.iterdir())):
+        raise UserError("--out", "be a new file or folder", str(target), "choose another name, or remove it")
+    from ganscale.data.pixels import image_grid, save_png
+    from ganscale.runtime import load
+
+    images = load(path).generate(num, seed=seed, interpolate=interpolate)
+    if target.suffix.lower() == ".png":
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_png(target, image_grid(images))
+        written = [target]
+    else:
+        target.mkdir(parents=True, exist_ok=True)
+        written = [target / f"{index:06d}.png" for index in range(len(images))]
+        for file, image in zip(written, images, strict=True):
+            save_png(file, image_grid(image[None], padding=0))
+    if as_json:
+        result_json({"num": num, "seed": seed, "files": written})
+    else:
+        result(str(target))

@@ -1,0 +1,171 @@
+"""``ganscale launch``: train a GAN here or on a Ray cluster; ``--dry-run`` says what would happen, and no more."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ganscale.cli.group import Verb
+from ganscale.cli.output import note, result, result_json, table
+from ganscale.cli.params import Amount, WholeNumber, find_run, json_option
+from ganscale.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from ganscale.config import RunConfig
+    from ganscale.runtime import Plan, Run
+
+OPTIONS = (
+    click.option("--preset", metavar="NAME", help="The recipe; see `ganscale list presets`."),
+    click.option("--data", metavar="NAME|PATH", help="A data set of `ganscale list datasets`, a folder or a zip."),
+    click.option("--gpus", metavar="N", type=WholeNumber(0), help="One worker on each of N GPUs; 0: none."),
+    click.option("--cpus", metavar="N", type=WholeNumber(1), help="Train on the CPU, on N cores in all."),
+    click.option(
+        "--workers", metavar="N", type=WholeNumber(0), help="Ray workers (default 1); 0: this process, no Ray."
+    ),
+    click.option("--address", metavar="ADDR", help="The Ray cluster to join (default: a local one for this run)."),
+    click.option("--name", metavar="NAME", help="Name of the run (default: that of the preset)."),
+    click.option("--runs-dir", metavar="DIR", default="runs", show_default=True, help="Where runs are kept."),
+    click.option("--kimg", metavar="X", type=Amount(), help="Train on X thousand images in all."),
+    click.option("--resume", metavar="RUN", help="Go on in RUN's own directory, from its newest good checkpoint."),
+    click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change one setting; may be repeated."),
+    click.option("--dry-run", is_flag=True, help="Print config, data, placement and estimates; touch nothing."),
+    click.option("--verbose", is_flag=True, help="Show what Ray logs."),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Request:
+    """What the command line asked for, as ``runtime.launch`` takes it."""
+
+    config: RunConfig
+    resume: Path | None
+    placement: dict[str, Any]
+    where: dict[str, Any]
+
+
+def _launch_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return function
+
+
+@click.command(cls=Verb)
+@_launch_options
+@json_option
+def launch(
+    preset: str | None,
+    data: str | None,
+    gpus: int | None,
+    cpus: int | None,
+    workers: int | None,
+    address: str | None,
+    name: str | None,
+    runs_dir: str,
+    kimg: float | None,
+    resume: str | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Train a GAN, here or on a Ray cluster."""
+    from ganscale.presets import compose
+
+    resumed = find_run(resume, runs_dir=runs_dir) if resume else None
+    config = compose(preset, base=_config_of(resumed), data=data, kimg=kimg, settings=settings)
+    request = _Request(
+        config=config,
+        resume=resumed,
+        placement={"workers": 1 if workers is None else workers, "gpus": gpus, "cpus": cpus, "address": address},
+        where={"name": name, "runs_dir": runs_dir},
+    )
+    if dry_run:
+        _show_plan(request, as_json=as_json)
+    else:
+        _train(request, verbose=verbose, as_json=as_json)
+
+
+def _config_of(run: Path | None) -> RunConfig | None:
+    if run is None:
+        return None
+    from ganscale.runtime import load
+
+    return load(run).config
+
+
+def _show_plan(request: _Request, *, as_json: bool) -> None:
+    from ganscale.data import scan
+    from ganscale.runtime import plan
+
+    found = scan(request.config.data)
+    placed = plan(request.config, **request.placement, **request.where, resume=request.resume)
+    if as_json:
+        result_json({"config": request.config, "data": found.to_dict(), "plan": placed.as_dict()})
+    else:
+        result(table(settings_of(request.config)))
+        result()
+        result(table([*found.table(), *placed.lines().items()]))
+    found.check()
+
+
+def settings_of(config: RunConfig) -> list[tuple[str, str]]:
+    """Return (key, value) for every dotted key of ``config``, in order."""
+    return list(_dotted(config.model_dump(mode="json"), ""))
+
+
+def _dotted(values: dict[str, Any], prefix: str):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ",".join(map(str, value)) if isinstance(value, list) else str(value).lower()
+
+
+def _train(request: _Request, *, verbose: bool, as_json: bool) -> None:
+    from ganscale.runtime import launch as start
+
+    with Progress(request.config.train.kimg) as progress:
+        run = start(
+            request.config,
+            **request.placement,
+            **request.where,
+            resume=request.resume,
+            on_start=_show_header,
+            on_tick=progress,
+            verbose=verbose,
+            command=("ganscale", *sys.argv[1:]),
+        )
+    if as_json:
+        result_json({"run": run.path, **what_was_written(run.path)})
+    else:
+        _say_what_next(run)
+
+
+def _show_header(plan: Plan) -> None:
+    for name, value in plan.lines().items():
+        note(f"{name}: {value}")
+
+
+def what_was_written(path: Path) -> dict[str, list[str]]:
+    """Return the checkpoints, sample grids and other files of the run directory ``path``, by kind."""
+    return {
+        "checkpoints": sorted(found.name for found in (path / "checkpoints").glob("kimg-*")),
+        "samples": sorted(found.name for found in (path / "samples").glob("*.png")),
+        "files": sorted(found.name for found in path.iterdir() if not found.name.startswith(".")),
+    }
+
+
+def _say_what_next(run: Run) -> None:
+    written = what_was_written(run.path)
+    shown = Path(run.path)
+    if shown.is_absolute() and shown.is_relative_to(Path.cwd()):
+        shown = shown.relative_to(Path.cwd())
+    result(f"wrote {shown}: {', '.join(written['files'])}")
+    result(f"next: ganscale generate {shown}")
+    result(f"      ganscale explain {shown} --method kernel-shap")
+    result(f"      ganscale dashboard {shown}")

@@ -1,0 +1,74 @@
+"""Where words go: results to the real stdout, everything else to stderr.
+
+While a verb runs, ``sys.stdout`` is stderr, so that what a library prints never spoils a result that a program reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+_results = None
+
+
+@contextmanager
+def stdout_kept_for_results() -> Iterator[None]:
+    """Point ``sys.stdout`` at stderr inside the block; ``result`` and ``result_json`` alone reach the real one."""
+    global _results
+    _results, sys.stdout = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout, _results = _results, None
+
+
+def result(text: str = "") -> None:
+    """Print one line of the result to stdout."""
+    click.echo(text, file=_results)
+    (_results or sys.stdout).flush()
+
+
+def result_json(value: Any) -> None:
+    """Print ``value`` as strict JSON, alone on stdout; numbers that JSON cannot hold become null."""
+    result(json.dumps(plain(value), indent=2, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """Say something about the work to stderr."""
+    click.echo(text, err=True)
+
+
+def plain(value: Any) -> Any:
+    """Turn dataclasses, mappings, sequences, paths and array scalars into what JSON knows."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):
+        return plain(value.model_dump(mode="json"))
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def table(rows: Sequence[Sequence[str]], *, indent: str = "") -> str:
+    """Lay ``rows`` out in left-aligned columns, two spaces apart; the last column runs free."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append(indent + "  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""Parameter types and options that several verbs share; they refuse a value in the form of all our errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ganscale.errors import UserError, nearest, unknown
+
+Function = Callable[..., Any]
+
+
+class WholeNumber(click.ParamType):
+    """A whole number of at least ``least`` (and at most ``most``)."""
+
+    name = "n"
+
+    def __init__(self, least: int, most: int | None = None) -> None:
+        self.least, self.most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return ``value`` as an int; raises ``UserError``."""
+        try:
+            number = int(value)
+        except ValueError:
+            number = None
+        if number is None or number < self.least or (self.most is not None and number > self.most):
+            bounds = f"of at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
+            raise UserError(
+                param.opts[0], f"be a whole number {bounds}", str(value), f"for example {max(self.least, 1)}"
+            )
+        return number
+
+
+class Amount(click.ParamType):
+    """A finite number above zero."""
+
+    name = "x"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return ``value`` as a float; raises ``UserError``."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number > 0):
+            raise UserError(param.opts[0], "be a number above 0", str(value), "for example 64")
+        return number
+
+
+class Name(click.ParamType):
+    """One of a fixed table of names; a miss offers the nearest."""
+
+    def __init__(self, kind: str, names: Iterable[str]) -> None:
+        self.name, self.names = kind, tuple(names)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return ``value`` if the table holds it; raises ``UserError``."""
+        if value not in self.names:
+            raise unknown(self.name, str(value), self.names, error=UserError)
+        return value
+
+
+def json_option(function: Function) -> Function:
+    """Add ``--json``: strict JSON, alone on stdout."""
+    return click.option("--json", "as_json", is_flag=True, help="Print strict JSON, alone on stdout.")(function)
+
+
+def run_argument(function: Function) -> Function:
+    """Add the argument RUN: a run directory, or the name of one below ``runs/``."""
+    return click.argument("run", metavar="RUN")(function)
+
+
+def find_run(text: str, *, runs_dir: str | Path = "runs") -> Path:
+    """Return the run directory that ``text`` names: a path, or a name below ``runs_dir``; raises ``UserError``."""
+    for path in (Path(text), Path(runs_dir) / text):
+        if (path / "config.json").is_file():
+            return path
+    known = sorted(path.parent.name for path in Path(runs_dir).glob("*/config.json"))
+    remedy = nearest(text, known) if known else "train one with `ganscale launch`"
+    raise UserError("run", "be a run directory (it holds config.json)", text, remedy)

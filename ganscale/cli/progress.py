@@ -1,0 +1,63 @@
+"""What a launch shows while it trains: a bar on a terminal, one plain line per tick elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from ganscale.cli.output import note
+
+LOSSES = {"loss/critic": "critic", "loss/generator": "generator"}
+
+
+def tick_line(line: Mapping[str, Any], *, total_kimg: float) -> str:
+    """Say one line of ``metrics.jsonl`` in words: images seen, kimg/s, time left, losses."""
+    speed = line["timing"].get("kimg_per_s")
+    parts = [f"{line['kimg']:g} of {total_kimg:g} kimg"]
+    if speed:
+        left_s = max(total_kimg - line["kimg"], 0) / speed
+        parts += [f"{speed:.2f} kimg/s", f"{clock(left_s)} left"]
+    parts += [f"{name} {line['scalars'][key]:.4g}" for key, name in LOSSES.items() if key in line["scalars"]]
+    return ", ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as ``m:ss`` or ``h:mm:ss``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Progress:
+    """A context that takes each line of ``metrics.jsonl`` (call it with the line) and shows it on stderr."""
+
+    def __init__(self, total_kimg: float) -> None:
+        self.total_kimg = total_kimg
+        self._bar = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = (BarColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("starting", total=self.total_kimg)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        """Show one tick."""
+        words = tick_line(line, total_kimg=self.total_kimg)
+        if self._bar is None:
+            note(words)
+        else:
+            self._bar.update(self._task, completed=line["kimg"], description=words)

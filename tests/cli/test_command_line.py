@@ -1,0 +1,144 @@
+"""The form of the command line: one line for an error, JSON alone on stdout, exit codes, nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ganscale.cli import main
+from ganscale.cli.group import explain
+from ganscale.cli.output import plain, table
+from ganscale.errors import Interrupted, RunFailed, UserError
+
+FORM = re.compile(r"^error: .+ must .+, got .+; .+$")
+
+
+def call(*arguments: str):
+    return CliRunner().invoke(main, arguments)
+
+
+def assert_refused(done, *words: str) -> None:
+    """Exit 2, nothing on stdout, one line on stderr in the form of the contract, with ``words`` in it."""
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert FORM.match(lines[0]), done.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+USAGE_MISTAKES = {
+    "unknown verb": (("lanch",), "launch"),
+    "unknown option": (("list", "--jsn", "presets"), "--json"),
+    "unknown option before the verb": (("--versoin",), "--version"),
+    "missing argument": (("generate",), "RUN"),
+    "missing required option": (("explain", "runs/x"), "--method"),
+    "missing value": (("generate", "x", "--num"), "--num"),
+    "value for a flag": (("list", "presets", "--json=yes"), "--json"),
+    "extra argument": (("list", "presets", "losses"), "losses"),
+    "kind of list": (("list", "preset"), "presets"),
+    "not a number": (("generate", "x", "--num", "many"), "--num", "many"),
+    "number too small": (("generate", "x", "--num", "0"), "--num", "at least 1"),
+    "seed below zero": (("generate", "x", "--seed", "-1"), "--seed"),
+    "port out of range": (("dashboard", "x", "--port", "70000"), "--port", "65535"),
+    "missing run": (("report", "no-such-run"), "no-such-run", "config.json"),
+    "dashboard without events": (("dashboard", "no-such-folder"), "no-such-folder"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE_MISTAKES.values(), ids=USAGE_MISTAKES.keys())
+def test_a_mistake_is_one_line_with_exit_code_2_and_writes_nothing(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, *words = case
+    assert_refused(call(*arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_adds_the_traceback_and_keeps_the_line():
+    done = call("report", "no-such-run", "--debug")
+    assert done.exit_code == 2
+    assert "Traceback" in done.stderr
+    assert FORM.match(done.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("x", "be y", "z", "do w"), 2),
+        (RunFailed("worker 1 was lost"), 1),
+        (Interrupted("stopped"), 130),
+        (KeyboardInterrupt(), 130),
+        (OSError(28, "No space left on device", "runs/demo"), 1),
+        (PermissionError(13, "Permission denied", "/root"), 2),
+        (ZeroDivisionError("division by zero"), 1),
+    ],
+)
+def test_the_kind_of_error_decides_the_exit_code(error, code):
+    assert explain(error)[0] == code
+
+
+def test_an_unforeseen_error_names_its_kind_and_the_way_to_its_traceback():
+    code, message = explain(KeyError("generator"))
+    assert code == 1
+    assert "KeyError" in message
+    assert "--debug" in message
+
+
+def test_no_verb_prints_the_help():
+    done = call()
+    assert done.exit_code == 0
+    assert done.stdout.startswith("Usage: ganscale")
+
+
+def test_version():
+    import ganscale
+
+    assert call("--version").stdout.strip() == f"ganscale {ganscale.__version__}"
+
+
+def test_help_of_every_verb_shows_and_its_summary_is_not_cut():
+    overview = call("--help").stdout
+    assert "..." not in overview.replace("[ARGS]...", "")
+    for name in main.commands:
+        assert name in overview
+        done = call(name, "--help")
+        assert done.exit_code == 0
+        assert "--debug" in done.stdout
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m ganscale list presets | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_plain_makes_strict_json_of_what_a_result_holds():
+    import numpy as np
+
+    value = {"path": Path("a/b"), "mean": np.float32(0.5), "nan": float("nan"), "values": np.arange(2), 3: (1, None)}
+    text = json.dumps(plain(value), allow_nan=False)
+    assert json.loads(text) == {"path": "a/b", "mean": 0.5, "nan": None, "values": [0, 1], "3": [1, None]}
+
+
+def test_a_table_is_aligned():
+    assert table([("a", "x"), ("bbb", "y")]) == "a    x\nbbb  y"
+
+
+def test_a_taken_port_is_refused_and_a_free_one_named(tmp_path):
+    (tmp_path / "events.out.tfevents.1.host").write_bytes(b"")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        assert_refused(call("dashboard", str(tmp_path), "--port", str(port)), str(port), "--port")
