@@ -1,0 +1,85 @@
+"""Explain what a critic or a generator learned, with a measured faithfulness beside every picture.
+
+``explain`` runs in one process; ``EXPLAINERS`` and ``drive`` let a cluster run the same chunks. A method is added by
+one class and one entry in ``EXPLAINERS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ganscale.explain.base import Explainer, find_explainer, make_request
+from ganscale.explain.directions import Directions
+from ganscale.explain.exact_shapley import ExactShapley
+from ganscale.explain.integrated_gradients import IntegratedGradients
+from ganscale.explain.kernel_shap import KernelShap
+from ganscale.explain.plan import Chunk, Fold, Partial, Request, drive, fold
+from ganscale.explain.store import next_directory
+from ganscale.explain.subject import IMAGE_RANGE, Subject, subject_of_run
+from ganscale.explain.types import Explanation, Score, Target
+
+__all__ = [
+    "EXPLAINERS",
+    "Chunk",
+    "Explainer",
+    "Explanation",
+    "Fold",
+    "Partial",
+    "Request",
+    "Score",
+    "Subject",
+    "Target",
+    "build_explainer",
+    "drive",
+    "explain",
+    "find_explainer",
+    "fold",
+    "make_request",
+    "next_directory",
+    "subject_of_run",
+]
+
+EXPLAINERS: dict[str, type[Explainer]] = {
+    explainer.name: explainer for explainer in (IntegratedGradients, KernelShap, ExactShapley, Directions)
+}
+
+
+def build_explainer(subject: Subject, request: Request) -> Explainer:
+    """Build the explainer that ``request.method`` names: in the driver and anew in every worker."""
+    return find_explainer(request.method, EXPLAINERS)(subject, request)
+
+
+def explain(
+    fn: Callable[[Tensor], Tensor] | Subject,
+    inputs: Tensor | Mapping[str, Tensor],
+    method: str = "integrated-gradients",
+    *,
+    value_range: tuple[float, float] | str | None = "auto",
+    seed: int = 0,
+    **options: Any,
+) -> Explanation:
+    """Explain ``fn`` at ``inputs`` in this process.
+
+    ``fn`` maps [n, ...] to [n] (for ``directions`` it is the generator, z [n, D] to images), or is a ``Subject`` that
+    says more. A network is held in eval mode meanwhile; one hidden inside a function must be in eval mode, or be named
+    in a ``Subject``. ``inputs`` are samples [N, ...] or a mapping with them under "x" ("z" for directions).
+    ``value_range`` "auto" declares [-1, 1] for images [N, C, H, W] and no bounds for vectors. ``options`` are the
+    method's own (``EXPLAINERS[method].Options``); an unknown one is refused with the nearest names. Raises the
+    ``UserError`` family of ``ganscale.explain.errors``.
+    """
+    explainer = find_explainer(method, EXPLAINERS)
+    request = make_request(explainer, inputs, seed=seed, options=options)
+    if isinstance(fn, Subject):
+        return drive(explainer(fn, request))
+    if value_range == "auto":
+        value_range = IMAGE_RANGE if request.inputs[explainer.input_name].ndim == 4 else None
+    module = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
+    module = module if isinstance(module, nn.Module) else None
+    name = type(fn).__name__ if isinstance(fn, nn.Module) else getattr(fn, "__name__", type(fn).__name__)
+    generator = fn if explainer.input_name == "z" else None
+    return drive(
+        explainer(Subject(name=name, fn=fn, module=module, generator=generator, value_range=value_range), request)
+    )

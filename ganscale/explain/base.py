@@ -1,0 +1,220 @@
+"""What all explainers share: the four steps, validated options, counted and micro-batched evaluation.
+
+Legend: n rows, D latent.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from ganscale.errors import nearest, unknown
+from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError
+from ganscale.explain.plan import Chunk, Partial, Request, merge
+from ganscale.explain.subject import Subject, check_samples, weights_hash
+from ganscale.explain.types import Explanation, Score
+
+SCORING = 1 << 20  # the part number of scoring chunks: above every other part, so that streams never meet
+
+
+class Options(BaseModel):
+    """Options of every method. ``micro_batch`` is the rows of one forward pass; the tail is padded to it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 64
+
+
+class Meter:
+    """Evaluates rows for one chunk and counts them."""
+
+    def __init__(self, subject: Subject, micro_batch: int) -> None:
+        self.subject = subject
+        self.micro_batch = micro_batch
+        self.rows_forward = 0
+        self.rows_backward = 0
+
+    def evaluate(self, fn: Callable[[Tensor], Tensor], count: int, build: Callable[[slice], Tensor]) -> np.ndarray:
+        """Return fn of ``count`` rows as float64 [count]; ``build(slice)`` makes the rows of one micro-batch.
+
+        Every forward has exactly ``micro_batch`` rows (the last row is repeated), because a network's bits may depend
+        on that number. Raises CallableError where a value is not finite.
+        """
+        self.rows_forward += count
+        found = []
+        with torch.no_grad():
+            for start in range(0, count, self.micro_batch):
+                rows = build(slice(start, min(start + self.micro_batch, count))).to(self.subject.device)
+                short = self.micro_batch - len(rows)
+                if short:
+                    rows = torch.cat([rows, rows[-1:].expand(short, *rows.shape[1:])])
+                found.append(fn(rows)[: self.micro_batch - short].double().cpu())
+        values = torch.cat(found).numpy()
+        if not np.isfinite(values).all():
+            raise CallableError(
+                "the callable", "return finite numbers", "NaN or infinity on a perturbed row", "look at the weights"
+            )
+        return values
+
+
+class Explainer(ABC):
+    """A method: built anew in each worker from the subject (with the networks) and the request (without them).
+
+    Subclasses set ``name``, ``summary``, ``Options``, ``primary`` and write ``plan``, ``compute`` and ``finish``.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    primary: ClassVar[tuple[str, ...]]
+    Options: ClassVar[type[Options]] = Options
+    input_name: ClassVar[str] = "x"
+
+    def __init__(self, subject: Subject, request: Request) -> None:
+        assert request.method == self.name, (request.method, self.name)
+        self.subject = subject
+        self.request = request
+        self.options = parse_options(type(self), request.options)
+
+    @abstractmethod
+    def plan(self, previous: Partial | None = None) -> list[Chunk]:
+        """Return the chunks of the round after ``previous`` (None: the first); an empty list ends the work."""
+
+    @abstractmethod
+    def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        """Return the arrays of one chunk; called with the networks held in eval mode."""
+
+    @abstractmethod
+    def finish(self, partial: Partial) -> Explanation:
+        """Return the explanation of the fold of all rounds."""
+
+    def run(self, chunk: Chunk) -> Partial:
+        """Compute one chunk; the same chunk gives the same partial wherever it runs (its cost apart)."""
+        began = time.perf_counter()
+        meter = Meter(self.subject, self.options.micro_batch)
+        with self.subject.quiet():
+            data = self.compute(chunk, meter)
+        return Partial(
+            round=chunk.round,
+            items=((chunk.round, chunk.explanation, chunk.part, data),),
+            rows_forward=meter.rows_forward,
+            rows_backward=meter.rows_backward,
+            seconds=time.perf_counter() - began,
+        )
+
+    def merge(self, left: Partial, right: Partial) -> Partial:
+        """Join two neighbouring folds; ``left`` is earlier in chunk order."""
+        return merge(left, right)
+
+    def explanation(
+        self,
+        partial: Partial,
+        *,
+        values: dict[str, Tensor],
+        inputs: dict[str, Tensor],
+        scores: dict[str, Score],
+        meta: Mapping[str, Any],
+    ) -> Explanation:
+        """Assemble the result with what every method records about itself."""
+        common = {
+            "summary": self.summary,
+            "subject": self.subject.name,
+            "seed": self.request.seed,
+            "options": self.options.model_dump(mode="json"),
+            "primary": [name for name in self.primary if name in scores],
+            "plan": {
+                "chunks": len(partial.items),
+                "rounds": partial.round + 1,
+                "micro_batch": self.options.micro_batch,
+            },
+            "value_range": list(self.subject.value_range) if self.subject.value_range else None,
+            "weights_sha256": weights_hash(self.subject.modules),
+            "versions": {"ganscale": _version("ganscale"), "torch": torch.__version__, "numpy": np.__version__},
+            "cost": {
+                "rows_forward": partial.rows_forward,
+                "rows_backward": partial.rows_backward,
+                "worker_seconds": partial.seconds,
+            },
+            "warnings": [],
+        }
+        return Explanation(
+            method=self.name,
+            target=self.subject.target,
+            values={name: tensor.detach().cpu().contiguous() for name, tensor in values.items()},
+            inputs={name: tensor.detach().cpu().contiguous() for name, tensor in inputs.items()},
+            scores=scores,
+            meta={**common, **meta},
+        )
+
+
+def parse_options(explainer: type[Explainer], options: Mapping[str, Any]) -> Options:
+    """Validate options, given as values or as text; raises ExplainOptionError that names the nearest or the rule."""
+    known = explainer.Options.model_fields
+    for key in options:
+        if key not in known:
+            remedy = f"{nearest(key, known)} (known: {', '.join(sorted(known))})"
+            raise ExplainOptionError(f"option of {explainer.name}", "be a known option", key, remedy)
+    try:
+        return explainer.Options.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else "options"
+        rule = first["msg"].removeprefix("Input should ").removeprefix("Value error, ")
+        raise ExplainOptionError(
+            f"{explainer.name} option {key}", rule, first["input"], f"change it with --set {key}=..."
+        ) from None
+
+
+def make_request(
+    explainer: type[Explainer],
+    inputs: Tensor | Mapping[str, Tensor],
+    *,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Request:
+    """Validate inputs and options into a request with every default written out.
+
+    ``inputs`` is the samples [N, ...], or a mapping that holds them under the method's input name ("x" for
+    attributions, "z" for directions) beside other tensors with N rows that are kept with the result (``generated``,
+    ``labels``). Raises ExplainInputError or ExplainOptionError.
+    """
+    name = explainer.input_name
+    given = {name: inputs} if isinstance(inputs, Tensor) else dict(inputs)
+    if name not in given:
+        raise ExplainInputError(
+            "inputs", f"hold {name!r} for {explainer.name}", sorted(given), f"pass {{{name!r}: ...}}"
+        )
+    check_samples(given[name], name=name)
+    count = len(given[name])
+    for key, tensor in given.items():
+        if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != count:
+            got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ExplainInputError(
+                f"inputs[{key!r}]", f"have {count} rows like {name!r}", got, "pass one row a sample"
+            )
+    if not isinstance(seed, int) or seed < 0:
+        raise ExplainOptionError("seed", "be a whole number of at least 0", seed, "for example seed=0")
+    resolved = parse_options(explainer, options or {}).model_dump(mode="json")
+    kept = {key: tensor.detach().cpu().contiguous() for key, tensor in given.items()}
+    return Request(method=explainer.name, inputs=kept, seed=seed, options=resolved)
+
+
+def find_explainer(method: str, explainers: Mapping[str, type[Explainer]]) -> type[Explainer]:
+    """Return the class of ``method``; raises ExplainOptionError that lists the nearest names."""
+    if method not in explainers:
+        raise unknown("method", method, explainers, error=ExplainOptionError)
+    return explainers[method]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree that was not installed
+        return None

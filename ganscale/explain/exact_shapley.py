@@ -1,0 +1,92 @@
+"""Shapley values by their definition (Shapley 1953), over all 2^M coalitions: the truth for up to 12 players.
+
+Legend: N samples, M players, n coalitions of a chunk.
+"""
+
+from __future__ import annotations
+
+from math import factorial
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from ganscale.explain.attribution import AttributionExplainer, AttributionOptions, Maps
+from ganscale.explain.base import Meter
+from ganscale.explain.cells import spread
+from ganscale.explain.errors import ExplainInputError
+from ganscale.explain.plan import Chunk, Partial, Request
+from ganscale.explain.subject import Subject
+
+MOST_PLAYERS = 12
+ROWS_A_CHUNK = 512
+
+
+class ExactShapleyOptions(AttributionOptions):
+    """Three cells a side by default: 9 players, 512 evaluations a sample."""
+
+    cells: Annotated[int, Field(ge=2, le=64)] = 3
+
+
+class ExactShapley(AttributionExplainer):
+    """Fair shares by brute force."""
+
+    name = "exact-shapley"
+    summary = "fair shares of up to 12 regions or features, by trying every coalition"
+    Options = ExactShapleyOptions
+    options: ExactShapleyOptions
+
+    def __init__(self, subject: Subject, request: Request) -> None:
+        super().__init__(subject, request)
+        if self.players > MOST_PLAYERS:
+            raise ExplainInputError(
+                "inputs",
+                f"have at most {MOST_PLAYERS} cells or features for exact-shapley",
+                self.players,
+                "use fewer cells, or kernel-shap",
+            )
+
+    def first_round(self) -> list[Chunk]:
+        """Return for every sample its coalitions in blocks."""
+        total = 2**self.players
+        starts = range(0, total, ROWS_A_CHUNK)
+        places = [(row, part, start) for row in range(len(self.x)) for part, start in enumerate(starts)]
+        return [
+            Chunk(
+                round=0,
+                index=index,
+                explanation=row,
+                part=part,
+                work={"rows": (start, min(start + ROWS_A_CHUNK, total))},
+            )
+            for index, (row, part, start) in enumerate(places)
+        ]
+
+    def attribute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        """Return the chunk's contribution to every player's value, and the ends where the chunk holds them."""
+        number_n = np.arange(*chunk.work["rows"])
+        present = (number_n[:, None] >> np.arange(self.players)) & 1 == 1
+        y_n = self.evaluate(chunk.explanation, present, meter)
+        # a coalition of size s counts with (s-1)!(M-s)!/M! for its members and with -s!(M-s-1)!/M! for the others
+        players = self.players
+        member = [0.0, *(factorial(s - 1) * factorial(players - s) / factorial(players) for s in range(1, players + 1))]
+        other = [*(factorial(s) * factorial(players - s - 1) / factorial(players) for s in range(players)), 0.0]
+        size_n = present.sum(axis=1)
+        share_nM = np.where(present, np.array(member)[size_n, None], -np.array(other)[size_n, None])
+        return {"sum": share_nM.T @ y_n, "first": y_n[0], "last": y_n[-1]}
+
+    def collect(self, partial: Partial) -> Maps:
+        """Add up the contributions of each sample's chunks."""
+        weights_NM = np.zeros((len(self.x), self.players))
+        fx_N, baseline_N = np.zeros(len(self.x)), np.zeros(len(self.x))
+        for row, part, data in partial.of_round(0):
+            weights_NM[row] += data["sum"]
+            fx_N[row] = data["last"]  # chunks come in order: the last row of the last one is the full coalition
+            baseline_N[row] = data["first"] if part == 0 else baseline_N[row]
+        return Maps(
+            attribution=spread(weights_NM, self.segments, self.x),
+            weights_NM=weights_NM,
+            fx_N=fx_N,
+            baseline_N=baseline_N,
+            meta={"coalitions": 2**self.players},
+        )

@@ -1,0 +1,93 @@
+"""Layers by dotted name, as in ``named_modules()``, and the first layer that sees the latent.
+
+Legend: N batch, D latent.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+import torch
+from torch import Tensor, nn
+
+from ganscale.explain.errors import LayerError
+
+WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these in front
+LINEAR_LAYERS = (nn.Linear, nn.ConvTranspose2d, nn.Conv2d)
+
+
+def layer_names(network: nn.Module) -> dict[str, nn.Module]:
+    """Return every layer by its dotted name, wrappers' prefixes looked through."""
+    found = {}
+    for name, module in network.named_modules():
+        for prefix in WRAPPERS:
+            name = f".{name}.".replace(f".{prefix}", ".").strip(".")
+        if name and name not in found:
+            found[name] = module
+    return found
+
+
+def find_layer(network: nn.Module, name: str) -> nn.Module:
+    """Return the layer ``name``; raises LayerError that lists the nearest names and then all of them."""
+    layers = layer_names(network)
+    if name not in layers:
+        near = difflib.get_close_matches(name, layers, n=3, cutoff=0.4)
+        first = f"did you mean {' or '.join(near)}? " if near else ""
+        raise LayerError("layer", "be a layer of the network", name, f"{first}all layers: {', '.join(layers)}")
+    return layers[name]
+
+
+def first_latent_layer(generator: nn.Module, z_ND: Tensor) -> str:
+    """Return the name of the first linear or convolutional layer that receives z itself; raises LayerError.
+
+    Found by one forward pass, not by order of definition, which says nothing about the order of use.
+    """
+    layers = {name: layer for name, layer in layer_names(generator).items() if isinstance(layer, LINEAR_LAYERS)}
+    seen: list[str] = []
+    wanted = z_ND.flatten(1)
+
+    def watch(name: str) -> object:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if inputs and inputs[0].numel() == wanted.numel() and torch.equal(inputs[0].reshape(wanted.shape), wanted):
+                seen.append(name)
+
+        return layers[name].register_forward_pre_hook(hook)
+
+    handles = [watch(name) for name in layers]
+    try:
+        with torch.no_grad():
+            generator(z_ND)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not seen:
+        raise LayerError(
+            "the generator",
+            "pass z unchanged to a linear or convolutional layer",
+            "none that receives it",
+            f"name the layer with layer=...; it has {', '.join(layers) or 'no such layers'}",
+        )
+    return seen[0]
+
+
+def latent_matrix(layer: nn.Module, name: str, latent: int) -> Tensor:
+    """Return the float64 matrix [D, outputs] with which ``layer`` maps a latent z to its output z @ matrix.
+
+    Linear weights are [outputs, D], ConvTranspose2d [D, outputs, k, k] applied to a 1x1 map; Conv2d must be 1x1.
+    Raises LayerError where the layer does not take D numbers.
+    """
+    if isinstance(layer, nn.Linear):
+        matrix = layer.weight.T
+    elif isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1:
+        matrix = layer.weight.flatten(1)
+    elif isinstance(layer, nn.Conv2d) and layer.groups == 1 and set(layer.kernel_size) == {1}:
+        matrix = layer.weight.flatten(1).T
+    else:
+        raise LayerError(
+            f"layer {name}", "be Linear, ConvTranspose2d or a 1x1 Conv2d", type(layer).__name__, "name another"
+        )
+    if matrix.shape[0] != latent:
+        raise LayerError(
+            f"layer {name}", f"take the {latent} numbers of z", matrix.shape[0], "name the layer that sees z"
+        )
+    return matrix.detach().cpu().double()

@@ -1,0 +1,132 @@
+"""Chunks, partial results, and the fold that makes one process and a cluster agree to the byte.
+
+An explanation is computed in rounds. ``explainer.plan(previous)`` lists a round's chunks (the list follows from the
+request alone, never from the number of workers), ``explainer.run(chunk)`` computes one anywhere, ``fold`` brings the
+partials back into chunk order whatever order they arrive in, and ``explainer.finish`` turns the last fold into the
+result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ganscale.explain.types import Explanation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """All that decides an explanation except the networks: small, picklable, the same in every worker.
+
+    ``inputs`` are CPU tensors, ``options`` plain values with every default filled in (``make_request`` does it).
+    """
+
+    method: str
+    inputs: dict[str, Tensor]
+    seed: int
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """The unit of seed, retry and merge.
+
+    ``index`` is its place in the round's list. Randomness comes from (request seed, explanation, part) alone, where
+    ``explanation`` is the sample or direction it serves. ``work`` holds small arrays and numbers for ``run``.
+    """
+
+    round: int
+    index: int
+    explanation: int
+    part: int
+    work: Mapping[str, Any] = field(default_factory=dict)
+
+    def rng(self, seed: int) -> np.random.Generator:
+        """Return this chunk's own generator, on the CPU, so that a GPU sees the same masks."""
+        return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(self.explanation, self.part)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Partial:
+    """What a chunk, or a fold of chunks, found: ``items`` in chunk order, and what it cost.
+
+    Each item is (round, explanation, part, arrays). Items are statistics or small maps, never perturbed rows.
+    """
+
+    round: int
+    items: tuple[tuple[int, int, int, dict[str, Any]], ...]
+    rows_forward: int = 0
+    rows_backward: int = 0
+    seconds: float = 0.0  # of work, summed over chunks
+
+    def of_round(self, number: int) -> list[tuple[int, int, dict[str, Any]]]:
+        """Return (explanation, part, arrays) of the items of one round, in chunk order."""
+        return [(explanation, part, data) for round_, explanation, part, data in self.items if round_ == number]
+
+
+def merge(left: Partial, right: Partial) -> Partial:
+    """Join two neighbours of a fold; ``left`` comes earlier in chunk order."""
+    return Partial(
+        round=max(left.round, right.round),
+        items=left.items + right.items,
+        rows_forward=left.rows_forward + right.rows_forward,
+        rows_backward=left.rows_backward + right.rows_backward,
+        seconds=left.seconds + right.seconds,
+    )
+
+
+class Fold:
+    """Folds partials in chunk order as they arrive in any order; a duplicate (a retry's late original) is dropped."""
+
+    def __init__(self, merge: Callable[[Partial, Partial], Partial], *, start: Partial | None = None) -> None:
+        self._merge = merge
+        self._done = start
+        self._waiting: dict[int, Partial] = {}
+        self.next_index = 0  # the first chunk that has not been folded: who submits may keep a window above it
+
+    def add(self, index: int, partial: Partial) -> bool:
+        """Take the partial of chunk ``index``; return False where it is a duplicate."""
+        if index < self.next_index or index in self._waiting:
+            return False
+        self._waiting[index] = partial
+        while self.next_index in self._waiting:
+            ready = self._waiting.pop(self.next_index)
+            self._done = ready if self._done is None else self._merge(self._done, ready)
+            self.next_index += 1
+        return True
+
+    def result(self, count: int) -> Partial:
+        """Return the fold of all ``count`` chunks."""
+        assert self.next_index == count, f"{self.next_index} of {count} chunks folded"
+        assert self._done is not None
+        return self._done
+
+
+def fold(
+    explainer: Any, arrivals: Iterable[tuple[int, Partial]], *, count: int, start: Partial | None = None
+) -> Partial:
+    """Fold (chunk index, partial) pairs, in any order and with duplicates, onto ``start``; equal bytes each time."""
+    folding = Fold(explainer.merge, start=start)
+    for index, partial in arrivals:
+        folding.add(index, partial)
+    return folding.result(count)
+
+
+def drive(
+    explainer: Any, *, execute: Callable[[list[Chunk]], Iterable[tuple[int, Partial]]] | None = None
+) -> Explanation:
+    """Run all rounds of an explainer and return its explanation.
+
+    ``execute`` runs one round's chunks and yields (chunk.index, partial) in any order, duplicates allowed; without it
+    they run here, one after the other.
+    """
+    run_round = execute or (lambda chunks: ((chunk.index, explainer.run(chunk)) for chunk in chunks))
+    done: Partial | None = None
+    while chunks := explainer.plan(done):
+        done = fold(explainer, run_round(chunks), count=len(chunks), start=done)
+    assert done is not None, "a plan has at least one chunk"
+    return explainer.finish(done)

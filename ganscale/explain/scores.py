@@ -1,0 +1,87 @@
+"""How far an attribution can be trusted: curves, infidelity, sparsity, each beside what chance reaches.
+
+Pure functions of numbers; the network is evaluated by the caller.
+Legend: N samples, M players, R random controls, P curve points, n rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ganscale.explain.types import Better, Score
+
+RANDOM_ORDERS = 20
+Z95 = 1.96
+
+
+def removal_counts(players: int, points: int) -> np.ndarray:
+    """Return how many players are gone at each point of a curve: 0 ... M, symmetric, about ``points`` numbers."""
+    lower = np.floor(np.linspace(0, players / 2, points // 2 + 1) + 1e-9).astype(int)
+    return np.unique(np.concatenate([lower, players - lower])) if points < players else np.arange(players + 1)
+
+
+def deletion_masks(order_M: np.ndarray, counts_P: np.ndarray) -> np.ndarray:
+    """Return bool [P, M]: which players are still there after the first counts[p] of ``order`` were removed."""
+    rank_M = np.empty(len(order_M), dtype=int)
+    rank_M[order_M] = np.arange(len(order_M))
+    return rank_M[None, :] >= counts_P[:, None]
+
+
+def area(curve_P: np.ndarray, counts_P: np.ndarray) -> np.ndarray:
+    """Return the trapezoid area under curves [..., P] over the removed share in [0, 1]."""
+    return np.trapezoid(curve_P, counts_P / counts_P[-1], axis=-1)
+
+
+def infidelity(weights_M: np.ndarray, removed_nM: np.ndarray, drop_n: np.ndarray) -> float:
+    """Return E[(predicted - measured drop)^2] / E[measured drop^2] over random removals.
+
+    The infidelity of Yeh et al. 2019 (arXiv:1901.09392, definition 2.1, square removals), divided by what an empty map
+    scores: 0 for an exact additive account, 1 for an empty one; NaN where removals change nothing.
+    """
+    power = float(np.mean(drop_n**2))
+    if power == 0:
+        return float("nan")
+    return float(np.mean((removed_nM.astype(float) @ weights_M - drop_n) ** 2)) / power
+
+
+def gini(weights_NM: np.ndarray) -> np.ndarray:
+    """Return the Gini coefficient of |weights| per sample [N]: 0 evenly spread, near 1 all in one player; 0 for an
+    empty map.
+
+    Chalasani et al. 2020 (arXiv:1810.06583, section 5).
+    """
+    sorted_NM = np.sort(np.abs(weights_NM), axis=1)
+    players = sorted_NM.shape[1]
+    total_N = sorted_NM.sum(axis=1)
+    place_M = (2 * np.arange(1, players + 1) - players - 1) / players
+    return np.divide(sorted_NM @ place_M, total_N, out=np.zeros(len(sorted_NM)), where=total_N > 0)
+
+
+def against_random(value_N: np.ndarray, random_NR: np.ndarray, *, better: Better) -> Score:
+    """Score the mean of ``value_N`` against R random controls of the same samples.
+
+    The interval is value +- 1.96 standard errors that a random control of its own would have: the spread over R within
+    each sample, pooled over N, times 1 + 1/R because the control's mean is an estimate too. One sample is thus enough.
+    """
+    count, controls = random_NR.shape
+    spread = np.sqrt(random_NR.var(axis=1, ddof=1).sum() * (1 + 1 / controls)) / count
+    value = float(value_N.mean())
+    return Score(
+        value=value,
+        low=value - Z95 * float(spread),
+        high=value + Z95 * float(spread),
+        control=float(random_NR.mean()),
+        n=count,
+        better=better,
+    )
+
+
+def completeness(weights_NM: np.ndarray, fx_N: np.ndarray, baseline_N: np.ndarray) -> Score:
+    """Score the worst |sum of weights - (f(x) - f(baseline))| over the larger of |f(x)|, |f(baseline)| in the batch.
+
+    Dividing by f(x) - f(baseline) would mean nothing where that is tiny. The control is an empty map.
+    """
+    change_N = fx_N - baseline_N
+    scale = max(float(np.abs(fx_N).max()), float(np.abs(baseline_N).max()), np.finfo(float).tiny)
+    gap = float(np.abs(weights_NM.sum(axis=1) - change_N).max()) / scale
+    return Score(value=gap, control=float(np.abs(change_N).max()) / scale, n=len(fx_N), better="zero")

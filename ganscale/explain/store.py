@@ -1,0 +1,149 @@
+"""Explanations on disk: one safetensors file, one strict JSON file, no pickle; written aside, hashed, renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ganscale.errors import RunFailed
+from ganscale.explain.errors import ExplanationFileError
+from ganscale.explain.types import Explanation, Score, Target
+
+SCHEMA = 1
+TENSORS = "values.safetensors"
+DOCUMENT = "explanation.json"
+_NUMBERS = ("value", "low", "high", "control")
+
+
+def next_directory(root: Path, method: str) -> Path:
+    """Return the first free ``root/METHOD-001``, ``-002``, ...; nothing is created."""
+    root = Path(root)
+    taken = [path.name.rpartition("-") for path in root.glob(f"{method}-*")] if root.is_dir() else []
+    numbers = [int(number) for name, _, number in taken if name == method and number.isdigit()]
+    return root / f"{method}-{max(numbers, default=0) + 1:03d}"
+
+
+def save(explanation: Explanation, directory: Path, *, also_write: Callable[[Path], None] | None = None) -> Path:
+    """Write ``explanation`` as the new ``directory``; see ``Explanation.save``."""
+    directory = Path(directory)
+    if directory.exists():
+        raise ExplanationFileError(str(directory), "not exist yet", "a directory", "save under another name")
+    temporary = directory.parent / f".tmp-{directory.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        temporary.mkdir(parents=True)
+        save_file(_flatten(explanation), temporary / TENSORS)
+        document = _to_document(explanation, sha256=_sha256(temporary / TENSORS))
+        (temporary / DOCUMENT).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        if also_write is not None:
+            also_write(temporary)
+        for file in temporary.iterdir():
+            _sync(file)
+        _sync(temporary)
+        temporary.rename(directory)
+        _sync(directory.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        # safetensors reports a full disk as its own exception, with the system's words inside
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise RunFailed(
+                f"no space left on the disk of {directory.parent}; nothing half-written was kept"
+            ) from error
+        raise
+    return directory
+
+
+def load(directory: Path) -> Explanation:
+    """Read and verify a saved explanation; raises ExplanationFileError that names the damaged file."""
+    directory = Path(directory)
+    document_path, tensors_path = directory / DOCUMENT, directory / TENSORS
+    remedy = "make the explanation again with ganscale explain"
+    try:
+        document = json.loads(document_path.read_text(encoding="utf-8"))
+        schema = document["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExplanationFileError(str(document_path), "be readable JSON", type(error).__name__, remedy) from None
+    if schema != SCHEMA:
+        raise ExplanationFileError(
+            str(document_path), f"have schema {SCHEMA}", schema, "use the ganscale that wrote it"
+        )
+    if not tensors_path.is_file():
+        raise ExplanationFileError(str(tensors_path), "exist", "no such file", remedy)
+    try:
+        expected = document["tensors"]["sha256"]
+        if _sha256(tensors_path) != expected:
+            raise ExplanationFileError(str(tensors_path), f"match the SHA-256 in {DOCUMENT}", "other content", remedy)
+        tensors = load_file(tensors_path)
+        return Explanation(
+            method=document["method"],
+            target=Target(**document["target"]),
+            values=_group(tensors, "values"),
+            inputs=_group(tensors, "inputs"),
+            scores={name: _to_score(entry) for name, entry in document["scores"].items()},
+            meta=document["meta"],
+        )
+    except (KeyError, TypeError, AttributeError, AssertionError, SafetensorError) as error:
+        raise ExplanationFileError(str(document_path), "describe a whole explanation", repr(error), remedy) from None
+
+
+def _flatten(explanation: Explanation) -> dict[str, Tensor]:
+    # safetensors refuses tensors that share storage (expanded masks), so each gets storage of its own
+    groups = {"values": explanation.values, "inputs": explanation.inputs}
+    return {
+        f"{group}/{name}": tensor.contiguous().clone() for group in groups for name, tensor in groups[group].items()
+    }
+
+
+def _group(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{group}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{group}/")}
+
+
+def _to_document(explanation: Explanation, *, sha256: str) -> dict[str, Any]:
+    target = {"kind": explanation.target.kind, "sign": explanation.target.sign}
+    return {
+        "schema": SCHEMA,
+        "method": explanation.method,
+        "target": target,
+        "not_better_than_random": explanation.not_better_than_random,
+        "scores": {name: _from_score(score) for name, score in explanation.scores.items()},
+        "meta": explanation.meta,
+        "tensors": {"file": TENSORS, "sha256": sha256},
+    }
+
+
+def _from_score(score: Score) -> dict[str, Any]:
+    """Return the JSON form of a score: a number that is not finite becomes null, and ``reason`` says what it was."""
+    entry: dict[str, Any] = {name: getattr(score, name) for name in _NUMBERS}
+    reason = {name: str(value) for name, value in entry.items() if value is not None and not math.isfinite(value)}
+    entry.update(dict.fromkeys(reason), n=score.n, better=score.better)
+    return {**entry, "reason": reason} if reason else entry
+
+
+def _to_score(entry: Mapping[str, Any]) -> Score:
+    reason = entry.get("reason", {})
+    numbers = {name: float(reason[name]) if name in reason else entry[name] for name in _NUMBERS}
+    return Score(**numbers, n=entry["n"], better=entry["better"])
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,210 @@
+"""What is explained: a callable with its networks, its value range, and the checks that it keeps the contract.
+
+The contract: ``fn`` maps [n, ...] to [n], row by row, in finite numbers. Networks are put into eval mode while they are
+looked at and come back as they were, also after an exception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ganscale.explain.errors import CallableError, ExplainInputError, ExplainTargetError, ZeroGradientError
+from ganscale.explain.types import FUNCTION, Target
+
+ROW_TOLERANCE = 1e-4  # of scale: how far a row's value may depend on the rows beside it
+RANGE_TOLERANCE = 1e-4  # of the range's width
+IMAGE_RANGE = (-1.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """What is explained.
+
+    ``fn`` maps inputs [n, ...] to [n] and is what attributions explain; ``module`` holds every network behind it.
+    ``generator`` (z [n, D] -> [n, C, H, W]) and ``critic`` ([n, C, H, W] -> [n]) serve the methods that look at the
+    generator. ``value_range`` is the declared range of fn's input, or None where it has no bounds (points, latents).
+    ``target`` says in words what ``fn`` computes.
+    """
+
+    name: str
+    fn: Callable[[Tensor], Tensor]
+    module: nn.Module | None = None
+    generator: nn.Module | None = None
+    critic: Callable[[Tensor], Tensor] | None = None
+    value_range: tuple[float, float] | None = IMAGE_RANGE
+    target: Target = FUNCTION
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Return the networks behind this subject, each once."""
+        critic = self.critic if isinstance(self.critic, nn.Module) else None
+        found = [module for module in (self.module, self.generator, critic) if module is not None]
+        return list({id(module): module for module in found}.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the networks live; the CPU where there are none."""
+        for module in self.modules:
+            for tensor in (*module.parameters(), *module.buffers()):
+                return tensor.device
+        return torch.device("cpu")
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Hold all networks in eval mode with frozen parameters; modes, requires_grad and RNG state come back."""
+        parts = [part for module in self.modules for part in module.modules()]
+        modes = [(part, part.training) for part in parts]
+        gradients = [(p, p.requires_grad) for module in self.modules for p in module.parameters()]
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            try:
+                for module in self.modules:
+                    module.eval().requires_grad_(False)
+                yield
+            finally:
+                for part, training in modes:
+                    part.training = training
+                for parameter, requires_grad in gradients:
+                    parameter.requires_grad_(requires_grad)
+
+
+def subject_of_run(
+    *,
+    target: str | Target,
+    critic: nn.Module,
+    generator: nn.Module | None = None,
+    value_range: tuple[float, float] | None = IMAGE_RANGE,
+) -> Subject:
+    """Build the subject for a trained pair: ``target`` as ``Target.parse`` reads it ("critic", "critic:fake").
+
+    The critic is explained by its raw logit, never through a sigmoid: on a saturated one no gradient is left.
+    """
+    target = Target.parse(target) if isinstance(target, str) else target
+    if target.kind != "critic":
+        raise ExplainTargetError("target", "be critic, critic:real or critic:fake for a run", str(target), "use critic")
+    fn = Negated(critic) if target.sign == "fake" else critic
+    return Subject(
+        name=str(target),
+        fn=fn,
+        module=critic,
+        generator=generator,
+        critic=critic,
+        value_range=value_range,
+        target=target,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Negated:
+    """``-fn``: what speaks for fake."""
+
+    fn: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return -self.fn(x)
+
+
+def weights_hash(modules: list[nn.Module]) -> str | None:
+    """Return the SHA-256 over names, shapes and bytes of all parameters and buffers; None without a network."""
+    if not modules:
+        return None
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_samples(x: object, *, name: str) -> None:
+    """Refuse what is no batch of finite floating-point samples [N, ...] with N >= 1; raises ExplainInputError."""
+    if not isinstance(x, Tensor):
+        raise ExplainInputError(f"inputs[{name!r}]", "be a tensor [N, ...]", type(x).__name__, "pass a torch tensor")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ExplainInputError(
+            f"inputs[{name!r}]",
+            "be float32 or float64, as integers have no gradient",
+            str(x.dtype),
+            "convert images with ganscale.data's to_float",
+        )
+    if x.ndim < 2 or x.numel() == 0:
+        raise ExplainInputError(
+            f"inputs[{name!r}]", "hold at least one sample, [N, ...]", tuple(x.shape), "pass [1, ...]"
+        )
+    if not torch.isfinite(x).all():
+        raise ExplainInputError(f"inputs[{name!r}]", "be finite", "NaN or infinite values", "look at how it was made")
+
+
+def check_range(x: Tensor, value_range: tuple[float, float] | None) -> list[str]:
+    """Refuse samples outside the declared range (never clamp them) and return warnings about suspicious ones."""
+    if value_range is None:
+        return []
+    low, high = value_range
+    least, most = float(x.min()), float(x.max())
+    slack = RANGE_TOLERANCE * (high - low)
+    if least < low - slack or most > high + slack:
+        raise ExplainInputError(
+            "inputs",
+            f"lie in the declared range [{low:g}, {high:g}]",
+            f"[{least:g}, {most:g}]",
+            "rescale them, or declare their range with value_range",
+        )
+    if low == -1 and high == 1 and least >= 0 and most > 0.5 and x.shape[0] * x[0].numel() >= 64:
+        words = f"inputs lie in [{least:g}, {most:g}] while [-1, 1] is declared; were they meant to be rescaled?"
+        return [words]
+    return []
+
+
+def check_callable(subject: Subject, x: Tensor, companion: Tensor, *, gradient: bool) -> None:
+    """Check once a job, on two rows, that fn keeps the contract; raises CallableError or ZeroGradientError.
+
+    ``x`` [n, ...] are samples; ``companion`` [1, ...] stands in for a second one that differs. Rows must not depend on
+    one another: minibatch statistics, or a batch norm that is still in train mode, would make every perturbation a
+    lie.
+    """
+    second = x[1:2] if len(x) > 1 and not torch.equal(x[0], x[1]) else companion
+    rows = torch.cat([x[:1], second]).to(subject.device)
+    with subject.quiet(), torch.enable_grad():
+        try:
+            together = subject.fn(rows.clone().requires_grad_(gradient))
+            alone = [subject.fn(row.clone()) for row in rows.split(1)]
+        except RuntimeError as error:
+            words = str(error).splitlines()[0]
+            raise CallableError(
+                "the callable",
+                f"accept inputs of shape {tuple(rows.shape)}",
+                words,
+                "check size and channels of the inputs",
+            ) from error
+    for value, count in ((together, 2), (alone[0], 1)):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if got != (count,):
+            raise CallableError(
+                "the callable", f"return one number a row, shape ({count},)", got, "reduce it, e.g. fn(x).squeeze(1)"
+            )
+    if not torch.isfinite(together).all():
+        raise CallableError("the callable", "return finite numbers", together.tolist(), "look at the network's weights")
+    if gradient and not together.requires_grad:
+        raise ZeroGradientError(
+            "the callable",
+            "be differentiable in its input",
+            "a detached result",
+            "remove detach(), no_grad or rounding",
+        )
+    together, alone_N = together.detach().double(), torch.cat(alone).detach().double()
+    scale = max(float(together.abs().max()), float((together[0] - together[1]).abs()), 1e-12)
+    moved = float((together - alone_N).abs().max())
+    if moved > ROW_TOLERANCE * scale:
+        raise CallableError(
+            "the callable",
+            f"treat rows independently, within {ROW_TOLERANCE:g} of scale",
+            f"a change of {moved / scale:.2g} when a row stands alone",
+            "remove what looks across the batch: batch norm in train mode, minibatch standard deviation",
+        )
