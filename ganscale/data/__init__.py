@@ -1,7 +1,7 @@
 """Real images in: sources, their hygiene, and sharded, resumable batches.
 
-``open_dataset(config.data)`` gives indexed uint8 samples, ``ShardedBatches`` endless float batches of them, ``scan`` the
-table for ``--dry-run``. ``DATASETS`` holds the data sets that have a name.
+``open_dataset(config.data)`` gives indexed uint8 samples, ``ShardedBatches`` endless float batches of them, ``scan``
+the table for ``--dry-run``. ``DATASETS`` holds the data sets that have a name.
 """
 
 from __future__ import annotations
@@ -80,5 +80,5 @@ def scan(config: DataConfig) -> ScanReport:
 def _location(path: str) -> Path:
     location = Path(path).expanduser()
     if not path or (not location.exists() and os.sep not in path and "." not in path):
-        raise unknown("data set", path, DATASETS, error=DataError)
+        raise unknown("data set", path or "an empty one", DATASETS, error=DataError)
     return location

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """One rank's share of a global batch: float32 images ``[n, C, H, W]`` in [-1, 1] (or points), int64 labels ``[n]``."""
+    """One rank's share of a global batch: float32 ``[n, C, H, W]`` in [-1, 1] (or points) and int64 labels ``[n]``."""
 
     images: torch.Tensor
     labels: torch.Tensor

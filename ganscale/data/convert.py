@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from ganscale.config import DataConfig
 from ganscale.errors import ConfigError
 
 MAX_FILE_BYTES = 256 * 2**20
@@ -147,6 +148,12 @@ class Conversion:
     def _planes(image: Image.Image) -> np.ndarray:
         array = np.asarray(image)
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+
+def conversion_of(config: DataConfig) -> Conversion:
+    """Return the conversion that a configuration asks for; raises ``ConfigError`` for channels that images lack."""
+    height, width = config.resolution
+    return Conversion(height=height, width=width, channels=config.channels, fit=config.fit)
 
 
 def _open(content: bytes) -> tuple[Image.Image, ImageFacts]:

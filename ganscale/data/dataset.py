@@ -28,9 +28,9 @@ class Dataset(ABC):
 
     ``name`` says which data, ``split`` which part; ``shape`` is (C, H, W); ``kind`` is "image" (uint8) or "points"
     (float32); ``num_classes`` is 0 without labels; ``class_names`` has one name a class; ``labels`` is int64 [N], -1
-    where a sample has none; ``policy`` states how any source image becomes one of ``shape``; ``fingerprint`` is the SHA-256
-    of the sorted names, sizes, content hashes and the policy; ``quarantine`` lists ``{"path", "reason"}`` of files that
-    were set aside out of ``num_files``.
+    where a sample has none; ``policy`` states how any source image becomes one of ``shape``; ``fingerprint`` is the
+    SHA-256 of the sorted names, sizes, content hashes and the policy; ``quarantine`` lists ``{"path", "reason"}`` of
+    files that were set aside out of ``num_files``.
     """
 
     name: str
@@ -119,7 +119,8 @@ def stratified_split(labels: np.ndarray, *key: int, groups: np.ndarray | None = 
 
     Samples are shuffled by ``key`` within each class, the classes are laid end to end, and every tenth sample is held
     out; so each class gives its tenth, give or take one sample. ``groups`` (int64 [N]) keeps samples together that must
-    not be parted, such as exact duplicates: a group follows its first member. Fewer than ten groups: nothing is held out.
+    not be parted, such as exact duplicates: a group follows its first member. With fewer than ten groups nothing is
+    held out.
     """
     groups = np.arange(len(labels)) if groups is None else groups
     _, first = np.unique(groups, return_index=True)

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ganscale.config import DataConfig
-from ganscale.data.convert import BadImage
+from ganscale.data.convert import BadImage, conversion_of
 from ganscale.data.dataset import Dataset, Kind, Split, fingerprint, stratified_split
 from ganscale.data.inspection import DECODE_THREADS, GoodFile, Inspection, inspect
 from ganscale.data.keyed import keyed_index
-from ganscale.data.known_idx import conversion_of
 from ganscale.errors import DataError, RunFailed
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def open_files(location: Path, config: DataConfig, *, split: Split) -> FileImage
 
 
 def write_quarantine(run_dir: str | Path, dataset: Dataset) -> Path:
-    """Write ``run_dir/quarantine.json``: the data set, its number of files, ``{"path", "reason"}`` of each one set aside.
+    """Write ``run_dir/quarantine.json``: the data set, its number of files, ``{"path", "reason"}`` of each set aside.
 
     The list is written for every data set, empty or not, so that its absence never means "none". Returns the path.
     """

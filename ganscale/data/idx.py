@@ -36,10 +36,12 @@ def read_idx(path: Path) -> tuple[np.ndarray, str]:
     if len(content) > MAX_IDX_BYTES:
         raise _damaged(path, f"more than {MAX_IDX_BYTES} bytes")
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _UBYTE or content[3] not in (1, 3):
-        raise _damaged(path, f"the header {content[:4].hex()}")
+        raise _damaged(path, f"the header {content[:4].hex()}" if content else "an empty file")
     start = 4 + 4 * content[3]
-    shape = tuple(int(side) for side in np.frombuffer(content[4:start][: (start - 4) // 4 * 4], dtype=">u4"))
-    if len(content) < start or len(content) - start != math.prod(shape):
+    if len(content) < start:
+        raise _damaged(path, f"{len(content)} bytes")
+    shape = tuple(int(side) for side in np.frombuffer(content[4:start], dtype=">u4"))
+    if len(content) - start != math.prod(shape):
         raise _damaged(path, f"{len(content)} bytes for the shape {list(shape)}")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape), hashlib.sha256(content).hexdigest()
 

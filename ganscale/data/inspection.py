@@ -7,7 +7,6 @@ that a single broken file stops no small folder; a fraction of 0 means none at a
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,8 +105,8 @@ class Inspection:
         enlarged, extreme = self.enlarged(), self.extreme()
         if enlarged or extreme:
             lines.append(
-                f"of {len(self.good)} images {enlarged} are enlarged more than {ENLARGED:g} times and {extreme} have an "
-                f"aspect beyond {EXTREME_ASPECT:g}:1; they are used by the same rule as the others"
+                f"of {len(self.good)} images {enlarged} are enlarged more than {ENLARGED:g} times and {extreme} "
+                f"have an aspect beyond {EXTREME_ASPECT:g}:1; they are used by the same rule as the others"
             )
         return lines
 
@@ -136,8 +135,7 @@ def inspect(location: Path, conversion: Conversion, *, max_bad_fraction: float) 
     Raises ``DataError`` where it is missing, neither folder nor zip, or without files.
     """
     source = open_source(location)
-    modified = os.stat(location).st_mtime_ns
-    key = (str(location.resolve()), conversion, max_bad_fraction, modified, tuple(source.entries))
+    key = (str(location.resolve()), conversion, max_bad_fraction, tuple(source.entries))
     found = _alive.get(key)
     if found is None:
         found = Inspection(source, conversion, max_bad_fraction=max_bad_fraction)
@@ -159,10 +157,9 @@ def list_some(quarantine: Sequence[dict[str, str]], limit: int = 5) -> str:
 
 def _classes(usable: Sequence[Entry]) -> tuple[tuple[str, ...], list[int]]:
     """Class names and each file's label: the first folder below the one that all usable files share; -1 without one."""
-    depth = 0
-    while usable and len({entry.folders[depth : depth + 1] for entry in usable} | {()}) == 2:
-        depth += 1
-    below = [entry.folders[depth:] for entry in usable]
+    below = [entry.folders for entry in usable]
+    while below and below[0] and all(folders[:1] == below[0][:1] for folders in below):
+        below = [folders[1:] for folders in below]
     names = tuple(sorted({folders[0] for folders in below if folders}))
     number = {name: index for index, name in enumerate(names)}
     return names, [number[folders[0]] if folders else -1 for folders in below]

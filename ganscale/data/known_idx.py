@@ -16,7 +16,7 @@ import numpy as np
 
 from ganscale.config import DataConfig
 from ganscale.data import idx
-from ganscale.data.convert import Conversion
+from ganscale.data.convert import Conversion, conversion_of
 from ganscale.data.dataset import ArrayImages, Split, stratified_split
 from ganscale.errors import DataError
 
@@ -182,12 +182,6 @@ def open_idx_folder(folder: Path, config: DataConfig, *, split: Split) -> ArrayI
     class_names = tuple(str(label) for label in range(int(labels.max()) + 1))
     fallback = IdxSet(name=folder.resolve().name, class_names=class_names, sha256={}, remedy="")
     return _array_images(next(published, fallback), split, images, labels, conversion, content)
-
-
-def conversion_of(config: DataConfig) -> Conversion:
-    """Return the conversion that a configuration asks for; raises ``ConfigError`` for channels that images lack."""
-    height, width = config.resolution
-    return Conversion(height=height, width=width, channels=config.channels, fit=config.fit)
 
 
 def _array_images(

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ganscale.config import DataConfig
-from ganscale.data.convert import EXTREME_ASPECT
+from ganscale.data.convert import EXTREME_ASPECT, conversion_of
 from ganscale.data.dataset import ArrayImages, Dataset, stratified_split
 from ganscale.data.inspection import Inspection, inspect
-from ganscale.data.known_idx import conversion_of
 from ganscale.errors import DataError
 
 
@@ -23,9 +22,9 @@ class ScanReport:
 
     ``files`` all files (0 for generated data), ``usable`` samples, of which ``train`` and ``held_out``; ``classes`` and
     ``modes`` map a name to its count; ``sizes`` are the commonest ``WIDTHxHEIGHT`` with counts, ``smallest`` and
-    ``largest`` by area; ``rotated``, ``animated``, ``enlarged`` (more than 4 times), ``extreme`` (aspect beyond 8 to 1) and
-    ``duplicates`` (exact copies of an earlier sample) count usable samples; ``quarantine`` lists ``{"path", "reason"}``;
-    ``notes`` are lines for the user; ``error`` is what would stop the run before training.
+    ``largest`` by area; ``rotated``, ``animated``, ``enlarged`` (more than 4 times), ``extreme`` (aspect beyond 8 to 1)
+    and ``duplicates`` (exact copies of an earlier sample) count usable samples; ``quarantine`` lists
+    ``{"path", "reason"}``; ``notes`` are lines for the user; ``error`` is what would stop the run before training.
     """
 
     source: str

@@ -28,11 +28,13 @@ _IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 class Entry:
     """A file of a source: ``path`` relative to its root with forward slashes, ``size`` in bytes.
 
-    ``problem`` says why it cannot even be read, or is empty.
+    ``stamp`` is its modification time or checksum, by which a change is noticed without reading; ``problem`` says why
+    it cannot even be read, or is empty.
     """
 
     path: str
     size: int
+    stamp: int = 0
     problem: str = ""
 
     @property
@@ -81,12 +83,12 @@ class FolderSource(Source):
             return self._add(path, 0, f"cannot be read: {error.strerror}")
         # A pipe or device would block or never end, so only regular files are ever opened.
         problem = "not a regular file" if not stat.S_ISREG(status.st_mode) else _size_problem(status.st_size)
-        return self._add(path, status.st_size, problem)
+        return self._add(path, status.st_size, problem, stamp=status.st_mtime_ns)
 
-    def _add(self, path: str, size: int, problem: str) -> None:
+    def _add(self, path: str, size: int, problem: str, *, stamp: int = 0) -> None:
         name = _printable(Path(os.path.relpath(path, self.location)).as_posix())
         self._real[name] = path
-        self.entries.append(Entry(path=name, size=size, problem=problem))
+        self.entries.append(Entry(path=name, size=size, stamp=stamp, problem=problem))
 
     def read(self, entry: Entry) -> bytes:
         """See ``Source.read``."""
@@ -120,7 +122,7 @@ class ZipSource(Source):
             self._members[_printable(PurePosixPath(member.filename).as_posix())] = member  # the last of a name counts
         for name, member in sorted(self._members.items()):
             problem = "encrypted in the zip" if member.flag_bits & 1 else _size_problem(member.file_size)
-            self.entries.append(Entry(path=name, size=member.file_size, problem=problem))
+            self.entries.append(Entry(path=name, size=member.file_size, stamp=member.CRC, problem=problem))
 
     def read(self, entry: Entry) -> bytes:
         """See ``Source.read``."""
@@ -157,7 +159,8 @@ def _is_ignored(name: str) -> bool:
 
 
 def _printable(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()
+    """Escape line breaks, control characters and bytes that are no text: a name must fit into one line of a message."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
 
 
 def _size_problem(size: int) -> str:
