@@ -1,0 +1,173 @@
+"""Drawing surface of the panels: text and lines by matplotlib's Agg, small images pasted with whole-number enlargement.
+
+Sizes and positions are in CSS pixels from the upper left corner; the array that comes out has ``DENSITY`` device pixels
+for each of them, so text stays sharp on dense screens. No global matplotlib state is touched (no pyplot).
+
+Legend: H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from ganscale.dashboards.palette import DIVERGING, GROUND, INK, LINE, MUTED
+
+DENSITY = 2
+_POINTS_PER_PIXEL = 0.72  # at 100 dots an inch
+
+
+@dataclass(frozen=True, slots=True)
+class _Paste:
+    x: int
+    y: int
+    pixels: np.ndarray
+
+
+class Canvas:
+    """A page of ``width`` x ``height`` CSS pixels on white."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = int(width), int(height)
+        self.figure = Figure(figsize=(self.width / 100, self.height / 100), dpi=100 * DENSITY, facecolor=GROUND.light)
+        self._agg = FigureCanvasAgg(self.figure)
+        self._pastes: list[_Paste] = []
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        size: float = 12,
+        colour: str = INK.light,
+        bold: bool = False,
+        align: str = "left",
+        rotation: float = 0,
+    ) -> None:
+        """Write ``words``: top of the first line at ``y``, the ``align`` edge at ``x``; ``$`` is a plain sign."""
+        self.figure.text(
+            x / self.width,
+            1 - y / self.height,
+            words,
+            fontsize=size * _POINTS_PER_PIXEL,
+            color=colour,
+            fontweight="bold" if bold else "normal",
+            ha=align,
+            va="top",
+            rotation=rotation,
+            parse_math=False,
+        )
+
+    def box(self, x: float, y: float, width: float, height: float, *, fill: str = "none", line: str = "none") -> None:
+        """Draw a rectangle under the text."""
+        patch = Rectangle(
+            (x / self.width, 1 - (y + height) / self.height),
+            width / self.width,
+            height / self.height,
+            transform=self.figure.transFigure,
+            facecolor=fill,
+            edgecolor=line,
+            linewidth=1,
+        )
+        self.figure.add_artist(patch)
+
+    def image(self, x: float, y: float, device_pixels: np.ndarray) -> None:
+        """Paste uint8 [H, W, 3] in device pixels (see ``enlarge``) with its upper left corner at (x, y)."""
+        assert (device_pixels.dtype, device_pixels.ndim) == (np.uint8, 3), device_pixels.shape
+        self._pastes.append(_Paste(round(x * DENSITY), round(y * DENSITY), device_pixels))
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        """Return matplotlib axes whose frame fills the given rectangle, in the house style."""
+        axes = self.figure.add_axes(
+            (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
+        )
+        axes.tick_params(labelsize=11 * _POINTS_PER_PIXEL, colors=MUTED.light, length=3)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color(LINE.light)
+        axes.grid(color=LINE.light, linewidth=0.5, alpha=0.7)
+        axes.set_axisbelow(True)
+        return axes
+
+    def label_axes(self, axes: Axes, *, title: str, x: str, y: str) -> None:
+        """Write title and axis labels in the house sizes."""
+        axes.set_title(title, fontsize=13 * _POINTS_PER_PIXEL, color=INK.light, loc="left", fontweight="bold")
+        axes.set_xlabel(x, fontsize=11 * _POINTS_PER_PIXEL, color=MUTED.light)
+        axes.set_ylabel(y, fontsize=11 * _POINTS_PER_PIXEL, color=MUTED.light)
+
+    def array(self) -> np.ndarray:
+        """Return the drawn page as uint8 RGB [H, W, 3] in device pixels."""
+        self._agg.draw()
+        page = np.asarray(self._agg.buffer_rgba())[..., :3].copy()
+        for paste in self._pastes:
+            height, width = paste.pixels.shape[:2]
+            page[paste.y : paste.y + height, paste.x : paste.x + width] = paste.pixels[
+                : page.shape[0] - paste.y, : page.shape[1] - paste.x
+            ]
+        return page
+
+
+def rgb(image_CHW: np.ndarray) -> np.ndarray:
+    """Return float [C, H, W] in [-1, 1] as uint8 [H, W, 3]; gray is repeated, alpha is laid on white."""
+    image = np.clip((np.asarray(image_CHW, dtype=np.float64) + 1) / 2, 0, 1)
+    channels = image.shape[0]
+    if channels == 2:  # two-channel data is no picture; show both, blue empty
+        image = np.concatenate([image, np.zeros_like(image[:1])])
+    if channels == 4:
+        image = image[:3] * image[3:] + (1 - image[3:])
+    if channels == 1:
+        image = np.repeat(image, 3, axis=0)
+    return np.rint(image.transpose(1, 2, 0) * 255).astype(np.uint8)
+
+
+def factor(height: int, width: int, *, side: int) -> int:
+    """Return the whole-number enlargement with which the longer edge fits ``side`` CSS pixels; at least 1."""
+    return max(1, side * DENSITY // max(height, width))
+
+
+def enlarge(image_HWC: np.ndarray, *, side: int, grid: np.ndarray | None = None) -> np.ndarray:
+    """Bring uint8 [H, W, 3] to at most ``side`` CSS pixels, as device pixels.
+
+    Small images grow by a whole factor, nearest neighbour, so that each pixel stays a square; larger ones shrink with
+    an antialiasing filter. ``grid`` [H, W] of region numbers draws thin lines between regions (enlarged images only).
+    """
+    height, width = image_HWC.shape[:2]
+    if max(height, width) > side * DENSITY:
+        ratio = side * DENSITY / max(height, width)
+        size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+        return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.LANCZOS))
+    times = factor(height, width, side=side)
+    large = image_HWC.repeat(times, axis=0).repeat(times, axis=1)
+    if grid is None or times < 3:
+        return large
+    regions = grid.repeat(times, axis=0).repeat(times, axis=1)
+    edge = np.zeros(regions.shape, dtype=bool)
+    edge[:, 1:] |= regions[:, 1:] != regions[:, :-1]
+    edge[1:, :] |= regions[1:, :] != regions[:-1, :]
+    large = large.copy()
+    large[edge] = (0.65 * large[edge] + 0.35 * 110).astype(np.uint8)
+    return large
+
+
+def signed_colours(values_HW: np.ndarray, *, limit: float) -> np.ndarray:
+    """Colour signed values: white at 0, red towards ``+limit``, blue towards ``-limit``; uint8 [H, W, 3]."""
+    scaled = np.clip(np.asarray(values_HW, dtype=np.float64) / (limit if limit > 0 else 1.0), -1, 1)
+    return np.rint(colormaps[DIVERGING]((scaled + 1) / 2)[..., :3] * 255).astype(np.uint8)
+
+
+def blend(image_HWC: np.ndarray, values_HW: np.ndarray, *, limit: float) -> np.ndarray:
+    """Lay the signed colours over a faded gray image; where a value is near 0 the image shows through."""
+    gray = image_HWC.astype(np.float64).mean(axis=-1, keepdims=True)
+    faded = 255 - (255 - gray) * 0.55
+    strength = np.clip(np.abs(values_HW) / (limit if limit > 0 else 1.0), 0, 1)[..., None] ** 0.7
+    colour = np.where((values_HW >= 0)[..., None], (178.0, 24.0, 43.0), (33.0, 102.0, 172.0))
+    return np.rint(faded * (1 - 0.85 * strength) + colour * 0.85 * strength).astype(np.uint8)

@@ -1,0 +1,113 @@
+"""What every panel has in common: heading, banner, and the table of scores beside their controls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.palette import INK, LINE, MUTED, SERIES, SURFACE, WARNING_GROUND, WARNING_INK
+
+if TYPE_CHECKING:
+    from ganscale.explain.types import Explanation, Score
+
+MARGIN = 18
+BANNER = "not better than random"
+_HEAD, _LINE, _BANNER, _ROW = 26, 17, 32, 21
+_COLUMNS = (("score", 0), ("value", 250), ("interval (95 %)", 340), ("control", 500), ("better", 590), ("verdict", 680))
+
+METHOD_TITLES = {
+    "integrated-gradients": "Integrated gradients",
+    "kernel-shap": "Kernel SHAP",
+    "directions": "Latent directions",
+    "sefa": "Latent directions (closed-form factorisation)",
+}
+
+
+def method_title(method: str) -> str:
+    """Return the method's name as people write it."""
+    return METHOD_TITLES.get(method, method.replace("-", " ").capitalize())
+
+
+def target_words(explanation: Explanation) -> str:
+    """Return in words what was explained."""
+    target = explanation.target
+    if target.kind != "critic":
+        return "the given function f(x)"
+    return "the critic's raw logit D(x)" + (
+        "" if target.sign == "real" else ", negated: what makes the critic say generated"
+    )
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Return a short number: three significant digits, a true minus sign, a dash for nothing."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "not a number")
+    size = abs(value)
+    if size != 0 and (size < 1e-3 or size >= 1e5):
+        text = f"{value:.2e}"
+    else:
+        text = f"{value:.{max(0, 2 - math.floor(math.log10(size)))}f}" if size else "0"
+    return ("+" if signed and value > 0 else "") + text.replace("-", "−")
+
+
+def verdict(score: Score) -> str:
+    """Return whether a score beats its control, in words."""
+    return "beats its control" if score.beats_control else "not better than its control"
+
+
+def heading_height(*, lines: int, banner: bool) -> int:
+    """Return how many CSS pixels ``heading`` takes."""
+    return MARGIN + _HEAD + lines * _LINE + (_BANNER + 6 if banner else 0) + 8
+
+
+def heading(canvas: Canvas, title: str, lines: Sequence[str], *, banner: bool) -> int:
+    """Draw title, explaining lines and, where nothing was shown, the banner; return the y below it."""
+    y = MARGIN
+    canvas.text(MARGIN, y, title, size=17, bold=True)
+    y += _HEAD
+    for line in lines:
+        canvas.text(MARGIN, y, line, size=12, colour=MUTED.light)
+        y += _LINE
+    if banner:
+        y += 6
+        canvas.box(
+            MARGIN, y, canvas.width - 2 * MARGIN, _BANNER, fill=WARNING_GROUND.light, line=SERIES["vermilion"].light
+        )
+        words = f"⚠ {BANNER}: a score that decides does not beat its control; do not read meaning into this picture"
+        canvas.text(MARGIN + 12, y + 8, words, size=13, bold=True, colour=WARNING_INK.light)
+        y += _BANNER
+    return y + 8
+
+
+def scores_height(scores: Mapping[str, Score]) -> int:
+    """Return how many CSS pixels ``score_table`` takes."""
+    return _ROW * (len(scores) + 1) + MARGIN + 10
+
+
+def score_table(canvas: Canvas, y: int, scores: Mapping[str, Score]) -> None:
+    """Draw each score beside the control that was measured with it."""
+    bottom = y + _ROW * (len(scores) + 1) + 8
+    canvas.box(MARGIN, y, canvas.width - 2 * MARGIN, bottom - y, fill=SURFACE.light, line=LINE.light)
+    left = MARGIN + 10
+    for title, x in _COLUMNS:
+        canvas.text(left + x, y + 7, title, size=11, bold=True, colour=MUTED.light)
+    for row, (name, score) in enumerate(scores.items()):
+        top = y + 7 + _ROW * (row + 1)
+        interval = f"{number(score.low)} to {number(score.high)}" if score.low is not None else "–"
+        good = score.beats_control
+        cells = (
+            f"{name.replace('_', ' ')} (n = {score.n})",
+            number(score.value),
+            interval,
+            number(score.control),
+            {"zero": "nearer 0"}.get(score.better, score.better),
+            ("✓ " if good else "✗ ") + verdict(score),
+        )
+        for (_, x), cell in zip(_COLUMNS, cells, strict=True):
+            last = x == _COLUMNS[-1][1]
+            colour = (SERIES["blue"].light if good else SERIES["vermilion"].light) if last else INK.light
+            canvas.text(left + x, top, cell, size=12, colour=colour)

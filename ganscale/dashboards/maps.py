@@ -1,0 +1,166 @@
+"""Panel of an attribution: each sample as input, signed map and overlay, with the numbers that belong to it.
+
+Legend: N samples, C channels, H height, W width, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ganscale.dashboards.figures import DENSITY, Canvas, blend, enlarge, rgb, signed_colours
+from ganscale.dashboards.layout import (
+    MARGIN,
+    heading,
+    heading_height,
+    method_title,
+    number,
+    score_table,
+    scores_height,
+    target_words,
+)
+from ganscale.dashboards.palette import INK, LINE, MUTED, SERIES
+
+if TYPE_CHECKING:
+    from ganscale.explain.types import Explanation
+
+SIDE = 112  # CSS pixels of one picture's longer edge
+MOST_SAMPLES = 16
+_CAPTION, _GAP, _BAR, _TICKS, _COLUMN_HEAD = 104, 8, 12, 50, 22
+_BLOCK = _CAPTION + 3 * (SIDE + _GAP) + _BAR + _TICKS
+_ROW = SIDE + 14
+
+
+def is_picture(explanation: Explanation) -> bool:
+    """Return whether the explained samples can be drawn as images (points of the plane and vectors cannot)."""
+    x = explanation.inputs["x"]
+    return x.ndim == 4 and min(x.shape[2:]) > 1
+
+
+def attribution_panel(explanation: Explanation) -> np.ndarray:
+    """Draw input, signed map and overlay of up to ``MOST_SAMPLES`` samples; uint8 RGB [H, W, 3].
+
+    Colours are centred at 0 with equal limits on both sides, one scale a sample, written beside its colour bar. Cells
+    are outlined where the method weighs cells. Samples that are no pictures get bars, one a feature.
+    """
+    count = min(len(explanation.inputs["x"]), MOST_SAMPLES)
+    picture = is_picture(explanation)
+    blocks = 2 if count > 2 else 1
+    rows = -(-count // blocks)
+    width = max(MARGIN * 2 + blocks * _BLOCK + (blocks - 1) * 16, 860)
+    lines, banner = _lines(explanation, count), explanation.not_better_than_random
+    top = heading_height(lines=len(lines), banner=banner)
+    height = top + _COLUMN_HEAD + rows * _ROW + scores_height(explanation.scores)
+    canvas = Canvas(width, height)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    draw: Callable[..., None] = _picture_row if picture else _bar_row
+    for block in range(blocks):
+        x = MARGIN + block * (_BLOCK + 16)
+        for place, title in enumerate(("input", "map", "overlay") if picture else ("share of each feature",)):
+            canvas.text(x + _CAPTION + place * (SIDE + _GAP), y, title, size=12, bold=True, colour=MUTED.light)
+    for sample in range(count):
+        block, row = divmod(sample, rows)
+        x, row_y = MARGIN + block * (_BLOCK + 16), y + _COLUMN_HEAD + row * _ROW
+        _caption(canvas, x, row_y, explanation, sample)
+        draw(canvas, x + _CAPTION, row_y, explanation, sample)
+    score_table(canvas, y + _COLUMN_HEAD + rows * _ROW + 4, explanation.scores)
+    return canvas.array()
+
+
+def signed_map(explanation: Explanation, sample: int) -> np.ndarray:
+    """Return the map of one sample as float64 [H, W], channels summed; cell weights are spread over their cells."""
+    if cells_of(explanation) is not None:
+        weights_M = explanation.values["segment_weights"][sample].double().numpy()
+        return weights_M[explanation.inputs["segments"].numpy()]
+    return explanation.values["attribution"][sample].double().sum(dim=0).numpy()
+
+
+def cells_of(explanation: Explanation) -> np.ndarray | None:
+    """Return the region numbers [H, W] where the method itself weighs regions, None where it weighs pixels."""
+    attribution = explanation.values.get("attribution")
+    segments = explanation.inputs.get("segments")
+    if segments is None or segments.ndim != 2 or "segment_weights" not in explanation.values:
+        return None
+    if attribution is None:
+        return segments.numpy()
+    # a map that is constant over every region came from region weights
+    first = attribution[0].double().sum(dim=0).flatten()
+    regions = segments.flatten()
+    sums = first.new_zeros(int(regions.max()) + 1)
+    means = sums.index_add(0, regions, first) / sums.index_add(0, regions, first.new_ones(len(first)))
+    return (
+        segments.numpy()
+        if bool((first - means[regions]).abs().max() <= 1e-6 * max(1e-12, float(first.abs().max())))
+        else None
+    )
+
+
+def _lines(explanation: Explanation, count: int) -> list[str]:
+    sign = {"real": "real", "fake": "generated"}[explanation.target.sign]
+    pulls = f"towards {sign}" if explanation.target.kind == "critic" else "f(x) up"
+    away = "away from it" if explanation.target.kind == "critic" else "f(x) down"
+    total = len(explanation.inputs["x"])
+    shown = f"{count} of {total} samples" if count < total else f"{total} samples"
+    baseline = explanation.meta.get("baseline", "zero")
+    return [
+        f"Explained: {target_words(explanation)}; against the baseline '{baseline}'. {shown}.",
+        f"Red pulls {pulls}, blue pulls {away}, white does nothing. One scale a sample, equal on both sides of 0.",
+    ]
+
+
+def _caption(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: int) -> None:
+    generated = explanation.inputs.get("generated")
+    words, colour = f"sample {sample + 1}", INK.light
+    if generated is not None:
+        fake = bool(generated[sample])
+        words, colour = ("generated", SERIES["vermilion"].light) if fake else ("real", SERIES["blue"].light)
+    canvas.text(x, y, words, size=13, bold=True, colour=colour)
+    y += 19
+    labels = explanation.inputs.get("labels")
+    if labels is not None and int(labels[sample]) >= 0:
+        canvas.text(x, y, f"class {int(labels[sample])}", size=12, colour=MUTED.light)
+        y += 17
+    for name, key in (("f(x)", "fx"), ("f(base)", "f_baseline")):
+        if key in explanation.values:
+            canvas.text(x, y, f"{name} {number(float(explanation.values[key][sample]), signed=True)}", size=12)
+            y += 17
+
+
+def _picture_row(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: int) -> None:
+    image = rgb(explanation.inputs["x"][sample].numpy())
+    values, cells = signed_map(explanation, sample), cells_of(explanation)
+    limit = float(np.abs(values).max()) if cells is not None else float(np.quantile(np.abs(values), 0.995))
+    pictures = (
+        enlarge(image, side=SIDE),
+        enlarge(signed_colours(values, limit=limit), side=SIDE, grid=cells),
+        enlarge(blend(image, values, limit=limit), side=SIDE, grid=cells),
+    )
+    for place, pixels in enumerate(pictures):
+        left = x + place * (SIDE + _GAP)
+        height, width = (edge / DENSITY for edge in pixels.shape[:2])
+        canvas.box(left - 1, y - 1, width + 2, height + 2, line=LINE.light)
+        canvas.image(left, y, pixels)
+    _colour_bar(canvas, x + 3 * (SIDE + _GAP), y, pictures[1].shape[0] // DENSITY, limit)
+
+
+def _colour_bar(canvas: Canvas, x: int, y: int, height: int, limit: float) -> None:
+    ramp = np.linspace(1, -1, height * DENSITY)[:, None].repeat(_BAR * DENSITY, axis=1)
+    canvas.image(x, y, signed_colours(ramp, limit=1.0))
+    canvas.box(x - 1, y - 1, _BAR + 2, height + 2, line=LINE.light)
+    for place, value in ((0, limit), (0.5, 0.0), (1, -limit)):
+        top = y + place * height - (2 if place == 0 else 7 if place == 0.5 else 12)
+        canvas.text(x + _BAR + 4, top, number(value, signed=True), size=11, colour=MUTED.light)
+
+
+def _bar_row(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: int) -> None:
+    shares = explanation.values["attribution"][sample].double().flatten().numpy()
+    axes = canvas.axes(x + 30, y, 3 * SIDE - 40, SIDE - 22)
+    colours = ["#b2182b" if share >= 0 else "#2166ac" for share in shares]
+    axes.bar(np.arange(len(shares)), shares, color=colours)
+    limit = float(np.abs(shares).max()) or 1.0
+    axes.set_ylim(-1.1 * limit, 1.1 * limit)
+    axes.axhline(0, color=MUTED.light, linewidth=0.8)
+    if len(shares) <= 12:
+        axes.set_xticks(np.arange(len(shares)), [f"x{index + 1}" for index in range(len(shares))])

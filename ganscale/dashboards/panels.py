@@ -1,0 +1,91 @@
+"""Panels: pure functions from results to pictures (uint8 RGB arrays). Nothing here reads a network or a run.
+
+TensorBoard, the PNG files and the report show the same arrays, drawn from the saved tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ganscale.dashboards.curves import faithfulness_panel, logit_panel, loss_panel
+from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.layout import MARGIN, heading, heading_height, method_title, number, score_table, scores_height
+from ganscale.dashboards.maps import attribution_panel
+from ganscale.dashboards.palette import INK, LINE, MUTED, SURFACE
+from ganscale.dashboards.traversal import traversal_panel
+from ganscale.data.pixels import save_png
+
+if TYPE_CHECKING:
+    from ganscale.explain.types import Explanation
+
+__all__ = [
+    "attribution_panel",
+    "draw_panels",
+    "faithfulness_panel",
+    "logit_panel",
+    "loss_panel",
+    "metric_panel",
+    "score_panel",
+    "traversal_panel",
+    "write_panels",
+]
+
+#: Panel -> the values that an explanation must hold for it, and the function that draws it.
+PANELS: dict[str, tuple[tuple[str, ...], Callable[[Explanation], np.ndarray]]] = {
+    "maps": (("attribution",), attribution_panel),
+    "curves": (("deletion_curve", "insertion_curve", "random_curves", "curve_share"), faithfulness_panel),
+    "traversal": (("traversal", "sigmas", "eigenvalues"), traversal_panel),
+}
+
+
+def draw_panels(explanation: Explanation) -> dict[str, np.ndarray]:
+    """Return every panel that fits the explanation's values, by name; at least the one of its scores."""
+    fitting = {
+        name: draw(explanation)
+        for name, (needed, draw) in PANELS.items()
+        if all(key in explanation.values for key in needed)
+    }
+    return fitting or {"scores": score_panel(explanation)}
+
+
+def write_panels(explanation: Explanation, directory: str | Path) -> list[Path]:
+    """Save every panel as ``NAME.png`` in ``directory`` and return the paths."""
+    return [save_png(Path(directory) / f"{name}.png", panel) for name, panel in draw_panels(explanation).items()]
+
+
+def score_panel(explanation: Explanation) -> np.ndarray:
+    """Draw the scores alone, for a method without a picture of its own; uint8 RGB [H, W, 3]."""
+    lines, banner = [explanation.meta.get("summary", "")], explanation.not_better_than_random
+    top = heading_height(lines=1, banner=banner)
+    canvas = Canvas(880, top + scores_height(explanation.scores))
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    score_table(canvas, y, explanation.scores)
+    return canvas.array()
+
+
+def metric_panel(values: Mapping[str, Mapping[str, Any]], *, title: str) -> np.ndarray:
+    """Draw a table of evaluated values, each with spread, real-against-real floor and direction; uint8 RGB [H, W, 3].
+
+    ``values`` maps a metric's full name to ``{"value", "spread", "floor", "better", "stamp"}``.
+    """
+    columns = (("metric", 0), ("value", 330), ("spread", 440), ("floor (real v real)", 550), ("better", 700))
+    row, top = 24, heading_height(lines=1, banner=False)
+    canvas = Canvas(820, top + row * (len(values) + 1) + MARGIN + 8)
+    y = heading(
+        canvas,
+        title,
+        ["A floor is what real images score against other real images; no value is read without it."],
+        banner=False,
+    )
+    canvas.box(MARGIN, y, canvas.width - 2 * MARGIN, row * (len(values) + 1), fill=SURFACE.light, line=LINE.light)
+    for name, x in columns:
+        canvas.text(MARGIN + 10 + x, y + 7, name, size=11, bold=True, colour=MUTED.light)
+    for place, (name, entry) in enumerate(values.items(), start=1):
+        cells = (name, number(entry["value"]), number(entry["spread"]), number(entry["floor"]), entry["better"])
+        for (_, x), cell in zip(columns, cells, strict=True):
+            canvas.text(MARGIN + 10 + x, y + 6 + row * place, str(cell), size=12, colour=INK.light)
+    return canvas.array()

@@ -1,0 +1,152 @@
+"""Panel of latent directions: what the image becomes along each, with random directions as the control.
+
+Legend: K directions, R random directions, S steps of a walk, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ganscale.dashboards.figures import DENSITY, Canvas, enlarge, rgb
+from ganscale.dashboards.layout import (
+    MARGIN,
+    heading,
+    heading_height,
+    method_title,
+    number,
+    score_table,
+    scores_height,
+)
+from ganscale.dashboards.palette import INK, LINE, MUTED, SERIES
+
+if TYPE_CHECKING:
+    from ganscale.explain.types import Explanation
+
+SIDE = 96
+MOST_DIRECTIONS, MOST_RANDOM, MOST_STEPS = 8, 4, 9
+_CAPTION, _GAP, _BELOW, _COLUMN_HEAD, _RULE = 150, 8, 20, 22, 34
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Walk:
+    title: str
+    notes: tuple[str, ...]
+    images: np.ndarray  # [S, C, H, W] in [-1, 1]
+    logits: np.ndarray | None  # [S]
+
+
+def traversal_panel(explanation: Explanation) -> np.ndarray:
+    """Draw one walk a row from -reach to +reach sigmas, the critic's logit under each image; uint8 RGB [H, W, 3].
+
+    Rows are the strongest directions with their eigenvalues, then random unit directions; all start from the same
+    latent, which is the framed middle column.
+    """
+    sigmas = explanation.values["sigmas"].numpy()
+    columns = _columns(len(sigmas))
+    own, random = _own_walks(explanation), _random_walks(explanation)
+    lines, banner = _lines(explanation, len(own)), explanation.not_better_than_random
+    width = max(2 * MARGIN + _CAPTION + len(columns) * (SIDE + _GAP), 860)
+    row = SIDE + _BELOW
+    top = heading_height(lines=len(lines), banner=banner)
+    body = _COLUMN_HEAD + (len(own) + len(random)) * row + (_RULE if random else 0)
+    canvas = Canvas(width, top + body + scores_height(explanation.scores) + 6)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    for place, column in enumerate(columns):
+        words = f"{sigmas[column]:+g} σ".replace("-", "−") if sigmas[column] else "0"
+        canvas.text(_left(place) + SIDE / 2, y, words, size=12, bold=True, colour=MUTED.light, align="center")
+    y += _COLUMN_HEAD
+    for walk in own:
+        _draw(canvas, y, walk, columns, SERIES["blue"].light)
+        y += row
+    if random:
+        canvas.box(MARGIN, y + 6, canvas.width - 2 * MARGIN, 1, fill=LINE.light)
+        words = "Control: random directions of the same length"
+        canvas.text(MARGIN, y + 12, words, size=12, bold=True, colour=MUTED.light)
+        y += _RULE
+    for walk in random:
+        _draw(canvas, y, walk, columns, SERIES["grey"].light)
+        y += row
+    score_table(canvas, y + 6, explanation.scores)
+    return canvas.array()
+
+
+def _columns(steps: int) -> list[int]:
+    """Return which steps are shown: all, or ``MOST_STEPS`` spread evenly with the middle among them."""
+    if steps <= MOST_STEPS:
+        return list(range(steps))
+    return [round(place * (steps - 1) / (MOST_STEPS - 1)) for place in range(MOST_STEPS)]
+
+
+def _own_walks(explanation: Explanation) -> list[_Walk]:
+    values = explanation.values
+    logits = values.get("critic_first_walk")
+    walks = []
+    for k in range(min(len(values["traversal"]), MOST_DIRECTIONS)):
+        notes = [f"λ = {number(float(values['eigenvalues'][k]))}"]
+        if "image_change" in values:
+            notes.append(f"{number(float(values['image_change'][k]))} L2 per σ")
+        if "critic_slope" in values:
+            notes.append(f"critic {number(float(values['critic_slope'][k]), signed=True)} per σ")
+        walks.append(
+            _Walk(
+                title=f"direction {k + 1}",
+                notes=tuple(notes),
+                images=values["traversal"][k].numpy(),
+                logits=None if logits is None else logits[k].numpy(),
+            )
+        )
+    return walks
+
+
+def _random_walks(explanation: Explanation) -> list[_Walk]:
+    values = explanation.values
+    if "traversal_random" not in values:
+        return []
+    logits = values.get("critic_first_walk_random")
+    walks = []
+    for r in range(min(len(values["traversal_random"]), MOST_RANDOM)):
+        change = values.get("image_change_random")
+        walks.append(
+            _Walk(
+                title=f"random {r + 1}",
+                notes=() if change is None else (f"{number(float(change[r]))} L2 per σ",),
+                images=values["traversal_random"][r].numpy(),
+                logits=None if logits is None else logits[r].numpy(),
+            )
+        )
+    return walks
+
+
+def _lines(explanation: Explanation, shown: int) -> list[str]:
+    total = len(explanation.values["traversal"])
+    layer = explanation.meta.get("layer", "the first layer")
+    share = explanation.meta.get("share_of_eigenvalues")
+    held = "" if share is None else f"; the {total} kept hold {share:.0%} of the eigenvalues' sum"
+    return [
+        f"Eigenvectors of the weights of {layer}, strongest first: {shown} of {total} shown{held}.",
+        "All rows walk from the same latent (middle). Below each image: the critic's logit D(x), high = real.",
+    ]
+
+
+def _left(place: int) -> int:
+    return MARGIN + _CAPTION + place * (SIDE + _GAP)
+
+
+def _draw(canvas: Canvas, y: int, walk: _Walk, columns: list[int], colour: str) -> None:
+    canvas.text(MARGIN, y + 4, walk.title, size=13, bold=True, colour=colour)
+    for line, note in enumerate(walk.notes):
+        canvas.text(MARGIN, y + 25 + 17 * line, note, size=12, colour=MUTED.light)
+    middle = len(walk.images) // 2
+    for place, column in enumerate(columns):
+        pixels = enlarge(rgb(walk.images[column]), side=SIDE)
+        height, width = (edge / DENSITY for edge in pixels.shape[:2])
+        x = _left(place) + (SIDE - width) / 2
+        frame, line = (2, INK.light) if column == middle else (1, LINE.light)
+        canvas.box(x - frame, y - frame, width + 2 * frame, height + 2 * frame, fill=line)
+        canvas.image(x, y, pixels)
+        if walk.logits is not None:
+            words = number(float(walk.logits[column]), signed=True)
+            canvas.text(_left(place) + SIDE / 2, y + height + 3, words, size=11, colour=INK.light, align="center")
