@@ -42,7 +42,13 @@ def _read_resolution(value: object) -> object:
     return value
 
 
+def _read_number(value: object) -> object:
+    """A literal number may come as text, as the command line gives it."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 Side = Annotated[int, Field(ge=1, le=4096)]
+Channels = Annotated[Literal[1, 2, 3, 4], BeforeValidator(_read_number)]  # 2 is for points of the plane (gaussians-25)
 Resolution = Annotated[tuple[Side, Side], BeforeValidator(_read_resolution)]
 Betas = Annotated[
     tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_split_commas)
@@ -61,7 +67,7 @@ class DataConfig(_Part):
 
     path: str = "fashion-mnist-10k"
     resolution: Resolution = (28, 28)  # height, width
-    channels: Literal[1, 2, 3, 4] = 1  # 2 is for points of the plane (gaussians-25)
+    channels: Channels = 1
     fit: Literal["crop", "pad", "stretch"] = "crop"
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     seed: int = 0
