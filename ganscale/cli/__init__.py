@@ -7,6 +7,8 @@ import click
 from ganscale import __version__
 from ganscale.cli.dashboard import dashboard
 from ganscale.cli.doctor import doctor
+from ganscale.cli.evaluate import evaluate
+from ganscale.cli.explain import explain
 from ganscale.cli.generate import generate
 from ganscale.cli.group import VerbGroup
 from ganscale.cli.launch import launch
@@ -27,5 +29,5 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _verb in (launch, generate, report, dashboard, list_names, doctor):
+for _verb in (launch, generate, evaluate, explain, report, dashboard, list_names, doctor):
     main.add_command(_verb)

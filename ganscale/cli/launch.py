@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,16 +114,20 @@ def _show_plan(request: _Request, *, as_json: bool) -> None:
 
 
 def settings_of(config: RunConfig) -> list[tuple[str, str]]:
-    """Return (key, value) for every dotted key of ``config``, in order."""
+    """Return (key, value) for every dotted key of ``config``, in order, each as ``--set`` would take it."""
     return list(_dotted(config.model_dump(mode="json"), ""))
 
 
-def _dotted(values: dict[str, Any], prefix: str):
+def _dotted(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _dotted(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", ("x" if key == "resolution" else ",").join(map(str, value))
+        elif value is None or isinstance(value, bool):
+            yield f"{prefix}{key}", str(value).lower()
         else:
-            yield f"{prefix}{key}", ",".join(map(str, value)) if isinstance(value, list) else str(value).lower()
+            yield f"{prefix}{key}", str(value)
 
 
 def _train(request: _Request, *, verbose: bool, as_json: bool) -> None:

@@ -57,10 +57,9 @@ def _explainers() -> dict[str, str]:
 
 
 def _metrics() -> dict[str, str]:
-    from ganscale import metrics
+    from ganscale.metrics import METRICS
 
-    measured_by = {"fd": metrics.frechet_distance, "kd": metrics.kernel_distance, "prdc": metrics.prdc}
-    return _summaries(measured_by)
+    return _summaries(METRICS)
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
@@ -75,7 +74,9 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
 
 
 def _summaries(registry: Mapping[str, object]) -> dict[str, str]:
-    return {name: _summary(entry) for name, entry in registry.items()}
+    lines = {name: _summary(entry) for name, entry in registry.items()}
+    # a docstring that names its subject first would say the name twice
+    return {name: line.removeprefix(name).lstrip(",: ") for name, line in lines.items()}
 
 
 def _summary(entry: object) -> str:
