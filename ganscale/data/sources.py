@@ -68,9 +68,12 @@ class FolderSource(Source):
 
         for folder, folders, files in os.walk(location, followlinks=True, onerror=note_unlistable):
             inside = [name for name in sorted(folders) if not _is_ignored(name)]
-            real = {name: os.path.realpath(os.path.join(folder, name)) for name in inside}
-            folders[:] = [name for name in inside if real[name] not in entered]
-            entered.update(real.values())
+            folders.clear()  # os.walk enters what is put back
+            for name in inside:
+                real = os.path.realpath(os.path.join(folder, name))
+                if real not in entered:
+                    entered.add(real)
+                    folders.append(name)
             for name in files:
                 if not _is_ignored(name):
                     self._add_file(os.path.join(folder, name))

@@ -194,6 +194,16 @@ def test_a_file_that_breaks_later_is_set_aside_and_its_slot_refilled_alike_for_e
     assert torch.equal(datasets[1].read(indices[::-1].copy())[0], first.flip(0)), "the refill does not depend on order"
 
 
+def test_every_broken_slot_gets_a_refill_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("ganscale.data.inspection.CACHE_BYTES", 0)
+    root = _folder_of(tmp_path, 40)
+    dataset = open_dataset(config(root))
+    for index in range(12):
+        (root / dataset._files[index].entry.path).write_bytes(b"gone")
+    refills = {image.numpy().tobytes() for image in dataset.read(np.arange(12))[0]}
+    assert len(refills) > 4, "12 draws from 24 files that are left: about 10 different ones"
+
+
 def test_a_run_stops_when_more_files_break_than_are_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr("ganscale.data.inspection.CACHE_BYTES", 0)
     root = _folder_of(tmp_path, 20)
@@ -229,7 +239,9 @@ def test_pipes_dead_links_and_linked_loops_neither_block_nor_repeat(tmp_path):
     os.mkfifo(root / "pipe.png")
     (root / "dead.png").symlink_to(root / "nowhere.png")
     (root / "loop").symlink_to(root)
+    (root / "again").symlink_to(write_files(tmp_path / "other", {"x.png": encode(gradient(seed=50), "PNG")}))
+    (root / "and again").symlink_to(tmp_path / "other")
     report = scan(config(root))
-    assert report.usable == 12
+    assert report.usable == 13, "a folder that two links lead to counts once"
     reasons = {bad["path"]: bad["reason"] for bad in report.quarantine}
     assert reasons == {"pipe.png": "not a regular file", "dead.png": "cannot be read: No such file or directory"}
