@@ -1,0 +1,121 @@
+"""Operators of the training path: compiled kernels, each beside a plain-torch twin that gives the same result.
+
+Every operator takes ``impl="auto" | "reference" | "fused"``; ``use_impl`` and the environment variable GANSCALE_IMPL
+set what "auto" means. Inputs are float32, float64, float16 or bfloat16; sums are kept in float32 (float64 for
+float64), in a fixed order, so equal inputs give equal bits on any number of threads. Wrong arguments raise UserError.
+
+N batch, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ganscale import errors
+from ganscale.ops import _check, _choice, _extension, _register, reference
+from ganscale.ops._choice import use_impl
+from ganscale.ops.penalty import gradient_penalty
+
+__all__ = [
+    "bias_act",
+    "build_info",
+    "channel_sum",
+    "describe",
+    "gradient_penalty",
+    "interpolate",
+    "piecewise_linear",
+    "sample_norm",
+    "use_impl",
+]
+
+
+def interpolate(real: Tensor, fake: Tensor, eps: Tensor, *, impl: str = "auto") -> Tensor:
+    """Return eps * real + (1 - eps) * fake [N, ...], one eps [N] a sample (Gulrajani et al. 2017, algorithm 1)."""
+    _check.floating("real", real, least_axes=1)
+    _check.floating("fake", fake, least_axes=1)
+    _check.floating("eps", eps, least_axes=1)
+    _check.alike("fake", fake, "real", real)
+    _check.alike("eps", eps, "real", real)
+    _check.shaped("fake", fake, real.shape, "that of real")
+    _check.shaped("eps", eps, real.shape[:1], "one number a sample")
+    fused = _choice.use_fused(impl, real)
+    return (_register.gp_interpolate if fused else reference.interpolate)(real, fake, eps)
+
+
+def sample_norm(g: Tensor, *, impl: str = "auto") -> Tensor:
+    """Return [N] Euclidean norms of the samples g [N, ...]; the gradient at a norm of 0 is 0, as is torch's."""
+    _check.floating("g", g, least_axes=1)
+    fused = _choice.use_fused(impl, g)
+    return reference.safe_sqrt((_register.sample_norm2 if fused else reference.sample_norm2)(g))
+
+
+def bias_act(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str,
+    negative_slope: float = 0.2,
+    impl: str = "auto",
+) -> Tensor:
+    """Return act(x + bias) for x [N, C, ...] and bias [C], in the memory layout of x.
+
+    ``activation`` is "linear", "relu", "leaky_relu" (with ``negative_slope`` >= 0) or "tanh". Twice differentiable;
+    the kernels give the piecewise linear ones no second derivative at all, rather than zeros, which spares a gradient
+    penalty whole backward passes. Under autocast the bias follows the dtype of x.
+    """
+    _check.floating("x", x, least_axes=1 if bias is None else 2)
+    _check.activation(activation, negative_slope)
+    if bias is not None:
+        _check.floating("bias", bias, least_axes=1)
+        if torch.is_autocast_enabled(x.device.type):
+            bias = bias.to(x.dtype)
+        _check.alike("bias", bias, "x", x)
+        _check.shaped("bias", bias, x.shape[1:2], "one number a channel")
+    elif activation == "linear":
+        return x
+    fused = _choice.use_fused(impl, x)
+    return (_register.bias_act if fused else reference.bias_act)(x, bias, activation, float(negative_slope))
+
+
+def piecewise_linear(x: Tensor, *, negative_slope: float = 0.2, impl: str = "auto") -> Tensor:
+    """Return x where positive, else negative_slope * x (slope >= 0; 0 is ReLU); ``bias_act`` without a bias."""
+    activation = "leaky_relu" if negative_slope else "relu"
+    return bias_act(x, activation=activation, negative_slope=negative_slope, impl=impl)
+
+
+def channel_sum(x: Tensor, *, impl: str = "auto") -> Tensor:
+    """Return [C] sums of x [N, C, ...] over all axes but the channels: the gradient of a bias."""
+    _check.floating("x", x, least_axes=2)
+    fused = _choice.use_fused(impl, x)
+    return (_register.channel_sum if fused else reference.channel_sum)(x)
+
+
+def build_info() -> dict[str, object]:
+    """Return what the compiled core is and can do here; ``compiled`` is False, with the ``reason``, without it.
+
+    Keys: version, compiled, cuda (kernels built), cuda_archs (list), cuda_devices (usable now), cuda_problem, openmp,
+    compiler, cpu_features (instruction sets this CPU runs), cpu_kernels (the one in use), impl (what "auto" means now).
+    """
+    facts = _extension.facts()
+    if not facts:
+        return {"compiled": False, "cuda": False, "reason": _extension.problem(), "impl": _choice.resolve("auto")}
+    archs = [arch for arch in str(facts["cuda_archs"]).split(",") if arch]
+    return {"compiled": True, **facts, "cuda_archs": archs, "impl": _choice.resolve("auto")}
+
+
+def describe() -> str:
+    """Return one line for a run's header: which implementation is on, and why."""
+    try:
+        impl = _choice.resolve("auto")
+    except errors.UserError as error:
+        return str(error)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    why = _choice.obstacle(device)
+    if impl == "reference":
+        return "plain torch (ops.impl=reference)"
+    if why:
+        return f"plain torch ({why})"
+    kind = "CUDA" if device.type == "cuda" else f"C++, {_extension.facts()['cpu_kernels']}"
+    small = f"; plain torch below {_choice.AUTO_FROM} elements" if impl == "auto" else ""
+    return f"compiled ({kind}{small})"

@@ -1,0 +1,88 @@
+"""Which implementation a call uses: the compiled kernels, or the plain-torch twin."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+from torch import Tensor
+
+from ganscale.errors import MissingPackageError, unknown
+from ganscale.ops import _extension
+
+IMPLS = ("auto", "reference", "fused")
+
+# Below this many elements the dispatch of a custom operator costs more than its kernel saves (benchmarks/ops.py).
+AUTO_FROM = 2**15
+
+_default = "auto"
+_warned: set[str] = set()
+
+
+def use_impl(name: str) -> str:
+    """Set what ``impl="auto"`` means in this process ("auto", "reference" or "fused") and return what it was.
+
+    "auto" leaves the decision to the environment variable GANSCALE_IMPL, and without it to the operator: the compiled
+    kernel where it is built, fits the device and pays. "fused" never falls back, it raises. Raises ConfigError for
+    another name.
+    """
+    global _default
+    if name not in IMPLS:
+        raise unknown("ops.impl", name, IMPLS)
+    before, _default = _default, name
+    return before
+
+
+def resolve(impl: str) -> str:
+    """Return the implementation that is asked for: by the call, else by ``use_impl``, else by GANSCALE_IMPL."""
+    if impl not in IMPLS:
+        raise unknown("impl", impl, IMPLS)
+    for name in (impl, _default):
+        if name != "auto":
+            return name
+    name = os.environ.get("GANSCALE_IMPL", "") or "auto"
+    if name not in IMPLS:
+        raise unknown("GANSCALE_IMPL", name, IMPLS)
+    return name
+
+
+def obstacle(device: torch.device) -> str:
+    """Say why the compiled kernels cannot run on ``device``; the empty string where they can."""
+    if _extension.problem():
+        return _extension.problem()
+    if device.type in ("cpu", "meta"):
+        return ""
+    facts = _extension.facts()
+    if device.type != "cuda":
+        return f"the compiled core has no kernels for device {device.type}"
+    if not facts["cuda"]:
+        return "the compiled core was built without CUDA"
+    if not facts["cuda_devices"]:
+        return f"the compiled core sees no GPU ({facts['cuda_problem']})"
+    capability = torch.cuda.get_device_capability(device)
+    if not _extension.runs_on(capability, str(facts["cuda_archs"])):
+        return f"the compiled core was built for {facts['cuda_archs']}, the GPU is {capability[0]}.{capability[1]}"
+    return ""
+
+
+def use_fused(impl: str, x: Tensor) -> bool:
+    """Decide for one call on ``x``; raises MissingPackageError where "fused" is asked for and cannot be had.
+
+    Falling back on "auto" warns once a process and reason: the results are the same, the time is not. Small tensors
+    take the twin without a word, because it is faster there.
+    """
+    name = resolve(impl)
+    if name == "reference" or (name == "auto" and x.numel() < AUTO_FROM):
+        return False
+    why = obstacle(x.device)
+    if not why:
+        return True
+    if name == "fused":
+        raise MissingPackageError("impl='fused'", "have kernels for its input", why, _extension.REBUILD)
+    if why not in _warned:
+        _warned.add(why)
+        warnings.warn(
+            f"ganscale.ops falls back to plain torch: {why}; results are the same, it is slower", stacklevel=3
+        )
+    return False
