@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ganscale.explain.base import SCORING, Explainer, Meter, Options
-from ganscale.explain.errors import CallableError, ExplainInputError, ExplainTargetError
+from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError, ExplainTargetError
 from ganscale.explain.layers import find_layer, first_latent_layer, latent_matrix
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.scores import Z95
@@ -65,7 +65,7 @@ class Directions(Explainer):
         if expected != self.z.shape[1]:
             raise ExplainInputError("inputs['z']", f"have {expected} numbers a row", self.z.shape[1], "draw them anew")
         if self.options.steps % 2 == 0:
-            raise ExplainInputError(
+            raise ExplainOptionError(
                 "steps", "be odd, so that the base image is in the middle", self.options.steps, "add one"
             )
         self.sigmas_S = np.linspace(-self.options.reach, self.options.reach, self.options.steps)
@@ -134,6 +134,7 @@ class Directions(Explainer):
                 "critic_path": torch.from_numpy(logits[:kept].mean(axis=1)),
                 "critic_path_random": torch.from_numpy(logits[kept:].mean(axis=1)),
                 "critic_first_walk": torch.from_numpy(logits[:kept, 0].copy()),
+                "critic_first_walk_random": torch.from_numpy(logits[kept : kept + RANDOM_SHOWN, 0].copy()),
                 "critic_slope": torch.from_numpy(slope[:kept].mean(axis=1)),
             }
         explained = float(eigenvalues_D[:kept].sum() / max(eigenvalues_D.sum(), np.finfo(float).tiny))
