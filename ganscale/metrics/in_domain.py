@@ -11,6 +11,7 @@ N batch, C channels, H height, W width, D features, K classes.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
@@ -156,7 +157,8 @@ def recipe(seed: int) -> dict[str, str]:
     """What decides the weights apart from the data; part of the cache's key."""
     return {
         "architecture": f"conv 32, conv 64, linear {FEATURES}, linear; {SIDE}x{SIDE}",
-        "optimiser": f"AdamW, one cycle to {LEARNING_RATE:g}, weight decay {WEIGHT_DECAY:g}, batch {BATCH}",
+        "optimiser": f"AdamW, weight decay {WEIGHT_DECAY:g}, batch {BATCH}",
+        "learning_rate": f"rises to {LEARNING_RATE:g} over {WARM_UP:.0%}, then falls by half a cosine",
         "length": f"{IMAGES_SHOWN} images, at most {MOST_EPOCHS} epochs",
         "seed": str(seed),
     }
@@ -180,9 +182,7 @@ def accuracy(network: InDomainCNN, images: Tensor, labels: Tensor, *, batch: int
 def _fit(network: InDomainCNN, data: TrainingSet, epochs: int) -> None:
     optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     steps = epochs * -(-len(data.images) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, LEARNING_RATE, total_steps=max(steps, 2), pct_start=WARM_UP
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rise_and_fall(step, steps))
     network.train()
     for _ in range(epochs):
         for rows in torch.randperm(len(data.images)).split(BATCH):
@@ -196,6 +196,14 @@ def _fit(network: InDomainCNN, data: TrainingSet, epochs: int) -> None:
             loss.backward()
             optimiser.step()
             schedule.step()
+
+
+def _rise_and_fall(step: int, steps: int) -> float:
+    """Share of the learning rate at ``step``: a linear rise over the first fifth, then half a cosine down to 0."""
+    warm_up = max(1, round(WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up + 1) / (steps - warm_up + 1))
 
 
 def _resized(x_NCHW: Tensor) -> Tensor:
