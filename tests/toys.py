@@ -37,7 +37,7 @@ class Linear:
 
 
 class Game:
-    """Linear terms and pairwise interactions of M features, with a dummy (the last) and two symmetric players (0 and 1)."""
+    """Linear terms and pairwise interactions of M features; the last is a dummy, 0 and 1 are symmetric."""
 
     def __init__(self, players: int, *, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)

@@ -65,6 +65,7 @@ class AttributionExplainer(Explainer):
     options: AttributionOptions
     primary = ("deletion_auc", "insertion_auc")
     needs_gradient = False
+    weighs = "cells"  # what the method itself gives weights to; recorded in meta
 
     def __init__(self, subject: Subject, request: Request) -> None:
         super().__init__(subject, request)
@@ -185,6 +186,7 @@ class AttributionExplainer(Explainer):
                 "players": self.players,
                 "baseline": str(self.options.baseline),
                 "fill": "baseline",
+                "weighs": self.weighs if self.x.ndim == 4 else "features",
                 **{key: value for key, value in maps.meta.items() if key != "warnings"},
             },
         )

@@ -41,6 +41,7 @@ class IntegratedGradients(AttributionExplainer):
     Options = IntegratedGradientsOptions
     options: IntegratedGradientsOptions
     needs_gradient = True
+    weighs = "pixels"
 
     def first_round(self) -> list[Chunk]:
         """Return one chunk for every few samples."""

@@ -2,16 +2,16 @@
 
 Shapley values are the weights of a linear model of f over coalitions, fitted with the kernel's weights under the
 constraint that they sum to f(x) - f(baseline). Each chunk returns the fit's sufficient statistics in float64, never
-its rows; sums of them in chunk order give the fit, and leaving out one chunk at a time gives its standard error. Where
-all coalitions fit into the budget they are enumerated, and the result is exact.
+its rows; sums of them in chunk order give the fit. Where all coalitions fit into the budget they are enumerated, and
+the result is exact. Otherwise the coalitions of one player and of all but one, which weigh most, are all evaluated (so
+the fit is never singular), the sizes between are drawn, and leaving out one drawn chunk at a time gives the standard
+error.
 
-Legend: N samples, M players, n coalitions of a chunk, Z coalition matrix (1 = present).
+Legend: N samples, M players, n coalitions of a chunk.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import comb
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,6 +22,14 @@ from ganscale.explain import scores
 from ganscale.explain.attribution import AttributionExplainer, AttributionOptions, Maps
 from ganscale.explain.base import SCORING, Meter
 from ganscale.explain.cells import spread
+from ganscale.explain.coalitions import (
+    Moments,
+    all_coalitions,
+    border_coalitions,
+    draw_coalitions,
+    jackknife_error,
+    kernel_weights,
+)
 from ganscale.explain.errors import ExplainInputError, ExplainOptionError
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
@@ -36,64 +44,6 @@ class KernelShapOptions(AttributionOptions):
 
     num_coalitions: Annotated[int, Field(ge=2, le=10_000_000)] = 1024
     paired: bool = True
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Moments:
-    """Sufficient statistics of a weighted linear fit of y on Z: they add up over chunks.
-
-    ``zz`` [M, M] = Z'WZ, ``zy`` [M] = Z'Wy, ``z1`` [M] = Z'W1, and the scalars y'Wy, 1'Wy, 1'W1.
-    """
-
-    zz: np.ndarray
-    zy: np.ndarray
-    z1: np.ndarray
-    yy: float
-    y1: float
-    weight: float
-
-    @classmethod
-    def of_rows(cls, present_nM: np.ndarray, y_n: np.ndarray, weight_n: np.ndarray) -> Moments:
-        """Sum over rows, in float64."""
-        z = present_nM.astype(np.float64)
-        weighted = z * weight_n[:, None]
-        return cls(
-            zz=weighted.T @ z,
-            zy=weighted.T @ y_n,
-            z1=weighted.sum(axis=0),
-            yy=float(weight_n @ y_n**2),
-            y1=float(weight_n @ y_n),
-            weight=float(weight_n.sum()),
-        )
-
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            zz=self.zz + other.zz,
-            zy=self.zy + other.zy,
-            z1=self.z1 + other.z1,
-            yy=self.yy + other.yy,
-            y1=self.y1 + other.y1,
-            weight=self.weight + other.weight,
-        )
-
-    def solve(self, empty: float, full: float) -> np.ndarray:
-        """Return the weights [M] that fit y - empty and sum to full - empty (least squares with a Lagrange
-        multiplier).
-        """
-        ones = np.ones(len(self.zy))
-        both = np.linalg.solve(self.zz, np.stack([self.zy - empty * self.z1, ones], axis=1))
-        free_M, direction_M = both[:, 0], both[:, 1]
-        return free_M - direction_M * (free_M.sum() - (full - empty)) / direction_M.sum()
-
-    def r_squared(self, weights_M: np.ndarray, empty: float) -> float:
-        """Return the weighted share of y's variance that empty + Z.weights explains; NaN where y does not vary."""
-        total = self.yy - self.y1**2 / self.weight
-        if total <= 1e-12 * max(self.yy, np.finfo(float).tiny):
-            return float("nan")
-        centred_zy = self.zy - empty * self.z1
-        centred_yy = self.yy - 2 * empty * self.y1 + empty**2 * self.weight
-        residual = centred_yy - 2 * weights_M @ centred_zy + weights_M @ self.zz @ weights_M
-        return float(1 - residual / total)
 
 
 class KernelShap(AttributionExplainer):
@@ -124,31 +74,40 @@ class KernelShap(AttributionExplainer):
         return self.players < 31 and 2**self.players - 2 <= self.options.num_coalitions
 
     def first_round(self) -> list[Chunk]:
-        """Return for every sample the same split of its coalitions into chunks."""
-        total = 2**self.players - 2 if self.enumerates else self.options.num_coalitions
-        size = ROWS_A_CHUNK if self.enumerates else min(ROWS_A_CHUNK, -(-total // LEAST_PARTS))
-        size += size % 2  # pairs stay together
-        bounds = [(start, min(start + size, total)) for start in range(0, total, size)]
-        places = [(row, part) for row in range(len(self.x)) for part in range(len(bounds))]
+        """Return for every sample the same split of its coalitions into chunks: (kind, start, stop) each."""
+        if self.enumerates:
+            blocks = _blocks("all", 2**self.players - 2, ROWS_A_CHUNK)
+        else:
+            drawn = self.options.num_coalitions - 2 * self.players
+            size = min(ROWS_A_CHUNK, -(-drawn // LEAST_PARTS))
+            blocks = _blocks("border", 2 * self.players, ROWS_A_CHUNK) + _blocks("drawn", drawn, size + size % 2)
+        places = [(row, part) for row in range(len(self.x)) for part in range(len(blocks))]
         return [
-            Chunk(round=0, index=index, explanation=row, part=part, work={"rows": bounds[part]})
+            Chunk(round=0, index=index, explanation=row, part=part, work={"block": blocks[part]})
             for index, (row, part) in enumerate(places)
         ]
 
+    def coalitions(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
+        """Return the coalitions of a chunk, bool [n, M], and their weights in the fit [n]."""
+        kind, start, stop = chunk.work["block"]
+        if kind == "all":
+            return all_coalitions(self.players, start, stop)
+        if kind == "border":
+            return border_coalitions(self.players, start, stop)
+        rng = chunk.rng(self.request.seed)
+        present = draw_coalitions(self.players, stop - start, paired=self.options.paired, rng=rng)
+        between = kernel_weights(self.players)[2:-2].sum()  # the mass that all drawn rows share
+        drawn = self.options.num_coalitions - 2 * self.players
+        return present, np.full(len(present), between / drawn)
+
     def attribute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Evaluate one chunk's coalitions and both ends; return statistics only."""
-        start, stop = chunk.work["rows"]
-        if self.enumerates:
-            present, weight_n = all_coalitions(self.players, start, stop)
-        else:
-            present = draw_coalitions(
-                self.players, stop - start, paired=self.options.paired, rng=chunk.rng(self.request.seed)
-            )
-            weight_n = np.ones(len(present))
+        present, weight_n = self.coalitions(chunk)
         ends = np.stack([np.ones(self.players, dtype=bool), np.zeros(self.players, dtype=bool)])
         y_n = self.evaluate(chunk.explanation, np.concatenate([ends, present]), meter)
         moments = Moments.of_rows(present, y_n[2:], weight_n)
-        return {"moments": moments, "full": y_n[0], "empty": y_n[1], "count": len(present)}
+        drawn = len(present) if chunk.work["block"][0] == "drawn" else 0
+        return {"moments": moments, "full": y_n[0], "empty": y_n[1], "count": len(present), "drawn": drawn}
 
     def collect(self, partial: Partial) -> Maps:
         """Solve the fit of every sample from its summed statistics."""
@@ -185,7 +144,7 @@ class KernelShap(AttributionExplainer):
         r_squared = total.r_squared(weights_M, empty)
         errors_M, r_squared_error = np.zeros(self.players), 0.0
         if not self.enumerates:
-            rest = [_sum(moments[:left] + moments[left + 1 :]) for left in range(len(moments))]
+            rest = _leave_one_out(parts)
             fits = [one.solve(empty, full) for one in rest]
             errors_M = jackknife_error(np.stack(fits))
             fitted = [one.r_squared(fit, empty) for one, fit in zip(rest, fits, strict=True)]
@@ -204,37 +163,17 @@ class KernelShap(AttributionExplainer):
         }
 
 
-def all_coalitions(players: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return coalitions number ``start`` ... ``stop`` - 1 of the 2^M - 2 proper ones, [n, M] bool, and their kernel
-    weights.
-    """
-    number_n = np.arange(start, stop) + 1  # in binary: 0 is the empty coalition, 2^M - 1 the full one
-    present = (number_n[:, None] >> np.arange(players)) & 1 == 1
-    size_n = present.sum(axis=1)
-    weight_by_size = [0.0, *((players - 1) / (comb(players, s) * s * (players - s)) for s in range(1, players))]
-    return present, np.array(weight_by_size)[size_n]
+def _blocks(kind: str, total: int, size: int) -> list[tuple[str, int, int]]:
+    return [(kind, start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def draw_coalitions(players: int, count: int, *, paired: bool, rng: np.random.Generator) -> np.ndarray:
-    """Draw coalitions with the Shapley kernel's probabilities: bool [count, M], so that each row weighs 1.
-
-    Sizes are drawn systematically (one uniform number for the whole chunk), members uniformly. Paired: the second half
-    holds the complements of the first, which cancels the odd part of the sampling error.
-    """
-    draws = -(-count // 2) if paired else count
-    size_mass = 1 / (np.arange(1, players) * (players - np.arange(1, players)))
-    edges = np.cumsum(size_mass / size_mass.sum())
-    position = (np.arange(draws) + rng.random()) / draws
-    size_n = np.minimum(np.searchsorted(edges, position, side="right") + 1, players - 1)
-    rank = rng.random((draws, players)).argsort(axis=1).argsort(axis=1)
-    present = rank < size_n[:, None]
-    return np.concatenate([present, ~present])[:count] if paired else present
-
-
-def jackknife_error(left_out: np.ndarray) -> np.ndarray:
-    """Return the delete-one jackknife's standard error along axis 0 (Efron 1982, eq. 3.2)."""
-    parts = len(left_out)
-    return np.sqrt((parts - 1) * left_out.var(axis=0))
+def _leave_one_out(parts: list[dict[str, Any]]) -> list[Moments]:
+    """Return the sums without one drawn chunk each; the other drawn ones take over its mass."""
+    fixed = _sum([data["moments"] for data in parts if not data["drawn"]])
+    drawn = [data for data in parts if data["drawn"]]
+    total = sum(data["drawn"] for data in drawn)
+    rest = [(drawn[:left] + drawn[left + 1 :], total / (total - data["drawn"])) for left, data in enumerate(drawn)]
+    return [fixed + _sum([data["moments"] for data in others]) * growth for others, growth in rest]
 
 
 def _sum(moments: list[Moments]) -> Moments:

@@ -8,8 +8,9 @@ import torch
 import toys
 
 from ganscale.explain import build_explainer, explain, fold, make_request
+from ganscale.explain.coalitions import all_coalitions, border_coalitions, draw_coalitions
 from ganscale.explain.errors import ExplainInputError, ExplainOptionError
-from ganscale.explain.kernel_shap import KernelShap, all_coalitions, draw_coalitions
+from ganscale.explain.kernel_shap import KernelShap
 from ganscale.explain.subject import Subject
 
 
@@ -83,19 +84,18 @@ def test_weights_and_r_squared_from_merged_statistics_are_those_of_all_rows():
     partial = fold(explainer, ((c.index, explainer.run(c)) for c in chunks), count=len(chunks))
     maps = explainer.collect(partial)
 
-    sizes = [c.work["rows"][1] - c.work["rows"][0] for c in chunks]
-    present = np.concatenate(
-        [draw_coalitions(12, n, paired=True, rng=c.rng(5)) for n, c in zip(sizes, chunks, strict=True)]
-    )
+    rows = [explainer.coalitions(chunk) for chunk in chunks]
+    present, weight = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
     y = game(torch.from_numpy(present) * x).numpy()
     empty, change = float(game(0 * x)[0]), float(game(x)[0] - game(0 * x)[0])
     # the constraint put in by hand: the last weight is what the others leave over
-    rows = present[:, :-1].astype(float) - present[:, -1:]
-    free, *_ = np.linalg.lstsq(rows, y - empty - present[:, -1] * change, rcond=None)
+    reduced = present[:, :-1].astype(float) - present[:, -1:]
+    root = np.sqrt(weight)
+    free, *_ = np.linalg.lstsq(reduced * root[:, None], (y - empty - present[:, -1] * change) * root, rcond=None)
     phi = np.append(free, change - free.sum())
     np.testing.assert_allclose(maps.weights_NM[0], phi, atol=1e-10)
     residual = y - empty - present @ phi
-    truth = 1 - (residual**2).sum() / ((y - y.mean()) ** 2).sum()
+    truth = 1 - (weight * residual**2).sum() / (weight * (y - np.average(y, weights=weight)) ** 2).sum()
     assert abs(maps.scores["r_squared"].value - truth) <= 1e-10
 
 
@@ -106,12 +106,29 @@ def test_enumerated_kernel_weights_sum_to_the_harmonic_total():
     assert weight.sum() == pytest.approx(sum(5 / (s * (6 - s)) for s in range(1, 6)), abs=1e-12)
 
 
+def test_the_border_coalitions_and_their_weights_are_those_of_the_full_list():
+    border, border_weight = border_coalitions(6, 0, 12)
+    present, weight = all_coalitions(6, 0, 62)
+    wanted = np.isin(present.sum(axis=1), (1, 5))
+    assert {tuple(row) for row in border} == {tuple(row) for row in present[wanted]}
+    np.testing.assert_allclose(border_weight, weight[wanted], rtol=1e-14)
+
+
+@pytest.mark.parametrize("players", [8, 9, 16])
+def test_the_least_budget_never_gives_a_singular_fit(players):
+    game, x = toys.Game(players), sample(players)
+    for seed in range(20):
+        found = explain(game, x, "kernel-shap", num_coalitions=4 * players, seed=seed)
+        assert not found.meta["enumerated"]
+        assert found.values["segment_errors"].isfinite().all()
+
+
 @pytest.mark.parametrize("paired", [True, False])
 def test_drawn_coalitions_follow_the_shapley_kernel(paired):
     rng = np.random.default_rng(0)
     drawn = np.concatenate([draw_coalitions(10, 126, paired=paired, rng=rng) for _ in range(200)])
-    mass = 1 / (np.arange(1, 10) * (10 - np.arange(1, 10)))
-    share = np.bincount(drawn.sum(axis=1), minlength=11)[1:10] / len(drawn)
+    mass = 1 / (np.arange(2, 9) * (10 - np.arange(2, 9)))
+    share = np.bincount(drawn.sum(axis=1), minlength=11)[2:9] / len(drawn)
     np.testing.assert_allclose(share, mass / mass.sum(), atol=0.01)
     np.testing.assert_allclose(drawn.mean(axis=0), 0.5, atol=0.015)  # 25,200 rows: three standard errors
 
@@ -135,7 +152,11 @@ def test_kernel_shap_equals_shap_exact_and_shap_kernel_with_all_coalitions():
         return game(torch.from_numpy(np.asarray(rows, dtype=np.float64))).numpy()
 
     background = np.zeros((1, 8))
-    exact = shap.explainers.Exact(on_numpy, shap.maskers.Independent(background))(x.numpy()).values
+
+    def hide(mask: np.ndarray, row: np.ndarray) -> np.ndarray:
+        return (row * mask)[None]
+
+    exact = shap.explainers.Exact(on_numpy, hide)(x.numpy()).values
     kernel = shap.KernelExplainer(on_numpy, background).shap_values(x.numpy(), nsamples=254, l1_reg=0, silent=True)
     np.testing.assert_allclose(ours, exact, atol=1e-6)
     np.testing.assert_allclose(ours, np.asarray(kernel).reshape(1, 8), atol=1e-6)

@@ -1,0 +1,137 @@
+"""One plan gives the same bytes however its chunks are run: order, duplicates, several explainers, one process."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import cloudpickle
+import pytest
+import torch
+import toys
+
+from ganscale.explain import (
+    EXPLAINERS,
+    Chunk,
+    Explanation,
+    Fold,
+    Partial,
+    Subject,
+    build_explainer,
+    drive,
+    find_explainer,
+    fold,
+    make_request,
+)
+
+CASES = {
+    "integrated-gradients": {},
+    "kernel-shap": {"num_coalitions": 300},
+    "exact-shapley": {},
+    "directions": {"num_directions": 3},
+}
+
+
+def subject() -> Subject:
+    critic = toys.conv_critic()
+    return Subject(
+        name="critic", fn=critic, module=critic, generator=toys.LinearGenerator(6, 14), critic=critic, value_range=None
+    )
+
+
+def request_of(method: str):
+    generator = torch.Generator().manual_seed(7)
+    explainer = find_explainer(method, EXPLAINERS)
+    shape = (5, 6) if explainer.input_name == "z" else (5, 1, 14, 14)
+    return make_request(explainer, torch.randn(shape, generator=generator), seed=3, options=CASES[method])
+
+
+def in_workers(request, workers: int, arrange: Callable[[list], Iterable]) -> Callable[[list[Chunk]], Iterable]:
+    """Run chunks on explainers that are each built anew from what crosses a process boundary."""
+
+    def execute(chunks: list[Chunk]) -> Iterable[tuple[int, Partial]]:
+        pool = [build_explainer(subject(), cloudpickle.loads(cloudpickle.dumps(request))) for _ in range(workers)]
+        sent = [cloudpickle.dumps(chunk) for chunk in chunks]
+        back = [cloudpickle.dumps(pool[i % workers].run(cloudpickle.loads(raw))) for i, raw in enumerate(sent)]
+        return arrange([(chunk.index, cloudpickle.loads(raw)) for chunk, raw in zip(chunks, back, strict=True)])
+
+    return execute
+
+
+def digest(explanation: Explanation, directory: Path) -> str:
+    return hashlib.sha256((explanation.save(directory) / "values.safetensors").read_bytes()).hexdigest()
+
+
+def shuffled(arrivals: list) -> list:
+    return random.Random(0).sample(arrivals, len(arrivals))
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_workers_order_and_duplicates_do_not_change_a_byte(method: str, tmp_path: Path):
+    request = request_of(method)
+    alone = drive(build_explainer(subject(), request))
+    wanted = digest(alone, tmp_path / "alone")
+    ways = {
+        "one": in_workers(request, 1, list),
+        "two-reversed": in_workers(request, 2, lambda a: a[::-1]),
+        "eight-shuffled": in_workers(request, 8, shuffled),
+        "twice": in_workers(request, 2, lambda a: shuffled(a + a)),
+    }
+    for name, execute in ways.items():
+        found = drive(build_explainer(subject(), request), execute=execute)
+        assert digest(found, tmp_path / name) == wanted, name
+        assert found.scores == alone.scores, name
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_all_that_crosses_a_process_boundary_is_small(method: str):
+    request = request_of(method)
+    explainer = build_explainer(subject(), request)
+    chunks = explainer.plan()
+    partial = explainer.run(chunks[0])
+    assert max(len(pickle.dumps(chunk)) for chunk in chunks) < 2_000
+    assert len(pickle.dumps(partial)) < 64 * 1024  # a few maps or one M x M matrix, never rows
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+def test_the_seed_decides_and_is_enough(method: str):
+    request = request_of(method)
+    one, same = (drive(build_explainer(subject(), request)) for _ in range(2))
+    other = drive(build_explainer(subject(), replace(request, seed=4)))
+    sampled = "random_directions" if method == "directions" else "random_curves"
+    assert torch.equal(one.values[sampled], same.values[sampled])
+    assert not torch.equal(one.values[sampled], other.values[sampled])
+
+
+def test_a_fold_keeps_only_what_waits_for_an_earlier_chunk():
+    def joined(left: Partial, right: Partial) -> Partial:
+        return Partial(round=0, items=left.items + right.items)
+
+    parts = [Partial(round=0, items=((0, i, 0, {}),)) for i in range(4)]
+    folding = Fold(joined)
+    assert folding.add(2, parts[2])
+    assert folding.next_index == 0
+    assert folding.add(0, parts[0])
+    assert not folding.add(0, parts[0])  # folded already
+    assert not folding.add(2, parts[2])  # still waiting
+    assert folding.add(1, parts[1])
+    assert folding.next_index == 3
+    with pytest.raises(AssertionError, match="3 of 4"):
+        folding.result(4)
+    folding.add(3, parts[3])
+    assert [item[1] for item in folding.result(4).items] == [0, 1, 2, 3]
+
+
+def test_a_fold_of_rounds_goes_on_from_the_one_before():
+    explainer = build_explainer(subject(), request_of("exact-shapley"))
+    first = explainer.plan()
+    done = fold(explainer, [(c.index, explainer.run(c)) for c in first], count=len(first))
+    second = explainer.plan(done)
+    both = fold(explainer, [(c.index, explainer.run(c)) for c in second], count=len(second), start=done)
+    assert len(both.items) == len(first) + len(second)
+    assert explainer.plan(both) == []
+    assert both.rows_forward == 5 * 512 + 5 * (2 + 22 * 8 + 64)  # coalitions; ends, orders x inner points, infidelity
