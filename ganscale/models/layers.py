@@ -26,7 +26,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         if self.sum_over_ranks is None or not self.training:
             return super().forward(x_NCHW)
-        x = x_NCHW.float()
+        x = x_NCHW.to(self.weight.dtype)  # statistics in full precision also under autocast
         count = x.new_tensor([x.numel() // x.shape[1]])
         totals = self.sum_over_ranks(torch.cat([x.sum(dim=(0, 2, 3)), count]))
         mean_C, count = totals[:-1] / totals[-1], totals[-1]

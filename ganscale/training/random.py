@@ -24,11 +24,11 @@ class Draws:
         self._keys: dict[str, np.ndarray] = {}
 
     def uniform(self, purpose: str, first: int, count: int) -> Tensor:
-        """Return float32 [count], uniform in [0, 1)."""
+        """Return [count] in torch's default dtype, uniform in [0, 1)."""
         return self._to_device(self._uniform64(purpose, first, count, 1)[:, 0])
 
     def normal(self, purpose: str, first: int, count: int, size: int) -> Tensor:
-        """Return float32 [count, size], standard normal by Box and Muller (1958)."""
+        """Return [count, size] in torch's default dtype, standard normal by Box and Muller (1958)."""
         half = -(-size // 2)
         u = self._uniform64(purpose, first, count, 2 * half)
         radius = np.sqrt(-2.0 * np.log1p(-u[:, :half]))  # 1 - u lies in (0, 1], so the logarithm is finite
@@ -45,4 +45,5 @@ class Draws:
         return ((words >> np.uint64(11)) * 2.0**-53).reshape(count, blocks * _WORDS)[:, :size]
 
     def _to_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self._device, non_blocking=True)
+        values = torch.from_numpy(np.ascontiguousarray(values)).to(torch.get_default_dtype())
+        return values.to(self._device, non_blocking=True)

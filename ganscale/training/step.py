@@ -48,12 +48,12 @@ class StepContext:
         G = self.state.nets["generator"]
         z = self.draws.normal(f"{self.phase}/z", self.first_slot, len(self.real), G.latent)
         with self.autocast():
-            return G(z).float()
+            return G(z).to(self.real.dtype)
 
     def criticise(self, x: Tensor) -> Tensor:
         """D(x), the raw logits [N]."""
         with self.autocast():
-            return self.state.nets["critic"](x).float()
+            return self.state.nets["critic"](x).to(x.dtype)
 
     def mixing_weights(self) -> Tensor:
         """eps ~ U[0, 1), one a sample."""

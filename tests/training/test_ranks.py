@@ -16,7 +16,7 @@ from ganscale.training.random import Draws
 from ganscale.training.state import TrainState
 from ganscale.training.step import build_phases, train_step
 
-BATCH, STEPS = 10, 3  # 10 over 4 ranks is uneven: 2, 3, 2, 3
+BATCH, STEPS = 10, 2  # 10 over 4 ranks is uneven: 2, 3, 2, 3
 
 
 def configs() -> list[RunConfig]:
@@ -76,5 +76,5 @@ def test_ranks_equal_one_process_for_every_loss_and_penalty(tmp_path: Path, worl
             for rank in range(1, world):
                 assert torch.equal(ranks[rank][index][tensor_index], ranks[0][index][tensor_index])
             # float64 sums in another order differ by 1e-16 each; Adam divides by small second moments
-            error = (ranks[0][index][tensor_index] - truth).abs().max() / truth.abs().max()
+            error = (ranks[0][index][tensor_index] - truth).abs().max() / truth.abs().max().clamp(min=1e-6)
             assert error < 1e-10, f"{config.loss.name} with {config.penalty.name}: {error:.1e}"
