@@ -1,0 +1,53 @@
+# make demo | test | lint | bench | gpu-check | clean. Each begins by setting up .venv where that is not done yet.
+# Needed beforehand: Python >= 3.11 with venv, a C++17 compiler, make. With nvcc on PATH the CUDA kernels are built too.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+GANSCALE := $(VENV)/bin/ganscale
+STAMP := $(VENV)/.set-up
+CORE := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: setup demo test lint bench gpu-check clean
+
+setup: $(STAMP)
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: PYTHON must be 3.11 or newer, got $$($(PYTHON) --version 2>&1); run make PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and pinned: a looser requirement would be met by the newest build, gigabytes of CUDA with it.
+$(STAMP): $(CORE) | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,demo]'
+	@touch $@
+
+# Replaces runs/demo.
+demo: setup
+	rm -rf runs/demo
+	$(GANSCALE) launch --preset wgan-gp-fashion --name demo --kimg 64
+	$(GANSCALE) evaluate runs/demo
+	$(GANSCALE) explain runs/demo --method integrated-gradients
+	$(GANSCALE) explain runs/demo --method kernel-shap
+	$(GANSCALE) explain runs/demo --method directions --target generator
+	$(GANSCALE) report runs/demo
+	@echo "TensorBoard: $(GANSCALE) dashboard runs/demo"
+
+test: setup
+	$(PY) -m pytest
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+bench: setup
+	$(PY) -m benchmarks.ops
+
+# On a machine with a GPU; uses that machine's own Python, which needs torch >= 2.11 and pytest. Installs nothing.
+gpu-check:
+	bash benchmarks/gpu_check.sh
+
+clean:
+	rm -rf build dist *.egg-info ganscale/_C.*.so
+	rm -f $(STAMP)
