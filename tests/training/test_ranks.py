@@ -75,6 +75,7 @@ def test_ranks_equal_one_process_for_every_loss_and_penalty(tmp_path: Path, worl
         for tensor_index, truth in enumerate(alone):
             for rank in range(1, world):
                 assert torch.equal(ranks[rank][index][tensor_index], ranks[0][index][tensor_index])
-            # float64 sums in another order differ by 1e-16 each; Adam divides by small second moments
-            error = (ranks[0][index][tensor_index] - truth).abs().max() / truth.abs().max().clamp(min=1e-6)
-            assert error < 1e-10, f"{config.loss.name} with {config.penalty.name}: {error:.1e}"
+            # float64 sums in another order differ by 1e-16 of scale. Where a gradient is zero but for rounding
+            # (1e-17), Adam still moves the weight by lr * 1e-17 / eps = 1e-12, hence the absolute part.
+            error = (ranks[0][index][tensor_index] - truth).abs().max()
+            assert error < 1e-10 * truth.abs().max() + 1e-11, f"{config.loss.name}, {config.penalty.name}: {error}"
