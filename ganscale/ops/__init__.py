@@ -68,7 +68,7 @@ def bias_act(
     _check.activation(activation, negative_slope)
     if bias is not None:
         _check.floating("bias", bias, least_axes=1)
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
             bias = bias.to(x.dtype)
         _check.alike("bias", bias, "x", x)
         _check.shaped("bias", bias, x.shape[1:2], "one number a channel")
