@@ -1,0 +1,110 @@
+"""What a run will need: parameters and memory counted without making a tensor, time measured on a few real steps."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ganscale.config import RunConfig, override
+from ganscale.data.pixels import to_float
+from ganscale.models import build_critic, build_generator
+from ganscale.runtime.placement import Estimate, Plan
+
+FLOAT = 4  # bytes
+PROCESS_BYTES = 500 << 20  # interpreter, torch and Ray's client: measured resident size of an idle worker
+SECOND_ORDER = 3  # a gradient penalty keeps the forward, the first backward and what connects them
+PROBE_BATCH = 32  # images a step of the time probe, where the real share is larger
+PROBE_STEPS = 16  # at most: more phases than that are averaged incompletely
+
+
+def estimate(config: RunConfig, plan: Plan, *, measure: bool = True) -> Estimate:
+    """Estimate ``plan``; with ``measure`` a few steps are taken to tell the time, unless it is for a cluster."""
+    with FakeTensorMode():
+        generator, critic = build_generator(config), build_critic(config)
+        memory_bytes = _memory(config, plan, generator, critic)
+    parameters = {"generator": _size(generator), "critic": _size(critic)}
+    return Estimate(
+        parameters=parameters,
+        memory_bytes=memory_bytes,
+        disk_bytes=_disk(config, parameters),
+        seconds=_seconds(config, plan) if measure and plan.address is None else None,
+    )
+
+
+def disk_bytes(config: RunConfig) -> int:
+    """Return the size that the run directory may grow to."""
+    with torch.device("meta"):
+        generator, critic = build_generator(config), build_critic(config)
+    return _disk(config, {"generator": _size(generator), "critic": _size(critic)})
+
+
+def _size(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def _disk(config: RunConfig, parameters: dict[str, int]) -> int:
+    g, c = parameters["generator"], parameters["critic"]
+    checkpoint = FLOAT * (2 * g + c + 2 * (g + c))  # generator, its average, critic, two Adam moments of each
+    pixels = config.sample.num * config.data.channels * math.prod(config.data.resolution)
+    grids = config.train.kimg / config.sample.every_kimg + 2
+    ticks = config.train.kimg / config.train.tick_kimg + 2
+    # one checkpoint more than kept, as the new one is whole before the oldest goes; a grid lies in samples/ and
+    # TensorBoard
+    return int(checkpoint * (config.checkpoint.keep + 1) + 2 * pixels * grids + 16_384 * ticks)
+
+
+def _memory(config: RunConfig, plan: Plan, generator: nn.Module, critic: nn.Module) -> int:
+    g, c, batch = _size(generator), _size(critic), plan.batch_per_worker
+    state = FLOAT * (2 * g + c + 4 * (g + c))  # nets and average; gradients, their flat buffer, two Adam moments
+    image = torch.empty(batch, config.data.channels, *config.data.resolution)
+    through_g = _saved_bytes(generator, torch.empty(batch, generator.latent))
+    through_c = _saved_bytes(critic, image)
+    factor = 2 if config.penalty.name == "none" else 2 + SECOND_ORDER
+    activations = max(through_g + through_c, through_c * factor)  # generator phase; critic phase on real and fake
+    return PROCESS_BYTES + state + activations
+
+
+def _saved_bytes(net: nn.Module, x: torch.Tensor) -> int:
+    """Return the bytes of everything that autograd keeps for one backward through ``net(x)``."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        net(x)
+    return sum(kept.values())
+
+
+def _seconds(config: RunConfig, plan: Plan) -> float | None:
+    """Time real steps on noise, after one to warm up, and scale them to ``train.kimg``; start-up is not in it."""
+    from ganscale.training.process_group import solo_group
+    from ganscale.training.random import Draws
+    from ganscale.training.state import TrainState
+    from ganscale.training.step import build_phases, train_step
+
+    batch = min(plan.batch_per_worker, PROBE_BATCH)
+    probe = override(config, {"train.batch": batch})
+    group, threads = solo_group(plan.device), torch.get_num_threads()
+    torch.set_num_threads(plan.threads)
+    try:
+        state, phases, draws = TrainState(probe, group), build_phases(probe), Draws(0, group.device)
+        shape = (batch, config.data.channels, *config.data.resolution)
+        real = to_float(torch.randint(0, 256, shape, dtype=torch.uint8)).to(group.device)
+        cycle = min(PROBE_STEPS, math.lcm(*(phase.every for phase in phases)))
+        marks = []
+        for _ in range(2):
+            marks.append(time.perf_counter())
+            for _ in range(cycle):
+                train_step(state, phases, real, draws, lambda: torch.autocast(group.device.type, enabled=False))
+        if group.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds_per_image = (time.perf_counter() - marks[1]) / (cycle * batch)
+    finally:
+        torch.set_num_threads(threads)
+    return 1000 * config.train.kimg * seconds_per_image / max(1, plan.workers)

@@ -1,0 +1,84 @@
+"""Which failures of workers end a run, and in whose words. Pure: judged from the exceptions alone, tested as a table.
+
+A mistake that would repeat itself is never retried; a lost process or node is; the unknown gets one more chance.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+
+from ganscale.errors import GanscaleError, RunFailed
+
+MAX_FAILURES_IN_A_ROW = 5  # without a new checkpoint between them
+
+# compared by name, so that neither Ray nor torch is needed to judge; names of the classes and of their bases count
+_OUT_OF_MEMORY = {"MemoryError", "OutOfMemoryError"}
+_LOST = {
+    "WorkerHealthCheckFailedError",
+    "WorkerHealthCheckTimeoutError",
+    "WorkerGroupStartupTimeoutError",
+    "RayActorError",
+    "NodeDiedError",
+    "WorkerCrashedError",
+    "RaySystemError",
+    "DistNetworkError",
+    "DistStoreError",
+    "ConnectionError",
+}
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer")  # gloo says so in a plain RuntimeError
+_WOULD_REPEAT = (ValueError, TypeError, LookupError, ImportError, FileNotFoundError, PermissionError, AttributeError)
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+def reason_to_stop(
+    failures: Mapping[int, BaseException], in_a_row: int, last: str | None = None
+) -> GanscaleError | None:
+    """Return the error that ends the run, or None where the worker group should be started again.
+
+    ``failures`` maps ranks to what they raised; ``in_a_row`` counts the group's failures, this one included, since it
+    last wrote a checkpoint; ``last`` is the ``signature`` of the failure before.
+    """
+    ranked = sorted(failures.items())
+    for _, error in ranked:
+        if isinstance(error, GanscaleError):
+            return error
+    for rank, error in ranked:
+        if told := _deterministic(rank, error):
+            return told
+    if in_a_row >= MAX_FAILURES_IN_A_ROW:
+        return RunFailed(f"the workers failed {in_a_row} times without a new checkpoint, last: {signature(failures)}")
+    if any(_is_lost(error) for _, error in ranked):
+        return None
+    if last is not None and last == signature(failures):
+        return RunFailed(f"the workers failed twice in the same way: {last}")
+    return None
+
+
+def signature(failures: Mapping[int, BaseException]) -> str:
+    """Return what a failure was, in one line that is equal for equal failures: lowest rank, type and first line."""
+    rank, error = min(failures.items())
+    return f"{_words(error)} (worker {rank})"
+
+
+def _deterministic(rank: int, error: BaseException) -> RunFailed | None:
+    if _is_named(error, _OUT_OF_MEMORY):
+        return RunFailed(f"worker {rank} ran out of memory; lower train.batch or model.width, or use more workers")
+    if isinstance(error, OSError) and error.errno in _FULL_DISK:
+        return RunFailed(f"no space left on the disk ({error.filename or 'worker ' + str(rank)}); free some space")
+    if isinstance(error, _WOULD_REPEAT) and not _is_lost(error):
+        return RunFailed(f"worker {rank} stopped with {_words(error)}")
+    return None
+
+
+def _is_lost(error: BaseException) -> bool:
+    return _is_named(error, _LOST) or any(text in str(error) for text in _LOST_PEER)
+
+
+def _is_named(error: BaseException, names: set[str]) -> bool:
+    return any(base.__name__ in names for base in type(error).__mro__)
+
+
+def _words(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

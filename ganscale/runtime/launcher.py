@@ -1,0 +1,237 @@
+"""``launch``: check everything, write ``config.json``, train here or under Ray, and say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ganscale.config import RunConfig, override
+from ganscale.errors import Interrupted, RunFailed, UserError
+from ganscale.runtime.follow import Follower, OnTick
+from ganscale.runtime.placement import Plan, place
+from ganscale.runtime.planner import check_disk, find_resources, new_run_dir
+from ganscale.runtime.resume import Resumption, prepare_resume
+
+if TYPE_CHECKING:
+    from ganscale.runtime.run import Run
+
+CONFIG = "config.json"
+SCRATCH = ".ray"  # below the run directory, while it trains: Ray Train's state and the stop flag
+STOP_FLAG = "stop"
+
+
+def launch(
+    config: RunConfig,
+    *,
+    name: str | None = None,
+    runs_dir: str | Path = "runs",
+    workers: int = 1,
+    gpus: int | None = None,
+    cpus: int | None = None,
+    address: str | None = None,
+    resume: str | Path | None = None,
+    on_start: Callable[[Plan], None] | None = None,
+    on_tick: OnTick | None = None,
+    verbose: bool = False,
+    command: Sequence[str] = (),
+) -> Run:
+    """Train ``config`` and return the finished run.
+
+    ``workers`` 0 trains in this process without Ray; otherwise the workers run under the Ray cluster at ``address``,
+    or a local one that is started and stopped here. ``gpus`` asks for one worker on each of so many GPUs, ``cpus``
+    limits the cores. ``resume`` is a run directory (or one of its checkpoints) to go on in. ``on_start`` gets the plan
+    just before training, ``on_tick`` each line of ``metrics.jsonl``. Raises the UserError family before anything is
+    started or written; RunFailed or NonFiniteError where training could not go on; Interrupted after Ctrl-C, with all
+    saved.
+    """
+    from ganscale.runtime.run import Run
+
+    address = address or config.runtime.address
+    config = with_absolute_data(config)
+    resumption = prepare_resume(resume, config) if resume is not None else None
+    run_dir = resumption.run_dir if resumption else new_run_dir(config, runs_dir, name)
+    placed = place(config, find_resources(address), workers=workers, gpus=gpus, cpus=cpus, address=address)
+    placed = dataclasses.replace(placed, run_dir=str(run_dir))
+    dataset = _preflight(config, run_dir)
+    fresh = not run_dir.exists()
+    with _stop_signals(run_dir) as stop:
+        try:
+            _write_start(config, run_dir, placed, dataset, resumption, command)
+            if on_start is not None:
+                on_start(placed)
+            with Follower(
+                run_dir / "metrics.jsonl", on_tick, after_images=resumption.images if resumption else -1
+            ) as follower:
+                result = _train(config, run_dir, placed, resumption, stop, verbose)
+        except UserError:
+            if fresh and not (run_dir / "metrics.jsonl").exists():  # nothing was trained, so nothing is left behind
+                shutil.rmtree(run_dir, ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(run_dir / SCRATCH, ignore_errors=True)
+    if follower.error is not None:
+        raise follower.error
+    if result["stopped"]:
+        raise Interrupted(_stopped_words(run_dir))
+    return Run(run_dir)
+
+
+def with_absolute_data(config: RunConfig) -> RunConfig:
+    """Return ``config`` with a data folder or file named absolutely: workers may live elsewhere, runs outlast a cd."""
+    from ganscale.data import DATASETS
+
+    path = Path(config.data.path).expanduser()
+    if config.data.path in DATASETS or not path.exists():
+        return config
+    return override(config, {"data.path": str(path.absolute())})
+
+
+def _preflight(config: RunConfig, run_dir: Path) -> Any:
+    """Refuse what would fail later: data, networks, disk. Writes nothing."""
+    from ganscale.data import open_dataset
+    from ganscale.runtime.estimate import disk_bytes
+
+    dataset = open_dataset(config.data, split="train")
+    check_disk(run_dir, disk_bytes(config))
+    return dataset
+
+
+def _write_start(
+    config: RunConfig, run_dir: Path, plan: Plan, dataset: Any, resumption: Resumption | None, command: Sequence[str]
+) -> None:
+    from ganscale.data import write_quarantine
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / SCRATCH).mkdir(exist_ok=True)
+    if resumption is not None:
+        resumption.discard_newer()
+    write_quarantine(run_dir, dataset)
+    page = {
+        "config": config.model_dump(mode="json"),
+        "versions": _versions(),
+        "command": list(command),
+        "created": _now(),
+        "placement": plan.as_dict(),
+        "resumed": [],
+    }
+    if resumption is not None:
+        page |= {"created": resumption.page["created"], "command": resumption.page["command"]}
+        event = {"at": _now(), "images": resumption.images, "command": list(command), "changes": resumption.changes}
+        page["resumed"] = [*resumption.page.get("resumed", []), event]
+    temporary = run_dir / f".{CONFIG}.tmp"
+    temporary.write_text(json.dumps(page, indent=2) + "\n")
+    os.replace(temporary, run_dir / CONFIG)
+
+
+def _train(
+    config: RunConfig, run_dir: Path, plan: Plan, resumption: Resumption | None, stop: _Stop, verbose: bool
+) -> dict[str, Any]:
+    if plan.workers == 0:
+        return _train_here(config, run_dir, plan, resumption, stop)
+    from ganscale.runtime.local import ray_session
+
+    cpus = plan.workers * plan.threads if plan.address is None else None
+    with ray_session(address=plan.address, cpus=cpus, gpus=plan.workers * plan.gpus_per_worker, verbose=verbose):
+        stop.listen()  # Ray has put its own handlers there
+        stop.check()
+        from ganscale.runtime.train import train_with_ray
+
+        return train_with_ray(config, run_dir, plan, check=stop.check)
+
+
+def _train_here(
+    config: RunConfig, run_dir: Path, plan: Plan, resumption: Resumption | None, stop: _Stop
+) -> dict[str, Any]:
+    import torch
+
+    from ganscale.dashboards import TensorBoardSink
+    from ganscale.training.process_group import solo_group
+    from ganscale.training.trainer import train
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(plan.threads)
+    try:
+        with TensorBoardSink(run_dir / "tensorboard", purge_images=resumption.images if resumption else None) as board:
+            result = train(
+                config,
+                run_dir,
+                group=solo_group(plan.device),
+                sink=board,
+                should_stop=stop.flag.exists,
+                resume_from=resumption.checkpoint if resumption else None,
+            )
+    except MemoryError as error:
+        raise RunFailed("out of memory; lower train.batch or model.width") from error
+    finally:
+        torch.set_num_threads(threads)
+    return {"images": result.images, "stopped": result.stopped}
+
+
+class _Stop:
+    """Turns the first SIGINT or SIGTERM into a flag file that every worker sees, the second into giving up at once."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir, self.flag, self.asked = run_dir, run_dir / SCRATCH / STOP_FLAG, 0
+
+    def listen(self) -> None:
+        """Take over both signals; signals reach the main thread only, so elsewhere nothing is done."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._on_signal)
+
+    def check(self) -> None:
+        """Raise Interrupted where the user has insisted."""
+        if self.asked > 1:
+            raise Interrupted(_stopped_words(self.run_dir))
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.asked += 1
+        if self.flag.parent.is_dir():
+            self.flag.touch()
+        if self.asked > 2:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _stop_signals(run_dir: Path) -> Iterator[_Stop]:
+    stop = _Stop(run_dir)
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    stop.listen()
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopped_words(run_dir: Path) -> str:
+    from ganscale.training.checkpoint import newest_good
+
+    saved = newest_good(run_dir)[0]
+    if saved is None:
+        return "stopped on request; nothing was saved yet"
+    return f"stopped on request; saved {saved.name}; go on with ganscale launch --resume {run_dir}"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("ganscale", "torch", "ray", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,215 @@
+"""Ray's life: join a cluster, or start a private local one and end every process of it. Nothing else starts or stops
+Ray.
+
+A local Ray lives in a temporary directory of its own, so what survives its shutdown is found by the files it holds open
+there, never by a process name. Ray's words stay out of stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ganscale.errors import ResourceError, UserError
+from ganscale.runtime.placement import Resources
+
+TERMINATE_S = 5.0  # between asking a survivor to end and ending it
+SETTINGS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon the controller sees a report, an end, a death
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process fewer to start; it serves spot nodes
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning in workers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without GPUs sees none
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@contextlib.contextmanager
+def ray_session(
+    *, address: str | None = None, cpus: int | None = None, gpus: int | None = None, verbose: bool = False
+) -> Iterator[None]:
+    """Hold a connection to Ray: the cluster at ``address``, or a local Ray with ``cpus`` and ``gpus`` of our own.
+
+    A connection that this process already has is used and left alone. A local Ray is gone, with all its processes, when
+    the block is left, also by an exception.
+    """
+    with _settings(), _own_stdout(verbose):
+        import ray
+
+        if ray.is_initialized():
+            yield
+            return
+        require_token(create=address is None)
+        if address is not None:
+            with _joined(address, verbose):
+                yield
+            return
+        home = Path(tempfile.mkdtemp(prefix="ganscale-"))
+        try:
+            # "local": without it Ray joins whatever cluster it finds on this machine
+            _init(
+                ray, verbose, address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, _temp_dir=str(home)
+            )
+            yield
+        finally:
+            ray.shutdown()
+            _end_survivors(home)
+            if verbose:
+                print(f"Ray's logs are in {home}", file=sys.stderr)
+            else:
+                shutil.rmtree(home, ignore_errors=True)
+
+
+def cluster_resources(address: str | None) -> Resources:
+    """Return what the cluster at ``address`` has (None: the one this process is connected to); raises ResourceError."""
+    with ray_session(address=address):
+        import ray
+
+        total = ray.cluster_resources()
+        return Resources(
+            cpus=int(total.get("CPU", 0)),
+            gpus=int(total.get("GPU", 0)),
+            memory_bytes=int(total["memory"]) if "memory" in total else None,
+            where=f"the cluster at {address}" if address else "this Ray",
+        )
+
+
+def is_connected() -> bool:
+    """Whether this process already has a connection to Ray; does not import it."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def require_token(*, create: bool) -> Path | None:
+    """Return the file with Ray's authentication token, readable by its owner alone; ``create`` makes one where none is.
+
+    Raises UserError where a cluster is to be joined and there is no token for it.
+    """
+    if os.environ.get("RAY_AUTH_MODE") == "disabled" or "RAY_AUTH_TOKEN" in os.environ:
+        return None
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if path.exists():
+        path.chmod(0o600)
+        return path
+    if not create:
+        raise UserError("the Ray token", f"be in {path}", "no such file", "copy it from the head node of the cluster")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(secrets.token_hex(32))
+    return path
+
+
+@contextlib.contextmanager
+def _joined(address: str, verbose: bool) -> Iterator[None]:
+    import ray
+
+    try:
+        _init(ray, verbose, address=address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        words = str(error).strip().splitlines()[0]
+        raise ResourceError(
+            "--address", "reach a Ray cluster", f"{address} ({words})", "leave it out for a local Ray"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init(ray: Any, verbose: bool, **options: Any) -> None:
+    # ray.train.torch takes as long to import as the local Ray takes to start, mostly waiting for its processes
+    importing = threading.Thread(target=__import__, args=("ray.train.torch",), daemon=True)
+    importing.start()
+    ray.init(log_to_driver=verbose, logging_level="INFO" if verbose else "ERROR", **options)
+    importing.join()
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Set what Ray reads from the environment, where the user has not, for the time of a session."""
+    if "ray" not in sys.modules:  # Ray reads it when imported, and it must not change afterwards
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    mine = {name: value for name, value in SETTINGS.items() if name not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            os.environ.pop(name, None)
+
+
+class _Filter(io.TextIOBase):
+    """A stdout for everybody but Ray: what Ray's threads print goes to stderr (``verbose``) or nowhere."""
+
+    def __init__(self, stream: Any, verbose: bool) -> None:
+        self._stream, self._verbose = stream, verbose
+
+    def write(self, text: str) -> int:
+        if not threading.current_thread().name.startswith("ray_"):
+            return self._stream.write(text)
+        return sys.stderr.write(text) if self._verbose else len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str | None:
+        return getattr(self._stream, "encoding", None)
+
+    @property
+    def buffer(self) -> Any:
+        return self._stream.buffer
+
+
+@contextlib.contextmanager
+def _own_stdout(verbose: bool) -> Iterator[None]:
+    if isinstance(sys.stdout, _Filter):
+        yield
+        return
+    with contextlib.redirect_stdout(_Filter(sys.stdout, verbose)):
+        yield
+
+
+def _end_survivors(home: Path) -> None:
+    """End the processes that still have files below ``home`` open: agents outlive a raylet that was killed."""
+    asked = time.monotonic()
+    signals = [(0.5, signal.SIGTERM), (TERMINATE_S, signal.SIGKILL)]
+    while survivors := processes_below(home):
+        if not signals:
+            return
+        wait_s, number = signals[0]
+        if time.monotonic() - asked > wait_s:
+            signals.pop(0)
+            for pid in survivors:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+        time.sleep(0.05)
+
+
+def processes_below(home: Path) -> list[int]:
+    """Return the other processes that have a file below ``home`` open (Linux; elsewhere none are found)."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):  # another user's, or gone meanwhile
+            if any(os.readlink(link).startswith(f"{home}/") for link in (process / "fd").iterdir()):
+                found.append(int(process.name))
+    return found

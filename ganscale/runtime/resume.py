@@ -1,0 +1,100 @@
+"""Going on in a run's own directory: from which checkpoint, and which settings may differ."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ganscale.config import RunConfig, from_mapping
+from ganscale.errors import CheckpointError, ConfigError, UserError
+
+# what may change without the run becoming another one: how long, how often, where
+MAY_CHANGE = (
+    "train.kimg",
+    "train.tick_kimg",
+    "data.path",  # the same images at another place: the trainer compares fingerprints
+    "data.download",
+    "checkpoint.",
+    "sample.",
+    "evaluate.",
+    "runtime.",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resumption:
+    """A run that goes on: from ``checkpoint`` at ``images``; ``page`` is config.json, ``changes`` key -> [old, new]."""
+
+    run_dir: Path
+    checkpoint: Path
+    images: int
+    page: dict[str, Any]
+    changes: dict[str, list[Any]]
+
+    def discard_newer(self) -> None:
+        """Delete the checkpoints after the chosen one: the run goes over that ground again."""
+        from ganscale.training.checkpoint import names
+
+        for path in names(self.run_dir / "checkpoints"):
+            if path.name > self.checkpoint.name:
+                shutil.rmtree(path)
+
+
+def read_page(run_dir: Path) -> dict[str, Any]:
+    """Return ``config.json`` of a run directory; raises UserError where it is missing or unreadable."""
+    path = run_dir / "config.json"
+    if not run_dir.is_dir():
+        raise UserError("run", "be a run directory", f"{run_dir}, which does not exist", "look into runs/")
+    try:
+        page = json.loads(path.read_text())
+        page["config"], page["created"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            "run", "be a run directory with a readable config.json", str(run_dir), "look into runs/"
+        ) from None
+    return page
+
+
+def prepare_resume(place: str | Path, config: RunConfig) -> Resumption:
+    """Choose where to go on with ``config``; ``place`` is a run directory or one of its checkpoints. Changes nothing.
+
+    Raises CheckpointError that names the damaged file and offers the checkpoint before it, ConfigError for a setting
+    that must not change or a length that is already reached.
+    """
+    from ganscale.training import checkpoint as checkpoints
+
+    place = Path(place).absolute()
+    chosen = place if place.parent.name == "checkpoints" else None
+    run_dir = place.parent.parent if chosen else place
+    page = read_page(run_dir)
+    if chosen is not None and not chosen.is_dir():
+        raise CheckpointError(
+            "checkpoint", "be a directory", f"{chosen}, which does not exist", f"use --resume {run_dir}"
+        )
+    checkpoint = chosen or checkpoints.newest(run_dir)
+    images = checkpoints.verify(checkpoint)["images"]
+    changes = compare_settings(from_mapping(page["config"]), config)
+    if images >= 1000 * config.train.kimg:
+        remedy = f"ask for more than {images / 1000:g} in all, as with --kimg {2 * images / 1000:g}"
+        raise ConfigError("train.kimg", f"exceed the {images / 1000:g} kimg already trained", config.train.kimg, remedy)
+    return Resumption(run_dir=run_dir, checkpoint=checkpoint, images=images, page=page, changes=changes)
+
+
+def compare_settings(old: RunConfig, new: RunConfig) -> dict[str, list[Any]]:
+    """Return key -> [old, new] of what differs; raises ConfigError naming a key that must stay."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    changes = {key: [before[key], after[key]] for key in before if before[key] != after[key]}
+    for key, (was, now) in changes.items():
+        if not any(key == allowed or (allowed.endswith(".") and key.startswith(allowed)) for allowed in MAY_CHANGE):
+            raise ConfigError(key, f"stay {was} when a run is resumed", now, "leave it out, or start a new run")
+    return changes
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
