@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ganscale.explain.base import Explainer, find_explainer, make_request
 from ganscale.explain.directions import Directions
+from ganscale.explain.errors import ExplainOptionError
 from ganscale.explain.exact_shapley import ExactShapley
 from ganscale.explain.integrated_gradients import IntegratedGradients
 from ganscale.explain.kernel_shap import KernelShap
@@ -66,8 +67,8 @@ def explain(
     ``fn`` maps [n, ...] to [n] (for ``directions`` it is the generator, z [n, D] to images), or is a ``Subject`` that
     says more. A network is held in eval mode meanwhile; one hidden inside a function must be in eval mode, or be named
     in a ``Subject``. ``inputs`` are samples [N, ...] or a mapping with them under "x" ("z" for directions).
-    ``value_range`` "auto" declares [-1, 1] for images [N, C, H, W] and no bounds for vectors. ``options`` are the
-    method's own (``EXPLAINERS[method].Options``); an unknown one is refused with the nearest names. Raises the
+    ``value_range`` "auto" declares [-1, 1] for images [N, C, H, W] and no bounds for vectors and points. ``options``
+    are the method's own (``EXPLAINERS[method].Options``); an unknown one is refused with the nearest names. Raises the
     ``UserError`` family of ``ganscale.explain.errors``.
     """
     explainer = find_explainer(method, EXPLAINERS)
@@ -75,7 +76,10 @@ def explain(
     if isinstance(fn, Subject):
         return drive(explainer(fn, request))
     if value_range == "auto":
-        value_range = IMAGE_RANGE if request.inputs[explainer.input_name].ndim == 4 else None
+        shape = request.inputs[explainer.input_name].shape
+        value_range = IMAGE_RANGE if len(shape) == 4 and shape[2] * shape[3] > 1 else None
+    if value_range is not None and (len(value_range) != 2 or not value_range[0] < value_range[1]):
+        raise ExplainOptionError("value_range", "be (low, high), None or auto", value_range, "for example (0.0, 1.0)")
     module = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
     module = module if isinstance(module, nn.Module) else None
     name = type(fn).__name__ if isinstance(fn, nn.Module) else getattr(fn, "__name__", type(fn).__name__)

@@ -186,7 +186,7 @@ class AttributionExplainer(Explainer):
                 "players": self.players,
                 "baseline": str(self.options.baseline),
                 "fill": "baseline",
-                "weighs": self.weighs if self.x.ndim == 4 else "features",
+                "weighs": self.weighs if self.segments.ndim == 2 else "features",
                 **{key: value for key, value in maps.meta.items() if key != "warnings"},
             },
         )

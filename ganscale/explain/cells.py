@@ -20,13 +20,16 @@ def grid_segments(shape: tuple[int, ...], cells: int) -> Tensor:
     """Return which player each input element belongs to.
 
     Images (C, H, W) get [H, W] int64 with at most cells x cells nearly equal rectangles (all channels together);
-    vectors (D,) get [D], each feature a player of its own. Raises ExplainInputError for other shapes.
+    vectors (D,) get [D], each feature a player of its own, points (C, 1, 1) get [C, 1, 1]. Raises ExplainInputError
+    for other shapes.
     """
     if len(shape) == 1:
         return torch.arange(shape[0])
     if len(shape) != 3:
         raise ExplainInputError("inputs", "be images [N, C, H, W] or vectors [N, D]", (-1, *shape), "reshape them")
     height, width = shape[1:]
+    if height * width == 1:  # points of a space: a channel is a coordinate
+        return torch.arange(shape[0]).reshape(shape)
     down, across = min(cells, height), min(cells, width)
     row_H = torch.arange(height) * down // height
     column_W = torch.arange(width) * across // width
@@ -58,22 +61,22 @@ def make_baseline(x: Tensor, choice: str | float, value_range: tuple[float, floa
 def compose(x: Tensor, baseline: Tensor, present_nM: np.ndarray, segments: Tensor) -> Tensor:
     """Return [n, ...]: sample ``x`` [...] where a row of ``present_nM`` has the player, ``baseline`` elsewhere."""
     mask = torch.from_numpy(present_nM)[:, segments]
-    return torch.where(mask[:, None] if x.ndim == 3 else mask, x, baseline)
+    return torch.where(mask[:, None] if segments.ndim == 2 else mask, x, baseline)
 
 
 def cell_sums(maps: Tensor, segments: Tensor) -> np.ndarray:
     """Sum maps [N, C, H, W] or [N, D] over each player: float64 [N, M]."""
-    flat_NP = (maps.sum(dim=1) if maps.ndim == 4 else maps).double().flatten(1)
+    flat_NP = (maps.sum(dim=1) if segments.ndim == 2 else maps).double().flatten(1)
     sums_NM = flat_NP.new_zeros(len(maps), int(segments.max()) + 1)
     return sums_NM.index_add_(1, segments.flatten(), flat_NP).numpy()
 
 
 def spread(weights_NM: np.ndarray, segments: Tensor, like: Tensor) -> Tensor:
     """Share each player's weight evenly over its elements, so that a map like ``like`` has the same sums."""
-    channels = like.shape[1] if like.ndim == 4 else 1
+    channels = like.shape[1] if segments.ndim == 2 else 1
     sizes_M = torch.bincount(segments.flatten()).double() * channels
     maps = (torch.from_numpy(weights_NM) / sizes_M)[:, segments]
-    return (maps[:, None] if like.ndim == 4 else maps).expand_as(like).to(like.dtype).contiguous()
+    return (maps[:, None] if segments.ndim == 2 else maps).expand_as(like).to(like.dtype).contiguous()
 
 
 def _blur(x: Tensor) -> Tensor:

@@ -99,6 +99,12 @@ def test_inputs_that_fit_zero_to_one_are_warned_about_and_recorded():
     assert float(quiet.inputs["baseline"].max()) == 0.0  # black of the declared range
 
 
+@pytest.mark.parametrize("value_range", [(1.0, -1.0), "images", (0.0,), (float("nan"), 1.0)])
+def test_a_value_range_that_is_none_is_refused(images, value_range):
+    with pytest.raises(ExplainOptionError, match="value_range"):
+        explain(toys.conv_critic(), images, "kernel-shap", value_range=value_range)
+
+
 def test_a_baseline_outside_the_range_is_refused(images):
     with pytest.raises(ExplainInputError, match="declared range"):
         explain(toys.conv_critic(), images, "kernel-shap", baseline=-3)

@@ -143,6 +143,15 @@ def test_regions_of_an_image_share_out_what_their_pixels_carry():
     torch.testing.assert_close(found.values["attribution"].sum(dim=(1, 2, 3)), truth.sum(dim=1), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("method", ["kernel-shap", "exact-shapley", "integrated-gradients"])
+def test_the_coordinates_of_points_are_players_of_their_own(method):
+    x = torch.tensor([[3.0, -5.0], [0.5, 40.0]]).reshape(2, 2, 1, 1)
+    weight = torch.tensor([2.0, -1.0]).reshape(2, 1, 1)
+    found = explain(toys.Linear(weight), x, method)
+    torch.testing.assert_close(found.values["attribution"], weight * x, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.values["segment_weights"].float(), (weight * x).flatten(1), atol=1e-4, rtol=0)
+
+
 def test_kernel_shap_equals_shap_exact_and_shap_kernel_with_all_coalitions():
     shap = toys.peer("shap")
     game, x = toys.Game(8), sample(8)
