@@ -37,6 +37,7 @@ def faithfulness_panel(explanation: Explanation) -> np.ndarray:
     top = heading_height(lines=len(lines), banner=banner)
     canvas = Canvas(2 * MARGIN + 2 * (_WIDTH + 60), top + _CHART + 80)
     y = heading(canvas, f"{method_title(explanation.method)}: does the map show what matters?", lines, banner=banner)
+    drawn: list[Axes] = []
     for place, (name, curve, random) in enumerate(
         (
             ("deletion", values["deletion_curve"].numpy(), random_NRP),
@@ -51,6 +52,11 @@ def faithfulness_panel(explanation: Explanation) -> np.ndarray:
         if score is not None:
             words = f"area {number(score.value)}, random {number(score.control)} ({score.better} is better)"
             axes.set_title(words, fontsize=11 * _POINT, color=MUTED.light, loc="right")
+        drawn.append(axes)
+    limits = [axes.get_ylim() for axes in drawn]
+    for axes in drawn:  # one scale, so that the two can be compared
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    drawn[0].legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
     return canvas.array()
 
 
@@ -101,4 +107,3 @@ def _band(axes: Axes, share: np.ndarray, mean_P: np.ndarray, random_RP: np.ndarr
     )
     axes.plot(share, mean_P, color=SERIES["blue"].light, linewidth=2, marker="o", markersize=3, label="this map")
     axes.set_xlim(0, 1)
-    axes.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)

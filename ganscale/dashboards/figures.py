@@ -167,7 +167,7 @@ def signed_colours(values_HW: np.ndarray, *, limit: float) -> np.ndarray:
 def blend(image_HWC: np.ndarray, values_HW: np.ndarray, *, limit: float) -> np.ndarray:
     """Lay the signed colours over a faded gray image; where a value is near 0 the image shows through."""
     gray = image_HWC.astype(np.float64).mean(axis=-1, keepdims=True)
-    faded = 255 - (255 - gray) * 0.55
+    faded = 255 - (255 - gray) * 0.45
     strength = np.clip(np.abs(values_HW) / (limit if limit > 0 else 1.0), 0, 1)[..., None] ** 0.7
     colour = np.where((values_HW >= 0)[..., None], (178.0, 24.0, 43.0), (33.0, 102.0, 172.0))
     return np.rint(faded * (1 - 0.85 * strength) + colour * 0.85 * strength).astype(np.uint8)

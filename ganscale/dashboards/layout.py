@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ganscale.dashboards.figures import Canvas
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MARGIN = 18
 BANNER = "not better than random"
 _HEAD, _LINE, _BANNER, _ROW = 26, 17, 32, 21
-_COLUMNS = (("score", 0), ("value", 250), ("interval (95 %)", 340), ("control", 500), ("better", 590), ("verdict", 680))
+_COLUMNS = (("score", 0), ("value", 255), ("interval (95 %)", 335), ("control", 480), ("better", 560), ("verdict", 640))
 
 METHOD_TITLES = {
     "integrated-gradients": "Integrated gradients",
@@ -23,6 +23,45 @@ METHOD_TITLES = {
     "directions": "Latent directions",
     "sefa": "Latent directions (closed-form factorisation)",
 }
+
+
+SCORE_TITLES = {
+    "deletion_auc": "deletion AUC",
+    "insertion_auc": "insertion AUC",
+    "gini": "sparsity (Gini)",
+    "r_squared": "R² of the linear fit",
+    "critic_linearity_r2": "critic linearity (R²)",
+    "image_change_per_sigma": "image change (L2 per σ)",
+    "critic_slope_per_sigma": "critic slope (logit per σ)",
+}
+BASELINES = {
+    "auto": "the low end of the range",
+    "low": "the low end of the range",
+    "mid": "the middle of the range",
+    "mean": "the samples' mean",
+    "blur": "the sample blurred",
+    "zero": "zero",
+}
+
+
+def score_title(name: str) -> str:
+    """Return a score's name as people write it."""
+    return SCORE_TITLES.get(name, name.replace("_", " "))
+
+
+def baseline_words(explanation: Explanation) -> str:
+    """Return in words what stood for an absent part."""
+    choice = str(explanation.meta.get("baseline", "zero"))
+    words = BASELINES.get(choice, f"the value {choice}")
+    value_range = explanation.meta.get("value_range")
+    if choice in ("auto", "low") and value_range and explanation.inputs["x"].ndim == 4:
+        return f"{words}, {f"{value_range[0]:g}".replace("-", "−")} (black)"
+    return "zero" if choice == "auto" and not value_range else words
+
+
+def decides(explanation: Explanation, score: str) -> bool:
+    """Return whether a score is among those that decide on the banner."""
+    return score in explanation.meta.get("primary", explanation.scores)
 
 
 def method_title(method: str) -> str:
@@ -83,13 +122,14 @@ def heading(canvas: Canvas, title: str, lines: Sequence[str], *, banner: bool) -
     return y + 8
 
 
-def scores_height(scores: Mapping[str, Score]) -> int:
+def scores_height(explanation: Explanation) -> int:
     """Return how many CSS pixels ``score_table`` takes."""
-    return _ROW * (len(scores) + 1) + MARGIN + 10
+    return _ROW * (len(explanation.scores) + 1) + MARGIN + 10
 
 
-def score_table(canvas: Canvas, y: int, scores: Mapping[str, Score]) -> None:
-    """Draw each score beside the control that was measured with it."""
+def score_table(canvas: Canvas, y: int, explanation: Explanation) -> None:
+    """Draw each score beside the control that was measured with it; those that decide on the banner are bold."""
+    scores = explanation.scores
     bottom = y + _ROW * (len(scores) + 1) + 8
     canvas.box(MARGIN, y, canvas.width - 2 * MARGIN, bottom - y, fill=SURFACE.light, line=LINE.light)
     left = MARGIN + 10
@@ -100,14 +140,15 @@ def score_table(canvas: Canvas, y: int, scores: Mapping[str, Score]) -> None:
         interval = f"{number(score.low)} to {number(score.high)}" if score.low is not None else "–"
         good = score.beats_control
         cells = (
-            f"{name.replace('_', ' ')} (n = {score.n})",
+            f"{score_title(name)} (n = {score.n})",
             number(score.value),
             interval,
             number(score.control),
             {"zero": "nearer 0"}.get(score.better, score.better),
             ("✓ " if good else "✗ ") + verdict(score),
         )
-        for (_, x), cell in zip(_COLUMNS, cells, strict=True):
-            last = x == _COLUMNS[-1][1]
+        for (title, x), cell in zip(_COLUMNS, cells, strict=True):
+            last = title == _COLUMNS[-1][0]
             colour = (SERIES["blue"].light if good else SERIES["vermilion"].light) if last else INK.light
-            canvas.text(left + x, top, cell, size=12, colour=colour)
+            bold = title == "score" and decides(explanation, name)
+            canvas.text(left + x, top, cell, size=12, colour=colour, bold=bold)

@@ -13,6 +13,7 @@ import numpy as np
 from ganscale.dashboards.figures import DENSITY, Canvas, blend, enlarge, rgb, signed_colours
 from ganscale.dashboards.layout import (
     MARGIN,
+    baseline_words,
     heading,
     heading_height,
     method_title,
@@ -52,7 +53,7 @@ def attribution_panel(explanation: Explanation) -> np.ndarray:
     width = max(MARGIN * 2 + blocks * _BLOCK + (blocks - 1) * 16, 860)
     lines, banner = _lines(explanation, count), explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
-    height = top + _COLUMN_HEAD + rows * _ROW + scores_height(explanation.scores)
+    height = top + _COLUMN_HEAD + rows * _ROW + scores_height(explanation)
     canvas = Canvas(width, height)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner)
     draw: Callable[..., None] = _picture_row if picture else _bar_row
@@ -65,7 +66,7 @@ def attribution_panel(explanation: Explanation) -> np.ndarray:
         x, row_y = MARGIN + block * (_BLOCK + 16), y + _COLUMN_HEAD + row * _ROW
         _caption(canvas, x, row_y, explanation, sample)
         draw(canvas, x + _CAPTION, row_y, explanation, sample)
-    score_table(canvas, y + _COLUMN_HEAD + rows * _ROW + 4, explanation.scores)
+    score_table(canvas, y + _COLUMN_HEAD + rows * _ROW + 4, explanation)
     return canvas.array()
 
 
@@ -103,9 +104,8 @@ def _lines(explanation: Explanation, count: int) -> list[str]:
     away = "away from it" if explanation.target.kind == "critic" else "f(x) down"
     total = len(explanation.inputs["x"])
     shown = f"{count} of {total} samples" if count < total else f"{total} samples"
-    baseline = explanation.meta.get("baseline", "zero")
     return [
-        f"Explained: {target_words(explanation)}; against the baseline '{baseline}'. {shown}.",
+        f"Explained: {target_words(explanation)}; an absent part is {baseline_words(explanation)}. {shown}.",
         f"Red pulls {pulls}, blue pulls {away}, white does nothing. One scale a sample, equal on both sides of 0.",
     ]
 

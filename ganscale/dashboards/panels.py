@@ -61,9 +61,9 @@ def score_panel(explanation: Explanation) -> np.ndarray:
     """Draw the scores alone, for a method without a picture of its own; uint8 RGB [H, W, 3]."""
     lines, banner = [explanation.meta.get("summary", "")], explanation.not_better_than_random
     top = heading_height(lines=1, banner=banner)
-    canvas = Canvas(880, top + scores_height(explanation.scores))
+    canvas = Canvas(880, top + scores_height(explanation))
     y = heading(canvas, method_title(explanation.method), lines, banner=banner)
-    score_table(canvas, y, explanation.scores)
+    score_table(canvas, y, explanation)
     return canvas.array()
 
 

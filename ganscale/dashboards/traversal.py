@@ -46,20 +46,22 @@ def traversal_panel(explanation: Explanation) -> np.ndarray:
     """
     sigmas = explanation.values["sigmas"].numpy()
     columns = _columns(len(sigmas))
+    tall, wide = (edge // DENSITY for edge in enlarge(rgb(_first_image(explanation)), side=SIDE).shape[:2])
+    side = max(52, wide)  # room for the number below
     own, random = _own_walks(explanation), _random_walks(explanation)
     lines, banner = _lines(explanation, len(own)), explanation.not_better_than_random
-    width = max(2 * MARGIN + _CAPTION + len(columns) * (SIDE + _GAP), 860)
-    row = SIDE + _BELOW
+    width = max(2 * MARGIN + _CAPTION + len(columns) * (side + _GAP), 860)
+    row = max(tall, 80) + _BELOW
     top = heading_height(lines=len(lines), banner=banner)
     body = _COLUMN_HEAD + (len(own) + len(random)) * row + (_RULE if random else 0)
-    canvas = Canvas(width, top + body + scores_height(explanation.scores) + 6)
+    canvas = Canvas(width, top + body + scores_height(explanation) + 6)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner)
     for place, column in enumerate(columns):
         words = f"{sigmas[column]:+g} σ".replace("-", "−") if sigmas[column] else "0"
-        canvas.text(_left(place) + SIDE / 2, y, words, size=12, bold=True, colour=MUTED.light, align="center")
+        canvas.text(_left(place, side) + side / 2, y, words, size=12, bold=True, colour=MUTED.light, align="center")
     y += _COLUMN_HEAD
     for walk in own:
-        _draw(canvas, y, walk, columns, SERIES["blue"].light)
+        _draw(canvas, y, walk, columns, side, SERIES["blue"].light)
         y += row
     if random:
         canvas.box(MARGIN, y + 6, canvas.width - 2 * MARGIN, 1, fill=LINE.light)
@@ -67,9 +69,9 @@ def traversal_panel(explanation: Explanation) -> np.ndarray:
         canvas.text(MARGIN, y + 12, words, size=12, bold=True, colour=MUTED.light)
         y += _RULE
     for walk in random:
-        _draw(canvas, y, walk, columns, SERIES["grey"].light)
+        _draw(canvas, y, walk, columns, side, SERIES["grey"].light)
         y += row
-    score_table(canvas, y + 6, explanation.scores)
+    score_table(canvas, y + 6, explanation)
     return canvas.array()
 
 
@@ -131,11 +133,15 @@ def _lines(explanation: Explanation, shown: int) -> list[str]:
     ]
 
 
-def _left(place: int) -> int:
-    return MARGIN + _CAPTION + place * (SIDE + _GAP)
+def _first_image(explanation: Explanation) -> np.ndarray:
+    return explanation.values["traversal"][0, 0].numpy()
 
 
-def _draw(canvas: Canvas, y: int, walk: _Walk, columns: list[int], colour: str) -> None:
+def _left(place: int, side: int) -> int:
+    return MARGIN + _CAPTION + place * (side + _GAP)
+
+
+def _draw(canvas: Canvas, y: int, walk: _Walk, columns: list[int], side: int, colour: str) -> None:
     canvas.text(MARGIN, y + 4, walk.title, size=13, bold=True, colour=colour)
     for line, note in enumerate(walk.notes):
         canvas.text(MARGIN, y + 25 + 17 * line, note, size=12, colour=MUTED.light)
@@ -143,10 +149,10 @@ def _draw(canvas: Canvas, y: int, walk: _Walk, columns: list[int], colour: str) 
     for place, column in enumerate(columns):
         pixels = enlarge(rgb(walk.images[column]), side=SIDE)
         height, width = (edge / DENSITY for edge in pixels.shape[:2])
-        x = _left(place) + (SIDE - width) / 2
+        x = _left(place, side) + (side - width) / 2
         frame, line = (2, INK.light) if column == middle else (1, LINE.light)
         canvas.box(x - frame, y - frame, width + 2 * frame, height + 2 * frame, fill=line)
         canvas.image(x, y, pixels)
         if walk.logits is not None:
             words = number(float(walk.logits[column]), signed=True)
-            canvas.text(_left(place) + SIDE / 2, y + height + 3, words, size=11, colour=INK.light, align="center")
+            canvas.text(_left(place, side) + side / 2, y + height + 3, words, size=11, colour=INK.light, align="center")

@@ -1,0 +1,108 @@
+"""The report's section of explanations: each with its panels, its scores beside their controls, and how to read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING
+
+from ganscale.dashboards.figures import DENSITY
+from ganscale.dashboards.layout import BANNER, decides, method_title, number, score_title, target_words, verdict
+from ganscale.dashboards.page import Html, details, figure, note, png_array, table, warning
+from ganscale.dashboards.panels import draw_panels
+from ganscale.dashboards.run_facts import RunFacts
+
+if TYPE_CHECKING:
+    from ganscale.explain.types import Explanation
+
+_READING = {
+    "integrated-gradients": (
+        "Each pixel's share of f(x) − f(baseline), gathered along the straight path from the baseline to the sample. "
+        "Look for shapes, not for single pixels: neighbours of opposite sign cancel. Trust the map as far as deleting "
+        "what it calls important moves the logit more than deleting at random."
+    ),
+    "kernel-shap": (
+        "Each cell's fair share of f(x) − f(baseline) over all ways to hide the others. Shares add up exactly. A share "
+        "says what hiding a cell does to this critic; it says nothing about what would look more real to a person."
+    ),
+    "directions": (
+        "Directions in latent space that move the generator's first layer most. A row is worth a name only where its "
+        "images change more, and more steadily, than those of the random rows below. Signs are arbitrary."
+    ),
+}
+_READING["exact-shapley"] = _READING["kernel-shap"]
+_CAPTIONS = {
+    "maps": "Input, signed map and overlay of each sample.",
+    "curves": "What happens to f(x) as parts are removed or brought back in the map's order, beside random orders.",
+    "traversal": "Walks along each direction, with random directions as the control.",
+    "scores": "The scores of this explanation.",
+}
+
+
+def explanations_section(facts: RunFacts) -> str:
+    """Return every explanation of the run, or what to call where there is none."""
+    if not facts.explanations:
+        command = f"ganscale explain {facts.name_for_commands} --method integrated-gradients"
+        return note("This run was not explained yet.", command)
+    return "\n".join(_explanation(name, explanation) for name, explanation in facts.explanations)
+
+
+def _explanation(name: str, explanation: Explanation) -> str:
+    title = method_title(explanation.method)
+    about = target_words(explanation) if explanation.method != "directions" else "the generator's latent space"
+    parts = [
+        f'<article aria-labelledby="x-{escape(name)}"><h3 id="x-{escape(name)}">{escape(title)}</h3>',
+        f'<p class="lead">{escape(name)}: explains {escape(about)}.</p>',
+    ]
+    if explanation.not_better_than_random:
+        parts.append(warning(f"{BANNER}: a score that decides does not beat its control"))
+    parts += [warning(str(words)) for words in explanation.meta.get("warnings", [])]
+    reading = _READING.get(explanation.method, explanation.meta.get("summary", ""))
+    if reading:
+        parts.append(f"<p>{escape(str(reading))}</p>")
+    for panel, pixels in draw_panels(explanation).items():
+        caption = _CAPTIONS.get(panel, panel)
+        alt = f"{title}: {caption} {_in_words(explanation)}"
+        parts.append(figure(png_array(pixels, alt, density=DENSITY), caption, kind="panel"))
+    parts += [_score_table(explanation), details("How it was made", _made(explanation)), "</article>"]
+    return "\n".join(parts)
+
+
+def _in_words(explanation: Explanation) -> str:
+    """Say the deciding scores, for who cannot see the picture."""
+    said = [
+        f"{score_title(name)} {number(score.value)}, control {number(score.control)}, {score.better} is better"
+        for name, score in explanation.scores.items()
+        if decides(explanation, name)
+    ]
+    return "; ".join(said) + "."
+
+
+def _score_table(explanation: Explanation) -> str:
+    rows = []
+    for name, score in explanation.scores.items():
+        interval = "–" if score.low is None else f"{number(score.low)} to {number(score.high)}"
+        good = score.beats_control
+        kind, mark = ("good", "✓") if good else ("bad", "✗")
+        said = Html(f'<span class="{kind}"><span aria-hidden="true">{mark} </span>{verdict(score)}</span>')
+        better = {"zero": "nearer 0"}.get(score.better, score.better)
+        title = (
+            Html(f"<b>{escape(score_title(name))}</b> (decides)") if decides(explanation, name) else score_title(name)
+        )
+        rows.append((title, number(score.value), interval, number(score.control), better, score.n, said))
+    head = ("score", "value", "95 % interval", "control", "better", "n", "verdict")
+    return table(head, rows, caption="Scores beside controls measured in the same call", numeric=(1, 2, 3, 5))
+
+
+def _made(explanation: Explanation) -> str:
+    rows = [(key, _words(value)) for key, value in explanation.meta.items() if key not in ("warnings", "summary")]
+    return table(("what", "value"), rows, caption="Request, plan, cost and versions")
+
+
+def _words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_words(entry)}" for key, entry in value.items())
+    if isinstance(value, float):
+        return number(value)
+    return value if isinstance(value, str) else json.dumps(value)
