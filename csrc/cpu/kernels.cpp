@@ -52,7 +52,10 @@ GS_INLINE double reduce(const void* x_, int64_t count, F f) {
       for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += f(T::load(x[i + lane]));
     }
     for (int lane = 0; i + lane < end; ++lane) lanes[lane] += f(T::load(x[i + lane]));
-    for (int lane = 0; lane < kLanes; ++lane) total += lanes[lane];
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    }
+    total += lanes[0];
   }
   return total;
 }

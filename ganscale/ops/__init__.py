@@ -39,14 +39,14 @@ def interpolate(real: Tensor, fake: Tensor, eps: Tensor, *, impl: str = "auto") 
     _check.alike("eps", eps, "real", real)
     _check.shaped("fake", fake, real.shape, "that of real")
     _check.shaped("eps", eps, real.shape[:1], "one number a sample")
-    fused = _choice.use_fused(impl, real)
+    fused = _choice.use_fused(impl, real, "interpolate")
     return (_register.gp_interpolate if fused else reference.interpolate)(real, fake, eps)
 
 
 def sample_norm(g: Tensor, *, impl: str = "auto") -> Tensor:
     """Return [N] Euclidean norms of the samples g [N, ...]; the gradient at a norm of 0 is 0, as is torch's."""
     _check.floating("g", g, least_axes=1)
-    fused = _choice.use_fused(impl, g)
+    fused = _choice.use_fused(impl, g, "sample_norm")
     return reference.safe_sqrt((_register.sample_norm2 if fused else reference.sample_norm2)(g))
 
 
@@ -74,7 +74,7 @@ def bias_act(
         _check.shaped("bias", bias, x.shape[1:2], "one number a channel")
     elif activation == "linear":
         return x
-    fused = _choice.use_fused(impl, x)
+    fused = _choice.use_fused(impl, x, activation)
     return (_register.bias_act if fused else reference.bias_act)(x, bias, activation, float(negative_slope))
 
 
@@ -87,7 +87,7 @@ def piecewise_linear(x: Tensor, *, negative_slope: float = 0.2, impl: str = "aut
 def channel_sum(x: Tensor, *, impl: str = "auto") -> Tensor:
     """Return [C] sums of x [N, C, ...] over all axes but the channels: the gradient of a bias."""
     _check.floating("x", x, least_axes=2)
-    fused = _choice.use_fused(impl, x)
+    fused = _choice.use_fused(impl, x, "channel_sum")
     return (_register.channel_sum if fused else reference.channel_sum)(x)
 
 
@@ -117,5 +117,5 @@ def describe() -> str:
     if why:
         return f"plain torch ({why})"
     kind = "CUDA" if device.type == "cuda" else f"C++, {_extension.facts()['cpu_kernels']}"
-    small = f"; plain torch below {_choice.AUTO_FROM} elements" if impl == "auto" else ""
+    small = "; plain torch for small tensors" if impl == "auto" else ""
     return f"compiled ({kind}{small})"

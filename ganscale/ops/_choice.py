@@ -13,8 +13,18 @@ from ganscale.ops import _extension
 
 IMPLS = ("auto", "reference", "fused")
 
-# Below this many elements the dispatch of a custom operator costs more than its kernel saves (benchmarks/ops.py).
-AUTO_FROM = 2**15
+# Elements from which "auto" takes the kernel: where it broke even on one AVX-512 core, see benchmarks/ops.py. Below, the
+# dispatch of a custom operator costs more than its kernel saves. The piecewise linear activations break even at 2^18 by
+# themselves, but inside a gradient penalty from 2^14 on, since their kernels spare whole convolutions.
+PAYS_FROM = {
+    "interpolate": 2**16,
+    "sample_norm": 2**17,
+    "linear": 2**18,
+    "relu": 2**14,
+    "leaky_relu": 2**14,
+    "tanh": 2**20,
+    "channel_sum": 2**20,
+}
 
 _default = "auto"
 _warned: set[str] = set()
@@ -66,14 +76,14 @@ def obstacle(device: torch.device) -> str:
     return ""
 
 
-def use_fused(impl: str, x: Tensor) -> bool:
-    """Decide for one call on ``x``; raises MissingPackageError where "fused" is asked for and cannot be had.
+def use_fused(impl: str, x: Tensor, operator: str) -> bool:
+    """Decide for one call of an operator of ``PAYS_FROM`` on ``x``; raises MissingPackageError where "fused" is asked for and cannot be had.
 
     Falling back on "auto" warns once a process and reason: the results are the same, the time is not. Small tensors
     take the twin without a word, because it is faster there.
     """
     name = resolve(impl)
-    if name == "reference" or (name == "auto" and x.numel() < AUTO_FROM):
+    if name == "reference" or (name == "auto" and x.numel() < PAYS_FROM[operator]):
         return False
     why = obstacle(x.device)
     if not why:

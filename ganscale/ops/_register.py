@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.library import custom_op
 
 from ganscale.ops import _bind
@@ -40,6 +41,14 @@ act_backward = custom_op(
     schema="(Tensor gy, Tensor y, str activation, float negative_slope) -> Tensor",
 )
 channel_sum = custom_op("ganscale::channel_sum", _bind.channel_sum, mutates_args=(), schema="(Tensor x) -> Tensor")
+
+
+def _at_once(x: Tensor) -> bool:
+    """Tell whether a backward formula may call a kernel directly: real memory, and no further derivative wanted.
+
+    The way through the dispatcher costs more than a small kernel does, and only recording or tracing needs it.
+    """
+    return type(x) is Tensor and not torch.is_grad_enabled() and not is_functorch_wrapped_tensor(x)
 
 
 # --- interpolate -----------------------------------------------------------------------------------------------------
@@ -147,9 +156,10 @@ def _bias_act_context(ctx, inputs, output):
 def _bias_act_backward(ctx, gy):
     if gy is None:
         return None, None, None, None
-    gx = gy if ctx.activation == "linear" else act_backward(gy, *ctx.saved_tensors, ctx.activation, ctx.negative_slope)
+    slope, total = (_bind.act_backward, _bind.channel_sum) if _at_once(gy) else (act_backward, channel_sum)
+    gx = gy if ctx.activation == "linear" else slope(gy, *ctx.saved_tensors, ctx.activation, ctx.negative_slope)
     to_x, to_bias = ctx.needs_input_grad[:2]
-    return gx if to_x else None, channel_sum(gx) if to_bias else None, None, None
+    return gx if to_x else None, total(gx) if to_bias else None, None, None
 
 
 bias_act.register_autograd(_bias_act_backward, setup_context=_bias_act_context)
@@ -170,9 +180,10 @@ def _act_backward_backward(ctx, ggx):
     if ggx is None:
         return None, None, None, None
     y, *gy = ctx.saved_tensors
+    slope = _bind.act_backward if _at_once(ggx) else act_backward
     to_gy, to_y = ctx.needs_input_grad[:2]
     return (
-        act_backward(ggx, y, ctx.activation, ctx.negative_slope) if to_gy else None,
+        slope(ggx, y, ctx.activation, ctx.negative_slope) if to_gy else None,
         -2 * y * gy[0] * ggx if to_y and gy else None,
         None,
         None,

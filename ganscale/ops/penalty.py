@@ -38,7 +38,7 @@ def gradient_penalty(
         (g,) = torch.autograd.grad(logits.sum(), point, create_graph=keep_graph, allow_unused=True)
     if g is None:
         raise UserError("the critic's output", "depend on its input", "no gradient", "remove .detach() from it")
-    fused = _choice.use_fused(impl, g)
+    fused = _choice.use_fused(impl, g, "sample_norm")
     penalty, _ = (_register.gp_penalty if fused else reference.gp_penalty)(g, float(center), bool(one_sided))
     return penalty
 
