@@ -55,7 +55,8 @@ def baseline_words(explanation: Explanation) -> str:
     words = BASELINES.get(choice, f"the value {choice}")
     value_range = explanation.meta.get("value_range")
     if choice in ("auto", "low") and value_range and explanation.inputs["x"].ndim == 4:
-        return f"{words}, {f"{value_range[0]:g}".replace("-", "−")} (black)"
+        low = f"{value_range[0]:g}".replace("-", "−")
+        return f"{words}, {low} (black)"
     return "zero" if choice == "auto" and not value_range else words
 
 
