@@ -113,30 +113,34 @@ def actor_pool(
 
         if not local:
             _check_cpus(workers, int(ray.cluster_resources().get("CPU", 0)), "the cluster")
-        job = ray.put((networks.to_arrays(), request, target))
+        job = [ray.put((networks.to_arrays(), request, target))]  # in a list, so that it travels as a reference
         actor = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(ChunkWorker)
-        actors = [actor.remote(job) for _ in range(workers)]
+        actors = [actor.remote() for _ in range(workers)]
         try:
-            yield lambda chunks: run_chunks(actors, chunks)
+            yield lambda chunks: run_chunks(actors, job, chunks)
         finally:
             for handle in actors:
                 ray.kill(handle)
 
 
 class ChunkWorker:
-    """One actor: builds networks and explainer once, then runs chunks."""
+    """One actor: fetches the job and builds its networks at the first chunk, then runs chunks."""
 
-    def __init__(self, job: tuple[dict[str, Any], Request, str]) -> None:
-        arrays, request, target = job
+    def __init__(self) -> None:
         torch.set_num_threads(THREADS)
-        self._explainer = build_explainer(subject_of(Networks(**arrays), target), request)
+        self._explainer: Any = None
 
-    def run(self, chunk: Chunk) -> Partial:
-        """Compute one chunk; the same chunk gives the same partial in any process."""
+    def run(self, job: list[Any], chunk: Chunk) -> Partial:
+        """Compute one chunk; the same in any process. ``job`` holds one reference to what the driver put."""
+        if self._explainer is None:
+            import ray
+
+            arrays, request, target = ray.get(job[0])
+            self._explainer = build_explainer(subject_of(Networks(**arrays), target), request)
         return self._explainer.run(chunk)
 
 
-def run_chunks(actors: list[Any], chunks: list[Chunk]) -> Iterator[tuple[int, Partial]]:
+def run_chunks(actors: list[Any], job: list[Any], chunks: list[Chunk]) -> Iterator[tuple[int, Partial]]:
     """Yield (chunk index, partial) as they come, with at most CHUNKS_IN_FLIGHT chunks handed to each actor."""
     import ray
 
@@ -145,7 +149,7 @@ def run_chunks(actors: list[Any], chunks: list[Chunk]) -> Iterator[tuple[int, Pa
         while waiting or busy:
             while waiting and free:
                 actor, chunk = free.popleft(), waiting.popleft()
-                busy[actor.run.remote(chunk)] = actor, chunk.index
+                busy[actor.run.remote(job, chunk)] = actor, chunk.index
             (done,), _ = ray.wait(list(busy), num_returns=1)
             actor, index = busy.pop(done)
             free.append(actor)

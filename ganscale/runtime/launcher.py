@@ -142,7 +142,8 @@ def _train(
     from ganscale.runtime.local import ray_session
 
     cpus = plan.workers * plan.threads if plan.address is None else None
-    with ray_session(address=plan.address, cpus=cpus, gpus=plan.workers * plan.gpus_per_worker, verbose=verbose):
+    gpus = plan.workers * plan.gpus_per_worker if plan.address is None else None
+    with ray_session(address=plan.address, cpus=cpus, gpus=gpus, verbose=verbose, meanwhile="ganscale.runtime.train"):
         stop.listen()  # Ray has put its own handlers there
         stop.check()
         from ganscale.runtime.train import train_with_ray

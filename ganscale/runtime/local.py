@@ -38,10 +38,16 @@ SETTINGS = {
 
 @contextlib.contextmanager
 def ray_session(
-    *, address: str | None = None, cpus: int | None = None, gpus: int | None = None, verbose: bool = False
+    *,
+    address: str | None = None,
+    cpus: int | None = None,
+    gpus: int | None = None,
+    verbose: bool = False,
+    meanwhile: str | None = None,
 ) -> Iterator[None]:
     """Hold a connection to Ray: the cluster at ``address``, or a local Ray with ``cpus`` and ``gpus`` of our own.
 
+    ``meanwhile`` names a module to import while Ray starts, which is mostly waiting for other processes.
     A connection that this process already has is used and left alone. A local Ray is gone, with all its processes, when
     the block is left, also by an exception.
     """
@@ -53,14 +59,21 @@ def ray_session(
             return
         require_token(create=address is None)
         if address is not None:
-            with _joined(address, verbose):
+            with _joined(address, verbose, meanwhile):
                 yield
             return
         home = Path(tempfile.mkdtemp(prefix="ganscale-"))
         try:
             # "local": without it Ray joins whatever cluster it finds on this machine
             _init(
-                ray, verbose, address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, _temp_dir=str(home)
+                ray,
+                verbose,
+                meanwhile,
+                address="local",
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=True,
+                _temp_dir=str(home),
             )
             yield
         finally:
@@ -111,11 +124,11 @@ def require_token(*, create: bool) -> Path | None:
 
 
 @contextlib.contextmanager
-def _joined(address: str, verbose: bool) -> Iterator[None]:
+def _joined(address: str, verbose: bool, meanwhile: str | None) -> Iterator[None]:
     import ray
 
     try:
-        _init(ray, verbose, address=address)
+        _init(ray, verbose, meanwhile, address=address)
     except (ConnectionError, RuntimeError, ValueError) as error:
         words = str(error).strip().splitlines()[0]
         raise ResourceError(
@@ -127,9 +140,8 @@ def _joined(address: str, verbose: bool) -> Iterator[None]:
         ray.shutdown()
 
 
-def _init(ray: Any, verbose: bool, **options: Any) -> None:
-    # ray.train.torch takes as long to import as the local Ray takes to start, mostly waiting for its processes
-    importing = threading.Thread(target=__import__, args=("ray.train.torch",), daemon=True)
+def _init(ray: Any, verbose: bool, meanwhile: str | None, **options: Any) -> None:
+    importing = threading.Thread(target=__import__, args=(meanwhile or "ray",), daemon=True)
     importing.start()
     ray.init(log_to_driver=verbose, logging_level="INFO" if verbose else "ERROR", **options)
     importing.join()
@@ -165,6 +177,10 @@ class _Filter(io.TextIOBase):
 
     def isatty(self) -> bool:
         return self._stream.isatty()
+
+    @property
+    def closed(self) -> bool:
+        return self._stream.closed  # a library that remembered this stdout asks at exit
 
     def fileno(self) -> int:
         return self._stream.fileno()

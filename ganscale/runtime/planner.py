@@ -45,12 +45,10 @@ def plan(
 
 
 def find_resources(address: str | None) -> Resources:
-    """Return what this machine has or, with ``address``, what the cluster there has."""
-    if address is None:
-        return this_machine()
-    from ganscale.runtime.local import cluster_resources
+    """Return what the cluster at ``address`` has; without one, what a connected Ray or this machine has."""
+    from ganscale.runtime.local import cluster_resources, is_connected
 
-    return cluster_resources(address)
+    return cluster_resources(address) if address is not None or is_connected() else this_machine()
 
 
 def this_machine() -> Resources:

@@ -1,0 +1,67 @@
+"""Which failures end a run: a table over exceptions, without Ray."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from ganscale.errors import DataError, NonFiniteError, RunFailed
+from ganscale.runtime.failures import MAX_FAILURES_IN_A_ROW, reason_to_stop, signature
+
+
+class WorkerHealthCheckFailedError(Exception):
+    """Named as Ray's: the judge goes by name, so that it needs no Ray."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+LOST = WorkerHealthCheckFailedError("actor died")
+PEER = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1")
+OURS = DataError("data.path", "be a folder", "/nowhere", "look again")
+
+
+@pytest.mark.parametrize(
+    "failures",
+    [{0: LOST}, {1: LOST, 0: PEER}, {0: PEER}, {0: ConnectionResetError("x")}, {0: RuntimeError("odd")}],
+    ids=["lost", "lost and its peer", "peer alone", "connection", "unknown"],
+)
+def test_a_lost_process_and_the_unknown_are_retried(failures):
+    assert reason_to_stop(failures, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("bad\nshape"), "worker 1 stopped with ValueError: bad"),
+        (KeyError("x"), "KeyError"),
+        (ImportError("no module"), "ImportError: no module"),
+        (FileNotFoundError(2, "gone", "a.png"), "a.png"),
+        (OutOfMemoryError("CUDA out of memory"), "worker 1 ran out of memory; lower train.batch"),
+        (MemoryError(), "ran out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "no space left on the disk (/x/y)"),
+    ],
+)
+def test_what_would_repeat_itself_ends_the_run_at_once_in_one_line(error, words):
+    stop = reason_to_stop({1: error, 0: PEER}, 1)
+    assert type(stop) is RunFailed
+    assert words in str(stop)
+    assert "\n" not in str(stop)
+
+
+@pytest.mark.parametrize("error", [OURS, NonFiniteError("a gradient is NaN")])
+def test_our_own_errors_come_back_as_they_were_whatever_the_other_ranks_say(error):
+    assert reason_to_stop({0: LOST, 1: ValueError("x"), 2: error}, 1) is error
+
+
+def test_the_same_unknown_failure_twice_ends_the_run_and_another_one_does_not():
+    odd = {0: RuntimeError("odd")}
+    assert isinstance(reason_to_stop(odd, 2, signature(odd)), RunFailed)
+    assert reason_to_stop({0: RuntimeError("other")}, 2, signature(odd)) is None
+
+
+def test_losses_without_progress_end_the_run_after_five():
+    assert reason_to_stop({0: LOST}, MAX_FAILURES_IN_A_ROW - 1, signature({0: LOST})) is None
+    assert "5 times" in str(reason_to_stop({0: LOST}, MAX_FAILURES_IN_A_ROW))
