@@ -44,11 +44,13 @@ def _core() -> Check:
     from ganscale import ops
 
     info = ops.build_info()
-    if info.get("compiled"):
-        said = ", ".join(f"{key} {value}" for key, value in info.items() if key != "compiled")
-        return Check(name="compiled core", status="ok", said=said)
-    remedy = "install again with a C++17 compiler on the PATH"
-    return Check(name="compiled core", status="note", said="absent; plain torch takes its place, slower", remedy=remedy)
+    if not info["compiled"]:
+        said = f"absent ({info['reason']}); plain torch takes its place, slower"
+        remedy = "install again with a C++17 compiler on the PATH"
+        return Check(name="compiled core", status="note", said=said, remedy=remedy)
+    cuda = f"CUDA kernels for {', '.join(info['cuda_archs'])}" if info["cuda"] else "no CUDA kernels"
+    said = f"{info['version']}, {info['cpu_kernels']}, {cuda}; in use: {ops.describe()}"
+    return Check(name="compiled core", status="ok", said=said)
 
 
 def _torch() -> Check:

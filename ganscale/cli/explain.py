@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ganscale.cli.group import Verb
-from ganscale.cli.output import result, result_json, table
+from ganscale.cli.output import note, result, result_json, table
 from ganscale.cli.params import WholeNumber, find_run, json_option, run_argument
 from ganscale.errors import UserError
 
@@ -37,9 +37,17 @@ def explain(
     found = load(path).explain(
         method, target=target, num_samples=num_samples, workers=workers, seed=seed, options=options
     )
+    # one process explains a run at a time: the newest directory of the method is the one just written
+    written = max((path / "explanations").glob(f"{method}-*"))
     if as_json:
         result_json(
-            {"method": found.method, "target": str(found.target), "scores": found.scores, "meta": found.meta}
+            {
+                "path": written,
+                "method": found.method,
+                "target": str(found.target),
+                "scores": found.scores,
+                "meta": found.meta,
+            }
             | {"not_better_than_random": found.not_better_than_random}
         )
         return
@@ -50,6 +58,7 @@ def explain(
     result(table(rows))
     if found.not_better_than_random:
         result("not better than random: a primary score does not beat its control")
+    note(f"wrote {written}")
 
 
 def _key_and_value(text: str) -> tuple[str, str]:

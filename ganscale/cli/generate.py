@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from ganscale.cli.group import Verb
 from ganscale.cli.output import result, result_json
 from ganscale.cli.params import WholeNumber, find_run, json_option, run_argument
 from ganscale.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @click.command(cls=Verb)
@@ -26,20 +30,30 @@ def generate(run: str, num: int, seed: int, out: str | None, interpolate: bool, 
     target = Path(out) if out else path / "generated" / f"seed-{seed}-num-{num}{walk}.png"
     if (out and target.is_file()) or (target.is_dir() and any(target.iterdir())):
         raise UserError("--out", "be a new file or folder", str(target), "choose another name, or remove it")
-    from ganscale.data.pixels import image_grid, save_png
     from ganscale.runtime import load
 
-    images = load(path).generate(num, seed=seed, interpolate=interpolate)
-    if target.suffix.lower() == ".png":
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_png(target, image_grid(images))
-        written = [target]
-    else:
-        target.mkdir(parents=True, exist_ok=True)
-        written = [target / f"{index:06d}.png" for index in range(len(images))]
-        for file, image in zip(written, images, strict=True):
-            save_png(file, image_grid(image[None], padding=0))
+    written = save(load(path).generate(num, seed=seed, interpolate=interpolate), target)
     if as_json:
         result_json({"num": num, "seed": seed, "files": written})
     else:
         result(str(target))
+
+
+def save(samples: np.ndarray, target: Path) -> list[Path]:
+    """Write samples [N, C, H, W] as one PNG grid where ``target`` ends in .png, else as a PNG each below it.
+
+    Points of the plane (C = 2) become one scatter plot, never a folder (``UserError``). Returns the files.
+    """
+    from ganscale.data.pixels import image_grid, save_png, scatter_image
+
+    single = target.suffix.lower() == ".png"
+    if samples.shape[1] == 2:
+        if not single:
+            raise UserError("--out", "be a .png file where the run makes points", str(target), "add .png")
+        return [save_png(target, scatter_image(samples, extent=1.1 * float(abs(samples).max())))]
+    if single:
+        return [save_png(target, image_grid(samples))]
+    return [
+        save_png(target / f"{index:06d}.png", image_grid(sample[None], padding=0))
+        for index, sample in enumerate(samples)
+    ]

@@ -14,6 +14,7 @@ from ganscale.cli.group import Verb
 from ganscale.cli.output import note, result, result_json, table
 from ganscale.cli.params import Amount, WholeNumber, find_run, json_option
 from ganscale.cli.progress import Progress
+from ganscale.errors import UserError
 
 if TYPE_CHECKING:
     from ganscale.config import RunConfig
@@ -76,7 +77,7 @@ def launch(
     """Train a GAN, here or on a Ray cluster."""
     from ganscale.presets import compose
 
-    resumed = find_run(resume, runs_dir=runs_dir) if resume else None
+    resumed = _place_to_resume(resume, runs_dir, name)
     config = compose(preset, base=_config_of(resumed), data=data, kimg=kimg, settings=settings)
     request = _Request(
         config=config,
@@ -90,12 +91,26 @@ def launch(
         _train(request, verbose=verbose, as_json=as_json)
 
 
-def _config_of(run: Path | None) -> RunConfig | None:
-    if run is None:
+def _place_to_resume(resume: str | None, runs_dir: str, name: str | None) -> Path | None:
+    """Return the run directory, or the checkpoint in one, that ``--resume`` names."""
+    if resume is None:
         return None
-    from ganscale.runtime import load
+    if name is not None:
+        raise UserError("--name", "be left out beside --resume", name, "a resumed run keeps its directory and name")
+    path = Path(resume)
+    if path.parent.name == "checkpoints":
+        find_run(str(path.parent.parent))
+        return path
+    return find_run(resume, runs_dir=runs_dir)
 
-    return load(run).config
+
+def _config_of(resumed: Path | None) -> RunConfig | None:
+    if resumed is None:
+        return None
+    from ganscale.config import from_mapping
+    from ganscale.runtime.resume import read_page
+
+    return from_mapping(read_page(resumed.parent.parent if resumed.parent.name == "checkpoints" else resumed)["config"])
 
 
 def _show_plan(request: _Request, *, as_json: bool) -> None:
@@ -139,7 +154,7 @@ def _train(request: _Request, *, verbose: bool, as_json: bool) -> None:
             **request.placement,
             **request.where,
             resume=request.resume,
-            on_start=_show_header,
+            on_start=lambda plan: _show_header(request.config, plan),
             on_tick=progress,
             verbose=verbose,
             command=("ganscale", *sys.argv[1:]),
@@ -150,8 +165,19 @@ def _train(request: _Request, *, verbose: bool, as_json: bool) -> None:
         _say_what_next(run)
 
 
-def _show_header(plan: Plan) -> None:
-    for name, value in plan.lines().items():
+def _show_header(config: RunConfig, plan: Plan) -> None:
+    from ganscale import ops
+    from ganscale.runtime.estimate import estimate
+
+    height, width = config.data.resolution
+    counted = dataclasses.replace(plan, estimate=estimate(config, plan, measure=False))
+    facts = {
+        "device": plan.device,
+        "data": f"{config.data.path}, {height}x{width}x{config.data.channels}",
+        **counted.lines(),
+        "kernels": ops.describe(),
+    }
+    for name, value in facts.items():
         note(f"{name}: {value}")
 
 
