@@ -51,12 +51,36 @@ def wgan_gp(size: str) -> RunConfig:
     )
 
 
+def r3gan_gaussians() -> RunConfig:
+    """R3GAN's loss and both penalties (Huang et al. 2025, arXiv:2501.05441) on the 25 Gaussians, whose truth is known."""
+    return from_mapping(
+        {
+            "preset": "r3gan-gaussians",
+            "data": {"path": "gaussians-25", "resolution": 1, "channels": 2},
+            "model": {"generator": "mlp", "critic": "mlp", "width": 128, "latent": 2},
+            "loss": {"name": "relativistic"},
+            "penalty": {"name": "r1-r2", "weight": 0.004, "center": 0.0},
+            "optim": {
+                "generator": {"lr": 1e-3, "betas": (0.0, 0.99)},
+                "critic": {"lr": 4e-3, "betas": (0.0, 0.99)},
+                "decay": "cosine",
+                "decay_kimg": 4000,
+            },
+            "train": {"batch": 512, "kimg": 4000, "tick_kimg": 100},
+            "ema": {"half_life_kimg": 50},
+            "sample": {"every_kimg": 500, "num": 1024},
+            "checkpoint": {"every_kimg": 1000},
+        }
+    )
+
+
 PRESETS: MappingProxyType[str, Callable[[], RunConfig]] = MappingProxyType(
     {
         f"{name}-{size}": (lambda build=build, size=size: build(size))
         for name, build in {"dcgan": dcgan, "hinge": hinge, "wgan-gp": wgan_gp}.items()
         for size in _SIZES
     }
+    | {"r3gan-gaussians": r3gan_gaussians}
 )
 
 

@@ -1,7 +1,7 @@
 """Gradient penalties of the critic: pure, unreduced, one number a sample.
 
 One interface: ``(critic, real, fake, eps, *, center) -> [N]`` with real and fake [N, C, H, W] and mixing weights eps
-[N] in [0, 1). The norm is taken per sample over all other axes. A norm over the whole batch, a frequent slip, would pull each
+[N] in [0, 1). The norm is taken per sample over all other axes; over the whole batch, a frequent slip, it would pull each
 sample towards center / sqrt(N). The value is differentiable in the critic's parameters.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ganscale import ops
@@ -44,8 +45,9 @@ def r2(critic: Critic, real: Tensor, fake: Tensor, eps: Tensor, *, center: float
 
 
 def r1_r2(critic: Critic, real: Tensor, fake: Tensor, eps: Tensor, *, center: float = 0.0) -> Tensor:
-    """R1 + R2, as R3GAN needs both (Huang et al. 2025, arXiv:2501.05441)."""
-    return r1(critic, real, fake, eps) + r2(critic, real, fake, eps)
+    """R1 + R2, as R3GAN needs both (Huang et al. 2025, arXiv:2501.05441), in one pass over both batches."""
+    both = ops.gradient_penalty(critic, torch.cat([real, fake]), center=0.0)
+    return 0.5 * both.view(2, -1).sum(dim=0)
 
 
 PENALTIES: dict[str, PenaltyFunction] = {

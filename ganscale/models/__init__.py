@@ -48,7 +48,7 @@ def _mlp_critic(config: RunConfig) -> nn.Module:
 
 
 MODELS: dict[str, ModelFamily] = {
-    "mlp": ModelFamily(summary="fully connected, three hidden layers", generator=_mlp_generator, critic=_mlp_critic),
+    "mlp": ModelFamily(summary="fully connected, four hidden layers", generator=_mlp_generator, critic=_mlp_critic),
     "dcgan": ModelFamily(
         summary="conv-transpose generator, strided critic", generator=_dcgan_generator, critic=_dcgan_critic
     ),

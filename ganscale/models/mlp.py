@@ -10,12 +10,16 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-DEPTH = 3  # hidden layers
+DEPTH = 4  # hidden layers
 
 
 def _trunk(inputs: int, width: int) -> list[nn.Module]:
-    sizes = [inputs, *[width] * DEPTH]
-    return [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.LeakyReLU(0.2))]
+    layers: list[nn.Module] = []
+    for a, b in pairwise([inputs, *[width] * DEPTH]):
+        linear = nn.Linear(a, b)
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        layers += [linear, nn.ReLU()]
+    return layers
 
 
 class MLPGenerator(nn.Module):

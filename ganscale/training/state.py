@@ -129,7 +129,7 @@ def _adam(config: RunConfig, name: str, net: nn.Module) -> torch.optim.Adam:
     lazy = config.penalty.every if name == "critic" and config.penalty.name != "none" else 1
     c = lazy / (lazy + 1) if lazy > 1 else 1.0
     lr = chosen.lr * c
-    optimiser = torch.optim.Adam(net.parameters(), lr=lr, betas=tuple(beta**c for beta in chosen.betas), eps=1e-8)
+    optimiser = torch.optim.Adam(net.parameters(), lr=lr, betas=tuple(beta**c for beta in chosen.betas), fused=True)
     for param_group in optimiser.param_groups:
         param_group["initial_lr"] = lr
     return optimiser
