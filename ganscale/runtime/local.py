@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -24,6 +25,7 @@ from typing import Any
 from ganscale.errors import ResourceError, UserError
 from ganscale.runtime.placement import Resources
 
+ANSWER_S = 5.0  # for a cluster's head to accept a connection
 TERMINATE_S = 5.0  # between asking a survivor to end and ending it
 SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -127,6 +129,7 @@ def require_token(*, create: bool) -> Path | None:
 def _joined(address: str, verbose: bool, meanwhile: str | None) -> Iterator[None]:
     import ray
 
+    _check_answers(address)
     try:
         _init(ray, verbose, meanwhile, address=address)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -138,6 +141,20 @@ def _joined(address: str, verbose: bool, meanwhile: str | None) -> Iterator[None
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise ResourceError where nobody listens at HOST:PORT: Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "://" in address:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise ResourceError(
+            "--address", "be that of a running Ray cluster", f"{address} ({words})", "leave it out for a local Ray"
+        ) from None
 
 
 def _init(ray: Any, verbose: bool, meanwhile: str | None, **options: Any) -> None:

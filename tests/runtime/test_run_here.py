@@ -163,7 +163,7 @@ def test_names_are_found_where_none_is_given(run):
 def test_what_is_no_run_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="^run must be a run directory"):
+    with pytest.raises(UserError, match=r"^run must be a run directory"):
         load(tmp_path if content is not None else tmp_path / "missing")
 
 

@@ -1,0 +1,68 @@
+"""Ctrl-C in a real process: a checkpoint first, exit 130, and nothing of Ray left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_runs import SETTINGS, descendants
+
+from ganscale.runtime import load
+
+PATIENCE_S = 150  # only where all else fails
+
+
+def start(runs: Path, workers: int, *, tick_kimg: float = 0.128) -> subprocess.Popen[str]:
+    """Start a launch that would take for ever, in a process group of its own, as a terminal would."""
+    settings = SETTINGS | {"train.kimg": 100_000, "train.tick_kimg": tick_kimg, "checkpoint.every_kimg": 90_000}
+    flags = [word for key, value in settings.items() if key != "train.kimg" for word in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "ganscale", "launch", "--json", "--kimg", str(settings["train.kimg"])]
+    command += ["--workers", str(workers), "--name", "x", "--runs-dir", str(runs), *flags]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=runs
+    )
+
+
+def wait_for(condition, process: subprocess.Popen[str]) -> None:
+    """Wait until ``condition()``; what the process said is shown where it ends before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.ray)])
+def test_ctrl_c_saves_exits_130_and_leaves_no_process(tmp_path, workers):
+    process = start(tmp_path, workers)
+    run_dir = tmp_path / "x"
+    metrics = run_dir / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
+    children = descendants(process.pid)
+    assert bool(children) == bool(workers)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert f"go on with ganscale launch --resume {run_dir}" in err.splitlines()[-1]
+    last = json.loads(metrics.read_text().splitlines()[-1])["images"]
+    assert load(run_dir).checkpoint().images == last  # the very moment of the last tick, not an earlier save
+    assert not (run_dir / ".ray").exists()
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def test_gpus_that_are_not_there_are_refused_in_one_line_with_nothing_written(tmp_path):
+    command = [sys.executable, "-m", "ganscale", "launch", "--gpus", "64", "--runs-dir", "runs"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: --gpus must be at most ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

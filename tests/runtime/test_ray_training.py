@@ -1,0 +1,135 @@
+"""Training under a local Ray: the same run with one and two workers, failures, and what comes back from workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from tiny_runs import descendants, tiny_config
+
+from ganscale.errors import DataError, RunFailed
+from ganscale.runtime import launch
+from ganscale.runtime.local import processes_below, ray_session
+
+pytestmark = pytest.mark.ray
+LAST = 1024  # images; long enough for a worker to be killed on the way
+
+
+def longer():
+    return tiny_config(train__kimg=LAST / 1000, train__batch=16, checkpoint__keep=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_ray():
+    """One local Ray for the module: a launch uses the connection that is there."""
+    before = descendants(os.getpid())
+    with ray_session(cpus=2, gpus=0):
+        yield
+    assert descendants(os.getpid()) <= before, "Ray left processes behind"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return {n: launch(longer(), name=f"workers-{n}", runs_dir=root, workers=n) for n in (0, 1, 2)}
+
+
+def weights(run):
+    parts = run.checkpoint().parts
+    return {f"{part}/{name}": value for part in ("generator", "critic", "ema") for name, value in parts[part].items()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_leave_the_same_directory_as_a_run_without_ray(runs, workers):
+    def listing(run):
+        return sorted(
+            path.relative_to(run.path) for path in run.path.rglob("*") if not path.name.startswith("events.out")
+        )
+
+    assert listing(runs[workers]) == listing(runs[0])
+    placement = json.loads((runs[workers].path / "config.json").read_text())["placement"]
+    assert (placement["workers"], placement["backend"]) == (workers, "gloo")
+
+
+def test_one_worker_under_ray_has_the_bits_of_a_run_without_ray(runs):
+    assert all(torch.equal(value, weights(runs[0])[name]) for name, value in weights(runs[1]).items())
+
+
+def test_two_workers_train_the_weights_of_one(runs):
+    one, two = weights(runs[1]), weights(runs[2])
+    for name, value in one.items():
+        # 64 steps of Adam; gradients summed in another order differ by 1e-7 of their size, and where a gradient is near
+        # zero Adam turns that into a share of its step (lr 4e-4): an element may move by a few per cent of 64 steps
+        torch.testing.assert_close(
+            two[name], value, rtol=1e-3, atol=1e-3, msg=lambda words, name=name: f"{name}: {words}"
+        )
+
+
+def test_a_mistake_that_only_a_worker_meets_comes_back_as_itself_after_one_start(tmp_path, monkeypatch):
+    picture = tmp_path / "data"
+    picture.mkdir()
+    # the driver's look at the data is skipped, as if the folder existed there but not on the workers' node
+    monkeypatch.setattr("ganscale.runtime.launcher._preflight", lambda config, run_dir: _NoData())
+    began = time.monotonic()
+    with pytest.raises(DataError) as caught:
+        launch(tiny_config(data__path=str(picture)), name="x", runs_dir=tmp_path / "runs", workers=1)
+    assert str(picture) in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "runs" / "x").exists()  # nothing was trained, nothing is left
+    assert time.monotonic() - began < 60
+
+
+class _NoData:
+    name, fingerprint, num_files, quarantine = "none", "", 0, ()
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_undisturbed_weights(runs, tmp_path):
+    """SIGKILL one of two workers once the first checkpoint is there."""
+    killed = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 100
+        checkpoint = tmp_path / "killed" / "checkpoints" / "kimg-000000.256"
+        while not checkpoint.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        killed.extend(train_workers()[:1])
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    run = launch(longer(), name="killed", runs_dir=tmp_path, workers=2)
+    killer.join()
+    assert killed
+    assert len(list((run.path / "tensorboard").iterdir())) == 2  # one event file a start: the group came back once
+    assert run.checkpoint().images == LAST
+    assert all(torch.equal(value, weights(runs[2])[name]) for name, value in weights(run).items())
+    lines = [json.loads(line)["images"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == list(range(128, LAST + 1, 128))  # redone ticks replace the first ones
+
+
+def train_workers() -> list[int]:
+    """Return the pids of our own Ray Train workers, as their process titles say."""
+    found = []
+    for pid in descendants(os.getpid()):
+        try:
+            with open(f"/proc/{pid}/cmdline") as stream:
+                title = stream.read()
+        except OSError:
+            continue
+        if "RayTrainWorker" in title:
+            found.append(pid)
+    return sorted(found)
+
+
+def test_a_run_that_no_worker_joins_in_time_ends_with_what_is_missing(tmp_path):
+    with pytest.raises(RunFailed, match=r"1 workers did not start within 0\.05 s: each needs .* CPUs"):
+        launch(tiny_config(runtime__max_wait_s=0.05), name="late", runs_dir=tmp_path, workers=1)
+
+
+def test_processes_are_found_by_the_files_they_hold_open(tmp_path):
+    assert processes_below(tmp_path) == []
