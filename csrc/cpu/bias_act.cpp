@@ -12,8 +12,7 @@
 namespace ganscale {
 namespace {
 
-constexpr int64_t kLongRun = 64;   // elements of one channel in a row, from which no pattern of biases is needed
-constexpr int64_t kLongSum = 512;  // and from which a run is worth a sum of its own
+constexpr int64_t kLongRun = 64;   // elements of one channel in a row, from which it is handled by itself
 constexpr int64_t kStretch = 512;  // elements of a pattern
 constexpr int64_t kMostBands = 64;
 
@@ -80,7 +79,7 @@ struct Plan {
 };
 
 Plan plan_channel_sum(int64_t outer, int64_t channels, int64_t inner) {
-  if (inner >= kLongSum) return {true, outer, channels, 0, 0, outer * channels};
+  if (inner >= kLongRun) return {true, outer, channels, 0, 0, outer * channels};
   int64_t fold = 1;
   while (channels * inner * fold < 64 && outer % (2 * fold) == 0) fold *= 2;
   const int64_t rows = outer / fold, columns = channels * inner * fold;

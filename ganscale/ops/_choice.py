@@ -13,9 +13,9 @@ from ganscale.ops import _extension
 
 IMPLS = ("auto", "reference", "fused")
 
-# Elements from which "auto" takes the kernel: where it broke even on one AVX-512 core, see benchmarks/ops.py. Below, the
-# dispatch of a custom operator costs more than its kernel saves. The piecewise linear activations break even at 2^18 by
-# themselves, but inside a gradient penalty from 2^14 on, since their kernels spare whole convolutions.
+# Elements from which "auto" takes the kernel: where it broke even on one AVX-512 core (benchmarks/ops.py). Below, the
+# dispatch of a custom operator costs more than its kernel saves. Piecewise linear activations break even at 2^18 by
+# themselves, but from 2^14 on inside a gradient penalty, since their kernels spare whole convolutions.
 PAYS_FROM = {
     "interpolate": 2**16,
     "sample_norm": 2**17,
@@ -77,10 +77,11 @@ def obstacle(device: torch.device) -> str:
 
 
 def use_fused(impl: str, x: Tensor, operator: str) -> bool:
-    """Decide for one call of an operator of ``PAYS_FROM`` on ``x``; raises MissingPackageError where "fused" is asked for and cannot be had.
+    """Decide for one call on ``x`` of an operator named in ``PAYS_FROM``.
 
     Falling back on "auto" warns once a process and reason: the results are the same, the time is not. Small tensors
-    take the twin without a word, because it is faster there.
+    take the twin without a word, because it is faster there. Raises MissingPackageError where "fused" is asked for and
+    cannot be had.
     """
     name = resolve(impl)
     if name == "reference" or (name == "auto" and x.numel() < PAYS_FROM[operator]):

@@ -12,7 +12,6 @@ ISAS = ("base", "avx2", "avx512")
 REBUILD = "pip install the package again with a C++17 compiler on PATH, or use impl='reference'"
 
 
-@functools.cache
 def _load() -> tuple[ModuleType | None, str]:
     wanted = os.environ.get("GANSCALE_ISA", "")
     if wanted and wanted not in ISAS:
@@ -24,24 +23,25 @@ def _load() -> tuple[ModuleType | None, str]:
     return _C, ""
 
 
+_module, _problem = _load()
+
+
 def core() -> ModuleType:
     """Return ``ganscale._C``; raises MissingPackageError where it was not built."""
-    module, problem = _load()
-    if module is None:
-        raise MissingPackageError("ganscale._C", "be importable for impl='fused'", problem, REBUILD)
-    return module
+    if _module is None:
+        raise MissingPackageError("ganscale._C", "be importable for impl='fused'", _problem, REBUILD)
+    return _module
 
 
 def problem() -> str:
     """Say why the compiled core cannot be used; the empty string where it can."""
-    return _load()[1]
+    return _problem
 
 
 @functools.cache
 def facts() -> dict[str, object]:
     """Return what the core says about its build and this machine; empty without a core."""
-    module, _ = _load()
-    return {} if module is None else dict(module.build_info())
+    return {} if _module is None else dict(_module.build_info())
 
 
 def runs_on(capability: tuple[int, int], archs: str) -> bool:

@@ -123,8 +123,8 @@ def _penalty_context(ctx, inputs, output):
 def _penalty_backward(ctx, to_penalty, to_norm):
     """u = g (dP 2 (n - center) / n + dn / n), and 0 where n = 0 unless center is 0, where P = n^2 is smooth."""
     g, norm = ctx.saved_tensors
-    moving = norm > 0
-    inverse = torch.where(moving, 1 / torch.where(moving, norm, 1), 0)
+    zero = norm == 0
+    inverse = torch.where(zero, 0, 1 / torch.where(zero, 1, norm))
     scale = None
     if to_penalty is not None and ctx.center == 0:
         scale = 2 * to_penalty

@@ -36,9 +36,9 @@ def sample_norm2(g: Tensor) -> Tensor:
 
 
 def safe_sqrt(squared_N: Tensor) -> Tensor:
-    """Square root whose derivatives at 0 are 0 rather than infinite or NaN, to any order."""
-    positive = squared_N > 0
-    return torch.where(positive, torch.where(positive, squared_N, 1).sqrt(), 0)
+    """Square root whose derivatives at 0 are 0 rather than infinite or NaN, to any order; a NaN stays a NaN."""
+    zero = squared_N == 0
+    return torch.where(zero, 0, torch.where(zero, 1, squared_N).sqrt())
 
 
 def gp_penalty(g: Tensor, center: float, one_sided: bool) -> tuple[Tensor, Tensor]:
