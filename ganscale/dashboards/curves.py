@@ -1,12 +1,11 @@
-"""Panels of curves: deletion and insertion with their random band, losses of a run, distributions of the logits.
+"""Panels of curves: deletion and insertion with their random band, distributions of the logits.
 
 Legend: N samples, P curve points, R random orders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,8 +22,11 @@ _POINT = 0.72
 _WIDTH, _CHART = 420, 260
 
 
-def faithfulness_panel(explanation: Explanation) -> np.ndarray:
-    """Draw mean deletion and insertion curves with the middle 95 % of random orders; uint8 RGB [H, W, 3]."""
+def faithfulness_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+    """Draw mean deletion and insertion curves with the middle 95 % of random orders; uint8 RGB [H, W, 3].
+
+    ``with_scores`` writes the areas above them.
+    """
     values = explanation.values
     share = values["curve_share"].numpy()
     random_NRP = values["random_curves"].numpy()
@@ -49,7 +51,7 @@ def faithfulness_panel(explanation: Explanation) -> np.ndarray:
         verb = {"deletion": "removed", "insertion": "inserted"}[name]
         canvas.label_axes(axes, title=name.capitalize(), x=f"share of parts {verb}", y="f(x)" if place == 0 else "")
         score = explanation.scores.get(f"{name}_auc")
-        if score is not None:
+        if score is not None and with_scores:
             words = f"area {number(score.value)}, random {number(score.control)} ({score.better} is better)"
             axes.set_title(words, fontsize=11 * _POINT, color=MUTED.light, loc="right")
         drawn.append(axes)
@@ -57,21 +59,6 @@ def faithfulness_panel(explanation: Explanation) -> np.ndarray:
     for axes in drawn:  # one scale, so that the two can be compared
         axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     drawn[0].legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
-    return canvas.array()
-
-
-def loss_panel(ticks: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Draw the losses of the lines of ``metrics.jsonl`` over kimg; uint8 RGB [H, W, 3]."""
-    canvas = Canvas(760, 380)
-    axes = canvas.axes(70, 50, 660, 270)
-    kimg = [tick["images"] / 1000 for tick in ticks]
-    names = [name for name in ("loss/critic", "loss/generator") if any(name in tick["scalars"] for tick in ticks)]
-    for name in names:
-        losses = [tick["scalars"].get(name, np.nan) for tick in ticks]
-        axes.plot(kimg, losses, color=SERIES[role(name)].light, linewidth=1.6, label=name.split("/")[1])
-    if names:
-        axes.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
-    canvas.label_axes(axes, title="Losses", x="thousands of real images seen (kimg)", y="loss")
     return canvas.array()
 
 

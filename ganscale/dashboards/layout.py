@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.palette import INK, LINE, MUTED, SERIES, SURFACE, WARNING_GROUND, WARNING_INK
@@ -92,6 +92,13 @@ def number(value: float | None, *, signed: bool = False) -> str:
     else:
         text = f"{value:.{max(0, 2 - math.floor(math.log10(size)))}f}" if size else "0"
     return ("+" if signed and value > 0 else "") + text.replace("-", "−")
+
+
+def measured_on(values: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return ", n = 1000, split train, ..." of an evaluation, as far as its first value's stamp says it."""
+    stamp = next(iter(values.values()), {}).get("stamp") or {}
+    known = (("n = {}", "n_fake"), ("split {}", "split"), ("resized by {}", "resizer"))
+    return "".join(f", {words.format(stamp[key])}" for words, key in known if key in stamp)
 
 
 def verdict(score: Score) -> str:

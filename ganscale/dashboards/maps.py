@@ -40,7 +40,7 @@ def is_picture(explanation: Explanation) -> bool:
     return x.ndim == 4 and min(x.shape[2:]) > 1
 
 
-def attribution_panel(explanation: Explanation) -> np.ndarray:
+def attribution_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
     """Draw input, signed map and overlay of up to ``MOST_SAMPLES`` samples; uint8 RGB [H, W, 3].
 
     Colours are centred at 0 with equal limits on both sides, one scale a sample, written beside its colour bar. Cells
@@ -53,7 +53,7 @@ def attribution_panel(explanation: Explanation) -> np.ndarray:
     width = max(MARGIN * 2 + blocks * _BLOCK + (blocks - 1) * 16, 860)
     lines, banner = _lines(explanation, count), explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
-    height = top + _COLUMN_HEAD + rows * _ROW + scores_height(explanation)
+    height = top + _COLUMN_HEAD + rows * _ROW + (scores_height(explanation) if with_scores else MARGIN)
     canvas = Canvas(width, height)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner)
     draw: Callable[..., None] = _picture_row if picture else _bar_row
@@ -61,12 +61,13 @@ def attribution_panel(explanation: Explanation) -> np.ndarray:
         x = MARGIN + block * (_BLOCK + 16)
         for place, title in enumerate(("input", "map", "overlay") if picture else ("share of each feature",)):
             canvas.text(x + _CAPTION + place * (SIDE + _GAP), y, title, size=12, bold=True, colour=MUTED.light)
-    for sample in range(count):
-        block, row = divmod(sample, rows)
+    for place, sample in enumerate(_order(explanation, count)):
+        block, row = divmod(place, rows)
         x, row_y = MARGIN + block * (_BLOCK + 16), y + _COLUMN_HEAD + row * _ROW
         _caption(canvas, x, row_y, explanation, sample)
         draw(canvas, x + _CAPTION, row_y, explanation, sample)
-    score_table(canvas, y + _COLUMN_HEAD + rows * _ROW + 4, explanation)
+    if with_scores:
+        score_table(canvas, y + _COLUMN_HEAD + rows * _ROW + 4, explanation)
     return canvas.array()
 
 
@@ -80,22 +81,15 @@ def signed_map(explanation: Explanation, sample: int) -> np.ndarray:
 
 def cells_of(explanation: Explanation) -> np.ndarray | None:
     """Return the region numbers [H, W] where the method itself weighs regions, None where it weighs pixels."""
-    attribution = explanation.values.get("attribution")
-    segments = explanation.inputs.get("segments")
-    if segments is None or segments.ndim != 2 or "segment_weights" not in explanation.values:
+    if explanation.meta.get("weighs") != "cells":
         return None
-    if attribution is None:
-        return segments.numpy()
-    # a map that is constant over every region came from region weights
-    first = attribution[0].double().sum(dim=0).flatten()
-    regions = segments.flatten()
-    sums = first.new_zeros(int(regions.max()) + 1)
-    means = sums.index_add(0, regions, first) / sums.index_add(0, regions, first.new_ones(len(first)))
-    return (
-        segments.numpy()
-        if bool((first - means[regions]).abs().max() <= 1e-6 * max(1e-12, float(first.abs().max())))
-        else None
-    )
+    return explanation.inputs["segments"].numpy()
+
+
+def _order(explanation: Explanation, count: int) -> list[int]:
+    """Return the first ``count`` samples, real ones before generated ones: the left column is real where halves are."""
+    generated = explanation.inputs.get("generated")
+    return sorted(range(count), key=lambda sample: generated is not None and bool(generated[sample]))
 
 
 def _lines(explanation: Explanation, count: int) -> list[str]:

@@ -43,7 +43,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str
     body = []
     for row in rows:
         first, *rest = row
-        cells = f'<th scope="row">{html(first)}</th>'
+        cells = f'<th scope="row"{_class(classes[0])}>{html(first)}</th>'
         cells += "".join(f"<td{_class(c)}>{html(cell)}</td>" for cell, c in zip(rest, classes[1:], strict=True))
         body.append(f"<tr>{cells}</tr>")
     words = escape(caption)
@@ -131,7 +131,9 @@ def style() -> str:
     }
     light = "".join(f"--{name}:{shade.light};" for name, shade in named.items())
     dark = "".join(f"--{name}:{shade.dark};" for name, shade in named.items())
-    colours = "".join(f".{name}{{stroke:var(--{name})}}.dot.{name}{{fill:var(--{name})}}\n" for name in palette.SERIES)
+    colours = "".join(
+        f".line.{name}{{stroke:var(--{name})}}.dot.{name}{{fill:var(--{name})}}\n" for name in palette.SERIES
+    )
     return f":root{{{light}}}\n@media (prefers-color-scheme: dark){{:root{{{dark}}}}}\n{_RULES}{colours}"
 
 
@@ -163,7 +165,7 @@ img{max-width:100%;height:auto;display:block}
 .pixels{image-rendering:pixelated;border:1px solid var(--rule);border-radius:4px}
 .panel img{background:#fff;border:1px solid var(--rule);border-radius:8px}
 .final .pixels{width:min(560px,100%)}
-.strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(168px,1fr));gap:14px}
+.strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:14px}
 .strip figure{margin:0}.strip .pixels{width:100%}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:8px 32px}
 .chart{width:100%;height:auto;display:block}

@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ganscale.dashboards.curves import faithfulness_panel, logit_panel, loss_panel
+from ganscale.dashboards.curves import faithfulness_panel, logit_panel
 from ganscale.dashboards.figures import Canvas
-from ganscale.dashboards.layout import MARGIN, heading, heading_height, method_title, number, score_table, scores_height
+from ganscale.dashboards.layout import (
+    MARGIN,
+    heading,
+    heading_height,
+    measured_on,
+    method_title,
+    number,
+    score_table,
+    scores_height,
+)
 from ganscale.dashboards.maps import attribution_panel
 from ganscale.dashboards.palette import INK, LINE, MUTED, SURFACE
 from ganscale.dashboards.traversal import traversal_panel
@@ -27,7 +36,6 @@ __all__ = [
     "draw_panels",
     "faithfulness_panel",
     "logit_panel",
-    "loss_panel",
     "metric_panel",
     "score_panel",
     "traversal_panel",
@@ -35,21 +43,23 @@ __all__ = [
 ]
 
 #: Panel -> the values that an explanation must hold for it, and the function that draws it.
-PANELS: dict[str, tuple[tuple[str, ...], Callable[[Explanation], np.ndarray]]] = {
+PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "maps": (("attribution",), attribution_panel),
     "curves": (("deletion_curve", "insertion_curve", "random_curves", "curve_share"), faithfulness_panel),
     "traversal": (("traversal", "sigmas", "eigenvalues"), traversal_panel),
 }
 
 
-def draw_panels(explanation: Explanation) -> dict[str, np.ndarray]:
-    """Return every panel that fits the explanation's values, by name; at least the one of its scores."""
-    fitting = {
-        name: draw(explanation)
-        for name, (needed, draw) in PANELS.items()
-        if all(key in explanation.values for key in needed)
+def draw_panels(explanation: Explanation, *, with_scores: bool = True) -> dict[str, np.ndarray]:
+    """Return every panel that fits the explanation's values, by name; the scores' own where there is no other.
+
+    ``with_scores=False`` leaves the table of scores out, for a page that writes it as text.
+    """
+    held = explanation.values.keys()
+    drawn = {
+        name: draw(explanation, with_scores=with_scores) for name, (needed, draw) in PANELS.items() if held >= {*needed}
     }
-    return fitting or {"scores": score_panel(explanation)}
+    return drawn or ({"scores": score_panel(explanation)} if with_scores else {})
 
 
 def write_panels(explanation: Explanation, directory: str | Path) -> list[Path]:
@@ -78,7 +88,7 @@ def metric_panel(values: Mapping[str, Mapping[str, Any]], *, title: str) -> np.n
     y = heading(
         canvas,
         title,
-        ["A floor is what real images score against other real images; no value is read without it."],
+        [f"A floor is what real images score against other real images{measured_on(values)}."],
         banner=False,
     )
     canvas.box(MARGIN, y, canvas.width - 2 * MARGIN, row * (len(values) + 1), fill=SURFACE.light, line=LINE.light)

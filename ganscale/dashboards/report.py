@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ganscale.dashboards.layout import number
+from ganscale.dashboards.layout import measured_on, number
 from ganscale.dashboards.page import code, details, document, figure, note, png_file, section, table, warning
 from ganscale.dashboards.report_explanations import explanations_section
 from ganscale.dashboards.report_numbers import metrics_section, progress_section
@@ -84,15 +84,13 @@ def _cards(facts: RunFacts) -> str:
     cards = [("Real images seen", f"{facts.images / 1000:g} kimg", f"of {total:g} kimg; {state}")]
     seconds = sum(tick["timing"].get("tick_s") or 0 for tick in facts.ticks)
     if seconds:
-        placement = facts.page.get("placement") or {}
-        where = (
-            f"{placement['workers'] or 1} worker(s) on {placement.get('device', '')}" if "workers" in placement else ""
-        )
-        cards.append(("Training time", _duration(seconds), where))
+        cards.append(("Training time", _duration(seconds), _who(facts.page.get("placement") or {})))
     if facts.evaluations:
         newest = facts.evaluations[-1]
         name, value = next(iter(newest["values"].items()))
-        floor = f"real v real {number(value['floor'])}, at {newest['images'] / 1000:g} kimg"
+        floor = (
+            f"real v real {number(value['floor'])}{measured_on(newest['values'])}, at {newest['images'] / 1000:g} kimg"
+        )
         cards.append((name, number(value["value"]), floor))
     if facts.explanations:
         weak = sum(explanation.not_better_than_random for _, explanation in facts.explanations)
@@ -103,6 +101,14 @@ def _cards(facts: RunFacts) -> str:
         for title, value, words in cards
     )
     return f'<dl class="cards">{inner}</dl>'
+
+
+def _who(placement: dict[str, Any]) -> str:
+    if "workers" not in placement:
+        return ""
+    count, device = placement["workers"], placement.get("device", "an unnamed device")
+    who = "one process" if count == 0 else f"{count} worker{'s' if count > 1 else ''}"
+    return f"{who} on {device}"
 
 
 def _samples(facts: RunFacts) -> str:

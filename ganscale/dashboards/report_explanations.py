@@ -61,7 +61,7 @@ def _explanation(name: str, explanation: Explanation) -> str:
     reading = _READING.get(explanation.method, explanation.meta.get("summary", ""))
     if reading:
         parts.append(f"<p>{escape(str(reading))}</p>")
-    for panel, pixels in draw_panels(explanation).items():
+    for panel, pixels in draw_panels(explanation, with_scores=False).items():
         caption = _CAPTIONS.get(panel, panel)
         alt = f"{title}: {caption} {_in_words(explanation)}"
         parts.append(figure(png_array(pixels, alt, density=DENSITY), caption, kind="panel"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from ganscale.dashboards.layout import number
+from ganscale.dashboards.layout import measured_on, number
 from ganscale.dashboards.page import details, note, table
 from ganscale.dashboards.palette import role
 from ganscale.dashboards.run_facts import RunFacts
@@ -27,6 +27,7 @@ _CHARTS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("Penalty", "penalty", ("penalty",), "The critic's gradient penalty before its weight."),
     ("Throughput", "kimg/s", ("speed/kimg_per_s",), "Thousands of real images a second, all workers."),
 )
+_FROM_ZERO = ("Gradient norms", "Penalty", "Throughput")
 
 
 def progress_section(facts: RunFacts) -> str:
@@ -61,10 +62,11 @@ def metrics_section(facts: RunFacts) -> str:
         [name, *_numbers(entry, untrained.get(name) if untrained else None, bool(untrained)), entry.get("better", "")]
         for name, entry in newest["values"].items()
     ]
+    words = measured_on(newest["values"])
     shown = table(
         head,
         rows,
-        caption=f"Measured at {newest['images'] / 1000:g} kimg; a value says nothing without its floor",
+        caption=f"Measured at {newest['images'] / 1000:g} kimg{words}; read each value with its floor",
         numeric=range(1, len(head) - 1),
     )
     parts = [shown, details("How it was measured", _stamps(newest["values"]))]
@@ -79,7 +81,7 @@ def _chart(facts: RunFacts, title: str, y: str, names: tuple[str, ...], words: s
         points = [(tick["images"] / 1000, _value(tick, name)) for tick in facts.ticks]
         label = name.split("/", 1)[-1] if name.startswith(("loss/", "grad_norm/")) else _LABELS.get(name, name)
         series.append(Series(label=label, colour=role(name), points=points))
-    drawn = line_chart(series, title=title, x=_X, y=y) if series else ""
+    drawn = line_chart(series, title=title, x=_X, y=y, from_zero=title in _FROM_ZERO) if series else ""
     if not drawn:
         return ""
     legend = "".join(

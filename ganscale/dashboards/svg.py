@@ -24,15 +24,19 @@ class Series:
     points: Sequence[tuple[float, float | None]]
 
 
-def line_chart(series: Sequence[Series], *, title: str, x: str, y: str) -> str:
-    """Return one ``<svg>``: axes with round ticks, a line a series (solid, dashed, ...), a tooltip a point."""
+def line_chart(series: Sequence[Series], *, title: str, x: str, y: str, from_zero: bool = False) -> str:
+    """Return one ``<svg>``: axes with round ticks, a line a series (solid, dashed, ...), a tooltip a point.
+
+    ``from_zero`` keeps 0 on the upright axis, for amounts that are read as such.
+    """
     thinned = [Series(label=s.label, colour=s.colour, points=_thin(s.points)) for s in series]
     known = [(px, py) for s in thinned for px, py in s.points if py is not None and math.isfinite(py)]
     if not known:
         return ""
     x_span = (min(0.0, *(p[0] for p in known)), max(p[0] for p in known))
     x_ticks = [tick for tick in ticks(*x_span) if x_span[0] <= tick <= x_span[1]]
-    y_ticks = ticks(min(p[1] for p in known), max(p[1] for p in known))
+    heights = [p[1] for p in known] + ([0.0] if from_zero else [])
+    y_ticks = ticks(min(heights), max(heights))
     y_span = (y_ticks[0], y_ticks[-1])
 
     def place(px: float, py: float) -> tuple[float, float]:

@@ -41,10 +41,14 @@ TAGS: tuple[Tag, ...] = (
     _tag("scalar", "speed/elapsed_s", _TRAINER, "Seconds since this process began to train."),
     _tag("histogram", "logits_histogram/real", _STEP, "Distribution of D(x) on real images over the tick."),
     _tag("histogram", "logits_histogram/fake", _STEP, "Distribution of D(G(z)) over the tick."),
+    _tag(
+        "image", "logits_overlap", _STEP, "D(x) and D(G(z)) over the last tick on one axis: where they overlap, D errs."
+    ),
     _tag("image", "samples/ema", _TRAINER, "EMA generator on the run's fixed latents: the same z in every grid."),
     _tag("text", "run/config", _TRAINER, "The resolved configuration."),
     _tag("text", "run/facts", _TRAINER, "Data, networks, workers and which implementation of the kernels is on."),
     _tag("scalar", "evaluation/*", "metrics", "A distance or score with its real-against-real floor beside it."),
+    _tag("image", "evaluation_table", "metrics", "The newest evaluation as a table, each value beside its floor."),
     _tag("image", "explanation/*", "explain", "Panels of one explanation."),
     _tag(
         "scalar", "explanation_score/*", "explain", "A faithfulness score, and its control measured in the same call."
@@ -60,11 +64,6 @@ LAYOUT: dict[str, dict[str, list[str]]] = {
         "gradient norms": [r"^grad_norm/.*$"],
         "throughput (kimg/s)": [r"^speed/kimg_per_s$"],
     },
-}
-
-#: Added to ``LAYOUT`` once something was evaluated: each value is drawn with its floor.
-EVALUATION_LAYOUT: dict[str, dict[str, list[str]]] = {
-    "Evaluation": {"values and their real-against-real floors": [r"^evaluation/.*$"]},
 }
 
 

@@ -19,7 +19,8 @@ from torch.utils.tensorboard import FileWriter, summary
 
 from ganscale.config import RunConfig
 from ganscale.dashboards.figures import enlarge
-from ganscale.dashboards.tags import EVALUATION_LAYOUT, LAYOUT, find, histogram_tag, metric_label
+from ganscale.dashboards.panels import draw_panels, logit_panel, metric_panel
+from ganscale.dashboards.tags import LAYOUT, find, histogram_tag, metric_label
 from ganscale.training.records import Histogram, Record, SampleRecord, StartRecord, TickRecord
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class TensorBoardSink:
 
     def __init__(self, log_dir: str | Path, purge_images: int | None = None) -> None:
         self._writer = FileWriter(str(log_dir))
+        self._last_tick: TickRecord | None = None
         if purge_images is not None:
             # events at the purge step itself are dropped too, and those of the checkpoint's own tick are good
             first_redone = purge_images + 1
@@ -60,6 +62,7 @@ class TensorBoardSink:
         else:
             assert isinstance(record, SampleRecord), type(record)
             self._image("samples/ema", _to_rgb(record.grid), record.images)
+            self._overlap()
         self._writer.flush()
 
     def write_metrics(self, values: Mapping[str, Any], step: int) -> None:
@@ -67,20 +70,19 @@ class TensorBoardSink:
 
         The tag says extractor, n, split and resizer, its description holds the whole stamp.
         """
-        for name, measured in values.items():
-            entry = measured if isinstance(measured, Mapping) else asdict(measured)
-            tag = f"evaluation/{metric_label(name, entry['stamp'])}"
+        entries = {name: value if isinstance(value, Mapping) else asdict(value) for name, value in values.items()}
+        labels = {name: metric_label(name, entry["stamp"]) for name, entry in entries.items()}
+        for name, entry in entries.items():
             words = ", ".join(f"{key} {value}" for key, value in entry["stamp"].items())
             for part in ("value", "floor"):
                 if entry[part] is not None and np.isfinite(entry[part]):
-                    self._scalar(f"{tag}/{part}", float(entry[part]), step, description=words)
-        self._add(summary.custom_scalars(_charts({**LAYOUT, **EVALUATION_LAYOUT})), step)
+                    tag = f"evaluation/{labels[name]}/{part}"
+                    self._scalar(tag, float(entry[part]), step, description=words)
+        self._image("evaluation_table", metric_panel(entries, title=f"Evaluation at {step / 1000:g} kimg"), step)
         self._writer.flush()
 
     def write_explanation(self, explanation: Explanation, step: int) -> None:
         """Write the panels of one explanation as images, and each score beside its control."""
-        from ganscale.dashboards.panels import draw_panels
-
         method = explanation.method
         for name, panel in draw_panels(explanation).items():
             self._image(f"explanation/{method}/{name}", panel, step)
@@ -107,6 +109,15 @@ class TensorBoardSink:
         for name, histogram in record.histograms.items():
             if histogram.counts.sum() > 0:
                 self._add(_histogram(histogram_tag(name), histogram), record.images)
+
+        self._last_tick = record
+
+    def _overlap(self) -> None:
+        """Draw the newest logit histograms over each other, at the pace of the samples: drawing takes its time."""
+        tick, self._last_tick = self._last_tick, None
+        if tick is not None and {"logits/real", "logits/fake"} <= tick.histograms.keys():
+            panel = logit_panel(tick.histograms["logits/real"], tick.histograms["logits/fake"], images=tick.images)
+            self._image("logits_overlap", panel, tick.images)
 
     def _scalar(self, name: str, value: float, step: int, *, description: str | None = None) -> None:
         self._add(summary.scalar(name, value), step, description=description)

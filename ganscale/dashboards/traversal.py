@@ -38,7 +38,7 @@ class _Walk:
     logits: np.ndarray | None  # [S]
 
 
-def traversal_panel(explanation: Explanation) -> np.ndarray:
+def traversal_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
     """Draw one walk a row from -reach to +reach sigmas, the critic's logit under each image; uint8 RGB [H, W, 3].
 
     Rows are the strongest directions with their eigenvalues, then random unit directions; all start from the same
@@ -54,7 +54,7 @@ def traversal_panel(explanation: Explanation) -> np.ndarray:
     row = max(tall, 80) + _BELOW
     top = heading_height(lines=len(lines), banner=banner)
     body = _COLUMN_HEAD + (len(own) + len(random)) * row + (_RULE if random else 0)
-    canvas = Canvas(width, top + body + scores_height(explanation) + 6)
+    canvas = Canvas(width, top + body + (scores_height(explanation) if with_scores else 0) + 6)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner)
     for place, column in enumerate(columns):
         words = f"{sigmas[column]:+g} σ".replace("-", "−") if sigmas[column] else "0"
@@ -71,7 +71,8 @@ def traversal_panel(explanation: Explanation) -> np.ndarray:
     for walk in random:
         _draw(canvas, y, walk, columns, side, SERIES["grey"].light)
         y += row
-    score_table(canvas, y + 6, explanation)
+    if with_scores:
+        score_table(canvas, y + 6, explanation)
     return canvas.array()
 
 
