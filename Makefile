@@ -27,10 +27,10 @@ $(STAMP): $(CORE) | $(PY)
 demo: setup
 	rm -rf runs/demo
 	$(GANSCALE) launch --preset wgan-gp-fashion --name demo --kimg 64
-	$(GANSCALE) evaluate runs/demo
+	$(GANSCALE) evaluate runs/demo --untrained
 	$(GANSCALE) explain runs/demo --method integrated-gradients
 	$(GANSCALE) explain runs/demo --method kernel-shap
-	$(GANSCALE) explain runs/demo --method directions --target generator
+	$(GANSCALE) explain runs/demo --method directions
 	$(GANSCALE) report runs/demo
 	@echo "TensorBoard: $(GANSCALE) dashboard runs/demo"
 
