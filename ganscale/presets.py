@@ -59,7 +59,7 @@ def r3gan_gaussians() -> RunConfig:
             "data": {"path": "gaussians-25", "resolution": 1, "channels": 2},
             "model": {"generator": "mlp", "critic": "mlp", "width": 128, "latent": 2},
             "loss": {"name": "relativistic"},
-            "penalty": {"name": "r1-r2", "weight": 0.004, "center": 0.0},
+            "penalty": {"name": "r1-r2", "weight": 0.002, "center": 0.0},
             "optim": {
                 "generator": {"lr": 1e-3, "betas": (0.0, 0.99)},
                 "critic": {"lr": 4e-3, "betas": (0.0, 0.99)},

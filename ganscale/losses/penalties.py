@@ -1,8 +1,8 @@
 """Gradient penalties of the critic: pure, unreduced, one number a sample.
 
 One interface: ``(critic, real, fake, eps, *, center) -> [N]`` with real and fake [N, C, H, W] and mixing weights eps
-[N] in [0, 1). The norm is taken per sample over all other axes; over the whole batch, a frequent slip, it would pull each
-sample towards center / sqrt(N). The value is differentiable in the critic's parameters.
+[N] in [0, 1). The norm is taken per sample over all other axes; over the whole batch, a frequent slip, it would pull
+each sample towards center / sqrt(N). The value is differentiable in the critic's parameters.
 """
 
 from __future__ import annotations
