@@ -26,7 +26,7 @@ $(STAMP): $(CORE) | $(PY)
 # Replaces runs/demo.
 demo: setup
 	rm -rf runs/demo
-	$(GANSCALE) launch --preset wgan-gp-fashion --name demo --kimg 64
+	$(GANSCALE) launch --preset dcgan-fashion --name demo --kimg 128
 	$(GANSCALE) evaluate runs/demo --untrained
 	$(GANSCALE) explain runs/demo --method integrated-gradients
 	$(GANSCALE) explain runs/demo --method kernel-shap

@@ -15,6 +15,7 @@ _SIZES = {
     "fashion": {"data": {"path": "fashion-mnist-10k", "resolution": 28, "channels": 1}},
     "64": {"data": {"path": "fashion-mnist-10k", "resolution": 64, "channels": 3}},
 }
+_WIDTHS = {"fashion": 32, "64": 64}
 
 
 def dcgan(size: str) -> RunConfig:
@@ -23,6 +24,7 @@ def dcgan(size: str) -> RunConfig:
         {
             "preset": f"dcgan-{size}",
             **_SIZES[size],
+            "model": {"width": _WIDTHS[size]},
             "loss": {"name": "non-saturating"},
             "penalty": {"name": "r1", "weight": 1.0, "center": 0.0},
             "optim": {"generator": {"lr": 4e-4, "betas": (0.0, 0.99)}, "critic": {"lr": 4e-4, "betas": (0.0, 0.99)}},
@@ -41,6 +43,7 @@ def wgan_gp(size: str) -> RunConfig:
         {
             "preset": f"wgan-gp-{size}",
             **_SIZES[size],
+            "model": {"width": _WIDTHS[size]},
             "loss": {"name": "wasserstein"},
             "penalty": {"name": "wgan-gp", "weight": 10.0, "center": 1.0},
             "optim": {
@@ -52,7 +55,7 @@ def wgan_gp(size: str) -> RunConfig:
 
 
 def r3gan_gaussians() -> RunConfig:
-    """R3GAN's loss and both penalties (Huang et al. 2025, arXiv:2501.05441) on the 25 Gaussians, whose truth is known."""
+    """R3GAN's loss and both penalties (Huang et al. 2025, arXiv:2501.05441) on 25 Gaussians of known truth."""
     return from_mapping(
         {
             "preset": "r3gan-gaussians",
