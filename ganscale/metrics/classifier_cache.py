@@ -38,7 +38,7 @@ def in_domain_classifier(
     read: Callable[[], TrainingSet],
     *,
     seed: int = 0,
-    threads: int | None = None,
+    threads: int = 1,
     directory: Path | None = None,
     say: Say | None = None,
 ) -> InDomainCNN:

@@ -30,6 +30,6 @@ def garments() -> TrainingSet:
 
 @pytest.fixture(scope="session")
 def judge(garments: TrainingSet, tmp_path_factory: pytest.TempPathFactory) -> InDomainCNN:
-    """The in-domain CNN as a first use would train it (about 17 s of CPU), through an empty cache."""
+    """The in-domain CNN as a first use would train it (about 14 s of CPU), through an empty cache."""
     directory = tmp_path_factory.mktemp("cache")
     return in_domain_classifier("garments", lambda: garments, directory=directory, say=lambda line: None)
