@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from pathlib import Path
@@ -23,6 +24,7 @@ class TensorBoardServer:
     def __init__(self, url: str, server: program.TensorBoardServer) -> None:
         self.url = url
         self._server = server
+        self._stopped = False
 
     def __enter__(self) -> TensorBoardServer:
         return self
@@ -40,7 +42,10 @@ class TensorBoardServer:
             self.stop()
 
     def stop(self) -> None:
-        """End the server and free its port."""
+        """End the server and free its port; a second call does nothing."""
+        if self._stopped:
+            return
+        self._stopped = True
         self._server.shutdown()
         self._server.server_close()
 
@@ -61,7 +66,7 @@ def start_tensorboard(
         )
     if not 0 <= port <= 65535:
         raise UserError("port", "be between 0 and 65535", port, f"for example --port {DEFAULT_PORT}")
-    if port and _is_taken(host, port):
+    if port and _binding_error(host, port) == errno.EADDRINUSE:
         raise _taken(host, port)
     made: list[program.TensorBoardServer] = []
 
@@ -95,23 +100,22 @@ def start_tensorboard(
 def free_port(host: str, after: int) -> int:
     """Return the first port above ``after`` that nobody listens on, or any free one where a hundred are taken."""
     for port in range(after + 1, min(after + 101, 65536)):
-        if not _is_taken(host, port):
+        if _binding_error(host, port) is None:
             return port
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]
 
 
-def _is_taken(host: str, port: int) -> bool:
+def _binding_error(host: str, port: int) -> int | None:
+    """Return the errno with which the system refuses the port, or None where it can be had."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port just left is free
         try:
             probe.bind((host, port))
-        except PermissionError:
-            return True
         except OSError as error:
-            return error.errno == 98 or "in use" in str(error)
-    return False
+            return error.errno
+    return None
 
 
 def _taken(host: str, port: int) -> ResourceError:

@@ -26,6 +26,7 @@ from ganscale.training.records import Histogram, Record, SampleRecord, StartReco
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
+_PLUGINS = {"simple_value": "scalars", "histo": "histograms", "image": "images"}
 _GRID_SIDE = 320  # CSS pixels to which a small sample grid is enlarged
 
 
@@ -44,6 +45,7 @@ class TensorBoardSink:
             first_redone = purge_images + 1
             self._writer.add_event(Event(step=first_redone, file_version="brain.Event:2"))
             self._writer.add_event(Event(step=first_redone, session_log=SessionLog(status=SessionLog.START)))
+            self._writer.flush()
 
     def __enter__(self) -> TensorBoardSink:
         return self
@@ -131,6 +133,8 @@ class TensorBoardSink:
             words = description or (known.description if known else None)
             if words:
                 value.metadata.summary_description = words
+                kind = value.WhichOneof("value")  # metadata without a plugin's name would be taken for an unknown one's
+                value.metadata.plugin_data.plugin_name = _PLUGINS.get(kind, value.metadata.plugin_data.plugin_name)
         self._writer.add_summary(written, step)
 
 

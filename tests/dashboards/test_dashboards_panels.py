@@ -1,0 +1,164 @@
+"""Panels say what the tensors hold: symmetric colours, square pixels, a banner where nothing was shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from dashboard_cases import critic_subject, evaluation_values, image_inputs
+from PIL import Image
+
+from ganscale.dashboards.figures import DENSITY, blend, enlarge, rgb, signed_colours
+from ganscale.dashboards.layout import number
+from ganscale.dashboards.maps import SIDE, signed_map
+from ganscale.dashboards.palette import SERIES, WARNING_GROUND
+from ganscale.dashboards.panels import draw_panels, logit_panel, metric_panel, score_panel, write_panels
+from ganscale.explain import EXPLAINERS, Explanation, explain
+from ganscale.training.records import Histogram
+
+
+def is_picture(panel: np.ndarray) -> bool:
+    return panel.dtype == np.uint8 and panel.ndim == 3 and panel.shape[2] == 3 and panel.min() < panel.max()
+
+
+def share_of(panel: np.ndarray, colour: str) -> float:
+    wanted = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)], dtype=np.uint8)
+    return float((panel == wanted).all(axis=-1).mean())
+
+
+@pytest.mark.parametrize("method", sorted(EXPLAINERS))
+def test_every_method_has_a_panel_of_its_own(method):
+    inputs = {"z": torch.zeros(2, 6)} if EXPLAINERS[method].input_name == "z" else image_inputs(2)
+    options = {"num_directions": 2} if method == "directions" else {"cells": 2}
+    if method == "directions":
+        inputs = {"z": torch.randn(2, 6, generator=torch.Generator().manual_seed(3))}
+    panels = draw_panels(explain(critic_subject(), inputs, method, **options))
+    assert panels
+    assert "scores" not in panels, "a method without a picture falls back to its scores"
+    assert all(is_picture(panel) for panel in panels.values())
+
+
+def test_equal_and_opposite_values_get_equally_strong_colours():
+    values = np.linspace(-1, 1, 101)[None]
+    colours = signed_colours(values, limit=1.0).astype(int)[0]
+    assert (colours[50] >= 245).all(), "zero is white"
+    away_from_white = 255 - colours.min(axis=-1)
+    # RdBu's two ends are matched by hand in ColorBrewer, not by formula: 25 of 255 levels is its own asymmetry
+    assert np.abs(away_from_white - away_from_white[::-1]).max() <= 40
+    assert (colours[75:, 0] > colours[75:, 2]).all(), "positive is red"
+    assert (colours[:25, 2] > colours[:25, 0]).all(), "negative is blue"
+
+
+def test_colours_depend_on_value_over_limit_alone_and_saturate_at_it():
+    values = np.random.default_rng(0).normal(size=(5, 5))
+    assert (signed_colours(values, limit=2.0) == signed_colours(values * 7, limit=14.0)).all()
+    assert (
+        signed_colours(np.array([[5.0, -5.0]]), limit=1.0) == signed_colours(np.array([[1.0, -1.0]]), limit=1.0)
+    ).all()
+
+
+def test_a_zero_map_is_white_all_over(shapley: Explanation):
+    zero = {name: torch.zeros_like(shapley.values[name]) for name in ("attribution", "segment_weights")}
+    panel = draw_panels(replace(shapley, values={**shapley.values, **zero}))["maps"]
+    assert is_picture(panel)
+    white = signed_colours(np.zeros((4, 4)), limit=0.0)
+    assert (white == white[0, 0]).all()
+    # a map of one colour leaves no saturated red or blue beyond the colour bars
+    assert share_of(panel, "#67001f") + share_of(panel, "#053061") < 0.001
+    assert (blend(np.full((4, 4, 3), 80, dtype=np.uint8), np.zeros((4, 4)), limit=0.0).std(axis=-1) == 0).all()
+
+
+def test_the_map_of_a_critic_that_reads_one_corner_is_empty_elsewhere(shapley: Explanation):
+    values = np.abs(signed_map(shapley, 0))
+    assert values[:4, :4].max() > 0  # the first of 3 x 3 cells lies inside the corner
+    assert values[8:, 8:].max() <= 1e-6 * values.max()  # the critic adds up in float32
+
+
+def test_small_images_grow_by_whole_squares_and_large_ones_shrink():
+    image = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    large = enlarge(image, side=SIDE)
+    times = large.shape[0] // 28
+    assert large.shape == (28 * times, 28 * times, 3)
+    assert times == SIDE * DENSITY // 28
+    assert (large[::times, ::times] == image).all()
+    assert (large[times - 1 :: times, times - 1 :: times] == image).all()
+    assert max(enlarge(np.zeros((600, 900, 3), dtype=np.uint8), side=SIDE).shape) == SIDE * DENSITY
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_any_channel_count_become_rgb(channels):
+    pixels = rgb(np.ones((channels, 5, 7)))
+    assert pixels.shape == (5, 7, 3)
+    assert pixels.dtype == np.uint8
+    assert pixels[0, 0, 0] == 255
+
+
+def test_a_transparent_pixel_is_white():
+    assert (rgb(np.full((4, 2, 2), -1.0)) == 255).all()
+
+
+def test_the_banner_stands_exactly_where_a_deciding_score_is_beaten(shapley: Explanation, worthless: Explanation):
+    for name in ("maps", "curves"):
+        good, bad = draw_panels(shapley)[name], draw_panels(worthless)[name]
+        assert share_of(good, WARNING_GROUND.light) == 0
+        assert share_of(bad, WARNING_GROUND.light) > 0.01
+        assert bad.shape[0] > good.shape[0], "the banner takes room of its own and covers nothing"
+    assert share_of(score_panel(worthless), WARNING_GROUND.light) > 0.01
+
+
+def test_real_samples_stand_before_generated_ones(shapley: Explanation):
+    panel = draw_panels(shapley)["maps"]
+
+    def where(colour: str) -> float:
+        wanted = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)])
+        return float(np.nonzero((panel[: panel.shape[0] * 2 // 3] == wanted).all(axis=-1))[1].mean())
+
+    assert where(SERIES["blue"].light) < panel.shape[1] / 2 < where(SERIES["vermilion"].light)
+
+
+def test_directions_without_a_critic_are_drawn_too(without_critic: Explanation):
+    assert is_picture(draw_panels(without_critic)["traversal"])
+
+
+def test_vectors_get_bars():
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    panels = draw_panels(explain(lambda rows: rows @ torch.tensor([1.0, -2.0]), x, "exact-shapley"))
+    assert is_picture(panels["maps"])
+
+
+def test_scores_can_be_left_to_the_page(shapley: Explanation):
+    assert draw_panels(shapley, with_scores=False)["maps"].shape[0] < draw_panels(shapley)["maps"].shape[0]
+
+
+def test_written_panels_are_the_drawn_ones(shapley: Explanation, tmp_path):
+    paths = write_panels(shapley, tmp_path)
+    assert sorted(path.name for path in paths) == ["curves.png", "maps.png"]
+    for path in paths:
+        assert (np.asarray(Image.open(path)) == draw_panels(shapley)[path.stem]).all()
+
+
+def test_metrics_and_logits_have_panels():
+    assert is_picture(metric_panel(evaluation_values(), title="Evaluation"))
+    edges = np.linspace(-3, 3, 13)
+    filled = Histogram(edges=edges, counts=np.arange(12))
+    empty = Histogram(edges=edges, counts=np.zeros(12, dtype=int))
+    assert is_picture(logit_panel(filled, filled, images=1000))
+    assert is_picture(logit_panel(filled, empty, images=1000))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (1234.5, "1234"),
+        (-0.01234, "−0.0123"),
+        (6e-17, "6.00e−17"),
+        (float("nan"), "not a number"),
+        (float("-inf"), "−∞"),
+    ],
+)
+def test_numbers_are_short_and_honest(value, words):
+    assert number(value) == words

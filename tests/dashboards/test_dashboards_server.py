@@ -1,0 +1,83 @@
+"""TensorBoard starts where it is told, says who has the port, and ends on Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from ganscale.dashboards import TensorBoardSink, start_tensorboard
+from ganscale.dashboards.server import free_port
+from ganscale.errors import ResourceError, UserError
+from ganscale.training.records import TickRecord
+
+HOST = "127.0.0.1"
+
+
+def write_one_tick(directory) -> None:
+    tick = TickRecord(images=1000, scalars={"penalty": 0.5}, histograms={}, timing={}, checkpoint=None, partial=False)
+    with TensorBoardSink(directory / "run") as sink:
+        sink.write(tick)
+
+
+def get(url: str) -> object:
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return json.load(answer)
+
+
+def test_a_started_server_lists_its_plugins_and_the_run(tmp_path, capsys):
+    write_one_tick(tmp_path)
+    with start_tensorboard(tmp_path, 0) as server:
+        assert server.url in capsys.readouterr().out
+        plugins = get(server.url + "data/plugins_listing")
+        assert plugins["scalars"]["enabled"] in (True, False)  # the first load of the events may still be under way
+        assert {"scalars", "images", "histograms", "custom_scalars", "text"} <= plugins.keys()
+        port = int(server.url.rstrip("/").rpartition(":")[2])
+        with pytest.raises(ResourceError, match=rf"port {port} must be free, .*--port \d+"):
+            start_tensorboard(tmp_path, port)
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind((HOST, port))  # stopping frees the port
+
+
+def test_a_taken_port_is_refused_with_a_free_one(tmp_path):
+    with socket.socket() as holder:
+        holder.bind((HOST, 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(ResourceError) as caught:
+            start_tensorboard(tmp_path, port)
+        offered = int(str(caught.value).rpartition(" ")[2])
+        assert offered != port
+        with socket.socket() as probe:
+            probe.bind((HOST, offered))
+        assert free_port(HOST, port) != port
+
+
+def test_a_missing_directory_and_an_impossible_port_are_refused(tmp_path):
+    with pytest.raises(UserError, match="existing directory"):
+        start_tensorboard(tmp_path / "none", 0)
+    with pytest.raises(UserError, match="between 0 and 65535"):
+        start_tensorboard(tmp_path, 70000)
+
+
+def test_ctrl_c_ends_the_server_cleanly(tmp_path):
+    write_one_tick(tmp_path)
+    code = (
+        "import sys; from ganscale.dashboards import start_tensorboard; "
+        "start_tensorboard(sys.argv[1], 0).wait(); print('ended')"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        said = process.stdout.readline()
+        assert get(said.split(" at ")[1].split(" ")[0] + "data/plugins_listing")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out.strip()) == (0, "ended"), err
+    assert "Traceback" not in err
