@@ -22,7 +22,7 @@ class UserError(GanscaleError, ValueError):
     exit_code = 2
 
     def __init__(self, what: str, rule: str, got: object, remedy: str) -> None:
-        super().__init__(what, rule, got if isinstance(got, str) else repr(got), remedy)
+        super().__init__(what, rule, got if got and isinstance(got, str) else repr(got), remedy)
 
     def __str__(self) -> str:
         what, rule, got, remedy = self.args

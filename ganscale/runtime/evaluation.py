@@ -55,8 +55,8 @@ def evaluate_run(
         got = "x".join(map(str, dataset.shape))
         raise UserError("--data", f"hold images of {'x'.join(map(str, shape))}", got, "evaluate on the run's own data")
     points = dataset.kind == "points"
+    networks = run.networks  # first: a damaged checkpoint is refused before a classifier is trained
     judge = _judge_of_points(dataset, num) if points else _judge_of_images(run, source, dataset, num, metrics)
-    networks = run.networks
     values = judge(networks)
     first = judge(untrained_networks(run.config)) if untrained else None
     path = run.path / "evaluations" / f"{checkpoint_name(networks.images)}.json"
