@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from calls import FORM, call
 
 from ganscale.cli import main
 from ganscale.cli.group import explain
 from ganscale.cli.output import plain, table
 from ganscale.errors import Interrupted, RunFailed, UserError
-
-FORM = re.compile(r"^error: .+ must .+, got .+; .+$")
-
-
-def call(*arguments: str):
-    return CliRunner().invoke(main, arguments)
-
-
-def assert_refused(done, *words: str) -> None:
-    """Exit 2, nothing on stdout, one line on stderr in the form of the contract, with ``words`` in it."""
-    assert done.exit_code == 2, done.output
-    assert done.stdout == ""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert FORM.match(lines[0]), done.stderr
-    for word in words:
-        assert word in lines[0]
-
 
 USAGE_MISTAKES = {
     "unknown verb": (("lanch",), "launch"),
@@ -56,10 +37,10 @@ USAGE_MISTAKES = {
 
 
 @pytest.mark.parametrize("case", USAGE_MISTAKES.values(), ids=USAGE_MISTAKES.keys())
-def test_a_mistake_is_one_line_with_exit_code_2_and_writes_nothing(case, tmp_path, monkeypatch):
+def test_a_mistake_is_one_line_with_exit_code_2_and_writes_nothing(case, tmp_path, monkeypatch, expect_refused):
     monkeypatch.chdir(tmp_path)
     arguments, *words = case
-    assert_refused(call(*arguments), *words)
+    expect_refused(call(*arguments), *words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,10 +116,10 @@ def test_a_table_is_aligned():
     assert table([("a", "x"), ("bbb", "y")]) == "a    x\nbbb  y"
 
 
-def test_a_taken_port_is_refused_and_a_free_one_named(tmp_path):
+def test_a_taken_port_is_refused_and_a_free_one_named(tmp_path, expect_refused):
     (tmp_path / "events.out.tfevents.1.host").write_bytes(b"")
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
-        assert_refused(call("dashboard", str(tmp_path), "--port", str(port)), str(port), "--port")
+        expect_refused(call("dashboard", str(tmp_path), "--port", str(port)), str(port), "--port")

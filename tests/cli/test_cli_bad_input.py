@@ -1,0 +1,172 @@
+"""What a user can get wrong: exit 2, exactly one line on stderr in the contract's form, nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calls import TINY, call, files_below
+from PIL import Image
+
+
+def _missing(folder: Path) -> Path:
+    return folder / "nowhere"
+
+
+def _empty(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def _broken(folder: Path) -> Path:
+    (folder / "broken").mkdir()
+    for name in ("a.png", "b.jpg"):
+        (folder / "broken" / name).write_bytes(b"no image at all")
+    return folder / "broken"
+
+
+LAUNCHES = {
+    "unknown preset": (["--preset", "dcgn-fashion"], ["preset", "dcgan-fashion"]),
+    "unknown key": (["--set", "trian.batch=8"], ["trian.batch", "train.batch"]),
+    "unknown loss": (["--set", "loss.name=hinje"], ["loss.name", "hinge"]),
+    "unknown data set": (["--data", "fashion-mist"], ["fashion-mnist"]),
+    "no key=value": (["--set", "train.batch"], ["--set", "key=value"]),
+    "a number that is none": (["--set", "train.batch=many"], ["train.batch", "many"]),
+    "a loss without its penalty": (
+        ["--set", "loss.name=wasserstein", "--set", "penalty.name=none"],
+        ["penalty.name", "wgan-gp"],
+    ),
+    "kimg below zero": (["--kimg", "-1"], ["--kimg", "above 0"]),
+    "more GPUs than there can be": (["--gpus", "4096"], ["--gpus", "4096", "--workers"]),
+    "batch that does not divide": (["--cpus", "2", "--workers", "2", "--set", "train.batch=33"], ["33"]),
+    "more workers than cores": (["--workers", "4096"], ["--workers", "4096"]),
+    "nobody at the address": (["--address", "127.0.0.1:1"], ["--address", "127.0.0.1:1"]),
+    "a path for a name": (["--name", "a/b"], ["--name", "--runs-dir"]),
+    "no run to resume": (["--resume", "nothing"], ["nothing", "config.json"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), LAUNCHES.values(), ids=LAUNCHES.keys())
+def test_a_launch_that_cannot_be_is_refused(arguments, words, tmp_path, monkeypatch, expect_refused):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "unused")  # so that an address is looked at before a token is asked for
+    expect_refused(call("launch", *arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [_missing, _empty, _broken])
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["launch", "dry run"])
+def test_data_that_cannot_be_trained_on_are_refused(make: Callable[[Path], Path], dry, tmp_path):
+    data = make(tmp_path)
+    before = files_below(tmp_path)
+    done = call("launch", "--workers", 0, "--data", data, "--runs-dir", tmp_path / "runs", *dry, *TINY)
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: data.path must ")
+    assert files_below(tmp_path) == before
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_broken_file_among_good_ones_is_set_aside_and_listed(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 30, 28), dtype=np.uint8)
+    (tmp_path / "data").mkdir()
+    for index, image in enumerate(noise):
+        Image.fromarray(image).save(tmp_path / "data" / f"{index}.png")
+    (tmp_path / "data" / "bad.png").write_bytes(b"broken")
+    options = ["--data", tmp_path / "data", "--runs-dir", tmp_path / "runs", "--kimg", 0.032]
+    done = call("launch", "--workers", 0, "--name", "run", *options, *TINY)
+    assert done.exit_code == 0, done.stderr
+    listed = (tmp_path / "runs" / "run" / "quarantine.json").read_text()
+    assert "bad.png" in listed
+    assert "bad.png" in call("launch", "--dry-run", *options, *TINY).stdout
+
+
+def test_a_run_directory_that_exists_is_refused_and_stays_as_it_is(launched, expect_refused):
+    before = files_below(launched[1])
+    where = ("--runs-dir", launched[1].parent, "--name", launched[1].name)
+    expect_refused(call("launch", "--workers", 0, *where, *TINY), "tiny", "--resume", "--name")
+    assert files_below(launched[1]) == before
+
+
+RESUMES = {
+    "a name beside it": (["--name", "other"], ["--name", "--resume"]),
+    "another preset": (["--preset", "hinge-fashion"], ["--preset", "dcgan-fashion"]),
+    "a length already reached": (["--kimg", "0.128"], ["train.kimg"]),
+    "another network": (["--kimg", "1", "--set", "model.width=8"], ["model.width"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), RESUMES.values(), ids=RESUMES.keys())
+def test_a_resume_that_would_be_another_run_is_refused(arguments, words, launched, expect_refused):
+    before = files_below(launched[1])
+    expect_refused(call("launch", "--workers", 0, "--resume", launched[1], *arguments), *words)
+    assert files_below(launched[1]) == before
+
+
+def _flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def _cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize("damage", [_flip, _cut])
+@pytest.mark.parametrize("verb", ["resume", "generate", "explain", "evaluate"])
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_offered(
+    damage, verb, launched, tmp_path, expect_refused
+):
+    run = tmp_path / "runs" / "damaged"
+    shutil.copytree(launched[1], run, ignore=shutil.ignore_patterns("generated", "explanations"))
+    oldest, newest = sorted((run / "checkpoints").iterdir())
+    file = newest / "ema.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    before = files_below(run)
+    done = call(
+        *{
+            "resume": ["launch", "--workers", 0, "--resume", run, "--kimg", 1],
+            "generate": ["generate", run],
+            "explain": ["explain", run, "--method", "directions", "--workers", 0],
+            "evaluate": ["evaluate", run, "--num", 100, "--metrics", "fd"],
+        }[verb]
+    )
+    expect_refused(done, "ema.safetensors", newest.name, oldest.name)
+    assert files_below(run) == before
+
+
+def test_the_checkpoint_before_a_damaged_one_can_be_gone_on_from(launched, tmp_path):
+    run = tmp_path / "again"
+    shutil.copytree(launched[1], run)
+    oldest, newest = sorted((run / "checkpoints").iterdir())
+    (newest / "ema.safetensors").write_bytes(b"")
+    done = call("launch", "--workers", 0, "--resume", oldest)
+    assert done.exit_code == 0, done.stderr
+    lines = [json.loads(line)["images"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [128, 256]
+
+
+READINGS = {
+    "unknown method": (["explain", "RUN", "--method", "kernel-shp"], ["kernel-shap"]),
+    "unknown target": (["explain", "RUN", "--method", "directions", "--target", "critik"], ["critic"]),
+    "unknown option": (["explain", "RUN", "--method", "directions", "--set", "step=2"], ["steps"]),
+    "option without a value": (["explain", "RUN", "--method", "directions", "--set", "steps"], ["key=value"]),
+    "too many explaining workers": (["explain", "RUN", "--method", "directions", "--workers", "4096"], ["4096"]),
+    "unknown metric": (["evaluate", "RUN", "--metrics", "fid"], ["fd"]),
+    "no metric": (["evaluate", "RUN", "--metrics", ""], ["metric"]),
+    "more images than there are": (["evaluate", "RUN", "--num", "999999"], ["--num"]),
+    "other data that are missing": (["evaluate", "RUN", "--data", "nowhere"], ["nowhere"]),
+    "a file that exists": (["generate", "RUN", "--out", "RUN/config.json"], ["--out", "config.json"]),
+    "a folder that is not empty": (["generate", "RUN", "--out", "RUN"], ["--out"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), READINGS.values(), ids=READINGS.keys())
+def test_a_reading_that_cannot_be_is_refused(arguments, words, launched, expect_refused):
+    before = files_below(launched[1])
+    expect_refused(call(*(argument.replace("RUN", str(launched[1])) for argument in arguments)), *words)
+    assert files_below(launched[1]) == before
