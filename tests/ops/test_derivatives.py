@@ -20,7 +20,7 @@ def _away_from_zero(*shape, seed=0):
     return (x + 0.1 * x.sign()).requires_grad_()
 
 
-def _check_twice(function, *inputs):
+def check_twice(function, *inputs):
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
 
@@ -28,32 +28,32 @@ def _check_twice(function, *inputs):
 @pytest.mark.parametrize("activation", SMOOTH_AND_NOT)
 def test_bias_act_has_exact_first_and_second_derivatives(activation):
     bias = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    _check_twice(lambda x, b: _register.bias_act(x, b, activation, 0.2), _away_from_zero(2, 3, 2, 3), bias)
+    check_twice(lambda x, b: _register.bias_act(x, b, activation, 0.2), _away_from_zero(2, 3, 2, 3), bias)
     last = _away_from_zero(2, 3, 2, 3).detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    _check_twice(lambda x: _register.bias_act(x, None, activation, 0.2), last)
+    check_twice(lambda x: _register.bias_act(x, None, activation, 0.2), last)
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh"])
 def test_act_backward_has_exact_first_and_second_derivatives(activation):
     gy, y = _away_from_zero(2, 3, 4, seed=1), _away_from_zero(2, 3, 4)
-    _check_twice(lambda a, b: _register.act_backward(a, b, activation, 0.2), gy, y)
+    check_twice(lambda a, b: _register.act_backward(a, b, activation, 0.2), gy, y)
 
 
 def test_interpolate_has_exact_first_and_second_derivatives():
     eps = torch.rand(3, dtype=torch.float64, requires_grad=True)
-    _check_twice(_register.gp_interpolate, _away_from_zero(3, 4), _away_from_zero(3, 4, seed=1), eps)
+    check_twice(_register.gp_interpolate, _away_from_zero(3, 4), _away_from_zero(3, 4, seed=1), eps)
 
 
 def test_channel_sum_has_exact_first_and_second_derivatives():
-    _check_twice(_register.channel_sum, _away_from_zero(2, 3, 2, 2))
+    check_twice(_register.channel_sum, _away_from_zero(2, 3, 2, 2))
 
 
 @pytest.mark.parametrize(("center", "one_sided"), [(1.0, False), (0.0, False), (1.0, True), (9.0, True)])
 def test_norm_and_penalty_have_exact_first_and_second_derivatives(center, one_sided):
     g = _away_from_zero(3, 2, 5)
-    _check_twice(lambda g: _register.gp_penalty(g, center, one_sided), g)
-    _check_twice(_register.sample_norm2, g)
-    _check_twice(lambda g: ops.sample_norm(g, impl="fused"), g)
+    check_twice(lambda g: _register.gp_penalty(g, center, one_sided), g)
+    check_twice(_register.sample_norm2, g)
+    check_twice(lambda g: ops.sample_norm(g, impl="fused"), g)
 
 
 def test_opcheck_finds_nothing_wrong():

@@ -36,7 +36,7 @@ def _randn(shape, dtype, seed=0):
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def _assert_as_good_as_torch(ours, twin, exact, dtype, slack=4.0):
+def assert_as_good_as_torch(ours, twin, exact, dtype, slack=4.0):
     """Our error against float64 is at most twice the twin's, or a few roundings of the dtype."""
     scale = exact.abs().max().clamp(min=1e-30)
     ours_error = ((ours.double() - exact).abs().max() / scale).item()
@@ -53,7 +53,7 @@ def test_interpolate_equals_its_twin(shape, dtype):
     exact = reference.interpolate(real.double(), fake.double(), eps.double())
     for _, laid in _layouts(real):
         ours = ops.interpolate(laid, fake, eps, impl="fused")
-        _assert_as_good_as_torch(ours, reference.interpolate(real, fake, eps), exact, dtype)
+        assert_as_good_as_torch(ours, reference.interpolate(real, fake, eps), exact, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -66,9 +66,9 @@ def test_norms_and_penalties_equal_their_twins(shape, dtype):
         twin_penalty, twin_norm = reference.gp_penalty(g, 1.5, False)
         penalty, norm = _register.gp_penalty(laid, 1.5, False)
         # A sum of n terms in blocks of 128 additions a lane: under 130 roundings of the accumulation type.
-        _assert_as_good_as_torch(norm, twin_norm, exact_norm, sum_dtype, slack=130)
-        _assert_as_good_as_torch(penalty, twin_penalty, exact_penalty, sum_dtype, slack=260)
-        _assert_as_good_as_torch(ops.sample_norm(laid, impl="fused"), twin_norm, exact_norm, sum_dtype, slack=130)
+        assert_as_good_as_torch(norm, twin_norm, exact_norm, sum_dtype, slack=130)
+        assert_as_good_as_torch(penalty, twin_penalty, exact_penalty, sum_dtype, slack=260)
+        assert_as_good_as_torch(ops.sample_norm(laid, impl="fused"), twin_norm, exact_norm, sum_dtype, slack=130)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -81,7 +81,7 @@ def test_bias_act_equals_its_twin(shape, dtype, activation):
         twin = reference.bias_act(x, some_bias, activation, 0.3)
         for _, laid in _layouts(x):
             ours = _register.bias_act(laid, some_bias, activation, 0.3)
-            _assert_as_good_as_torch(ours, twin, exact, dtype)
+            assert_as_good_as_torch(ours, twin, exact, dtype)
             assert ours.stride() == _bind.dense(laid).stride()
 
 
@@ -92,7 +92,7 @@ def test_channel_sum_equals_its_twin(shape, dtype):
     exact = x.double().sum([axis for axis in range(x.ndim) if axis != 1])
     for _, laid in _layouts(x):
         ours = ops.channel_sum(laid, impl="fused")
-        _assert_as_good_as_torch(ours, reference.channel_sum(x), exact, dtype, slack=260)
+        assert_as_good_as_torch(ours, reference.channel_sum(x), exact, dtype, slack=260)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
