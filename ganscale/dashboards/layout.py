@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 MARGIN = 18
 BANNER = "not better than random"
 _HEAD, _LINE, _BANNER, _ROW = 26, 17, 32, 21
-_COLUMNS = (("score", 0), ("value", 255), ("interval (95 %)", 335), ("control", 480), ("better", 560), ("verdict", 640))
+_COLUMNS = (("score", 0), ("value", 255), ("interval (95 %)", 335), ("control", 480), ("better", 560), ("verdict", 632))
 
 METHOD_TITLES = {
     "integrated-gradients": "Integrated gradients",
     "kernel-shap": "Kernel SHAP",
     "directions": "Latent directions",
-    "sefa": "Latent directions (closed-form factorisation)",
+    "exact-shapley": "Exact Shapley values",
 }
 
 
@@ -124,7 +124,7 @@ def heading(canvas: Canvas, title: str, lines: Sequence[str], *, banner: bool) -
         canvas.box(
             MARGIN, y, canvas.width - 2 * MARGIN, _BANNER, fill=WARNING_GROUND.light, line=SERIES["vermilion"].light
         )
-        words = f"⚠ {BANNER}: a score that decides does not beat its control; do not read meaning into this picture"
+        words = f"⚠ {BANNER}: a deciding score does not beat its control; read no meaning into this picture"
         canvas.text(MARGIN + 12, y + 8, words, size=13, bold=True, colour=WARNING_INK.light)
         y += _BANNER
     return y + 8

@@ -81,7 +81,13 @@ def _cards(facts: RunFacts) -> str:
     total = facts.config["train"]["kimg"]
     done = facts.images >= total * 1000
     state = "finished" if done else "not finished" if facts.images else "not started"
-    cards = [("Real images seen", f"{facts.images / 1000:g} kimg", f"of {total:g} kimg; {state}")]
+    cards = [
+        (
+            "Real points seen" if facts.config["data"]["channels"] == 2 else "Real images seen",
+            f"{facts.images / 1000:g} kimg",
+            f"of {total:g} kimg; {state}",
+        )
+    ]
     seconds = sum(tick["timing"].get("tick_s") or 0 for tick in facts.ticks)
     if seconds:
         cards.append(("Training time", _duration(seconds), _who(facts.page.get("placement") or {})))

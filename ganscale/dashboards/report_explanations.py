@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ganscale.dashboards.figures import DENSITY
 from ganscale.dashboards.layout import BANNER, decides, method_title, number, score_title, target_words, verdict
+from ganscale.dashboards.maps import is_picture
 from ganscale.dashboards.page import Html, details, figure, note, png_array, table, warning
 from ganscale.dashboards.panels import draw_panels
 from ganscale.dashboards.run_facts import RunFacts
@@ -56,13 +57,14 @@ def _explanation(name: str, explanation: Explanation) -> str:
         f'<p class="lead">{escape(name)}: explains {escape(about)}.</p>',
     ]
     if explanation.not_better_than_random:
-        parts.append(warning(f"{BANNER}: a score that decides does not beat its control"))
+        parts.append(warning(f"{BANNER}: a deciding score does not beat its control"))
     parts += [warning(str(words)) for words in explanation.meta.get("warnings", [])]
     reading = _READING.get(explanation.method, explanation.meta.get("summary", ""))
     if reading:
         parts.append(f"<p>{escape(str(reading))}</p>")
     for panel, pixels in draw_panels(explanation, with_scores=False).items():
-        caption = _CAPTIONS.get(panel, panel)
+        bars = panel == "maps" and not is_picture(explanation)
+        caption = "What each feature of each sample contributes." if bars else _CAPTIONS.get(panel, panel)
         alt = f"{title}: {caption} {_in_words(explanation)}"
         parts.append(figure(png_array(pixels, alt, density=DENSITY), caption, kind="panel"))
     parts += [_score_table(explanation), details("How it was made", _made(explanation)), "</article>"]

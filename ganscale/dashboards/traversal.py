@@ -42,8 +42,10 @@ def traversal_panel(explanation: Explanation, *, with_scores: bool = True) -> np
     """Draw one walk a row from -reach to +reach sigmas, the critic's logit under each image; uint8 RGB [H, W, 3].
 
     Rows are the strongest directions with their eigenvalues, then random unit directions; all start from the same
-    latent, which is the framed middle column.
+    latent, which is the framed middle column. Points of the plane are drawn as paths.
     """
+    if min(explanation.values["traversal"].shape[-2:]) == 1:
+        return _plane_panel(explanation, with_scores=with_scores)
     sigmas = explanation.values["sigmas"].numpy()
     columns = _columns(len(sigmas))
     tall, wide = (edge // DENSITY for edge in enlarge(rgb(_first_image(explanation)), side=SIDE).shape[:2])
@@ -73,6 +75,36 @@ def traversal_panel(explanation: Explanation, *, with_scores: bool = True) -> np
         y += row
     if with_scores:
         score_table(canvas, y + 6, explanation)
+    return canvas.array()
+
+
+def _plane_panel(explanation: Explanation, *, with_scores: bool) -> np.ndarray:
+    """Draw each walk as a path through the plane, for generators of points; dots are a step apart."""
+    own, random = _own_walks(explanation), _random_walks(explanation)
+    lines = [
+        _lines(explanation, len(own))[0],
+        "All paths start from the same point (black); random directions are grey.",
+    ]
+    banner, side = explanation.not_better_than_random, 420
+    top = heading_height(lines=len(lines), banner=banner)
+    canvas = Canvas(860, top + side + 60 + (scores_height(explanation) if with_scores else 0))
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    axes = canvas.axes(MARGIN + 50, y + 8, side, side)
+    colours = [SERIES[name].light for name in ("blue", "vermilion", "green", "purple")]
+    for walk in random:
+        x, height = walk.images.reshape(len(walk.images), -1).T[:2]
+        axes.plot(x, height, color=SERIES["grey"].light, linestyle="--", marker=".", linewidth=1)
+    for place, walk in enumerate(own):
+        colour, left, above = colours[place % len(colours)], MARGIN + side + 90, y + 12 + 48 * place
+        x, height = walk.images.reshape(len(walk.images), -1).T[:2]
+        axes.plot(x, height, color=colour, marker="o", markersize=4, linewidth=1.6)
+        canvas.text(left, above, walk.title, size=13, bold=True, colour=colour)
+        canvas.text(left, above + 19, ", ".join(walk.notes), size=12, colour=MUTED.light)
+    start = own[0].images[len(own[0].images) // 2].flatten()
+    axes.plot(start[0], start[1], marker="o", markersize=7, color=INK.light)
+    axes.set_aspect("equal", adjustable="datalim")
+    if with_scores:
+        score_table(canvas, y + side + 40, explanation)
     return canvas.array()
 
 

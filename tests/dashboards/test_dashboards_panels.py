@@ -11,11 +11,11 @@ from dashboard_cases import critic_subject, evaluation_values, image_inputs
 from PIL import Image
 
 from ganscale.dashboards.figures import DENSITY, blend, enlarge, rgb, signed_colours
-from ganscale.dashboards.layout import number
+from ganscale.dashboards.layout import MARGIN, number
 from ganscale.dashboards.maps import SIDE, signed_map
 from ganscale.dashboards.palette import SERIES, WARNING_GROUND
 from ganscale.dashboards.panels import draw_panels, logit_panel, metric_panel, score_panel, write_panels
-from ganscale.explain import EXPLAINERS, Explanation, explain
+from ganscale.explain import EXPLAINERS, Explanation, Subject, explain
 from ganscale.training.records import Histogram
 
 
@@ -162,3 +162,24 @@ def test_metrics_and_logits_have_panels():
 )
 def test_numbers_are_short_and_honest(value, words):
     assert number(value) == words
+
+
+def test_directions_of_a_generator_of_points_are_paths():
+    torch.manual_seed(0)
+    points = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Unflatten(1, (2, 1, 1)))
+    z = torch.randn(2, 4)
+    panels = draw_panels(
+        explain(Subject(name="points", fn=points, module=points, generator=points), {"z": z}, "directions")
+    )
+    assert is_picture(panels["traversal"])
+    assert share_of(panels["traversal"], SERIES["grey"].light) > 0, "the random control is drawn too"
+
+
+def test_nothing_runs_over_the_edge_of_a_panel(shapley: Explanation, worthless: Explanation, directions: Explanation):
+    beaten = {
+        name: replace(score, value=score.control, low=None, high=None) for name, score in directions.scores.items()
+    }
+    for explanation in (shapley, worthless, directions, replace(directions, scores=beaten)):
+        for name, panel in {**draw_panels(explanation), "scores": score_panel(explanation)}.items():
+            edge = panel[:, -DENSITY * (MARGIN - 4) :]
+            assert (edge == 255).all(), f"{explanation.method} {name}"
