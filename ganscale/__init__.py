@@ -45,6 +45,7 @@ def launch(
     settings: Mapping[str, Any] | Iterable[str] = (),
     workers: int = 1,
     gpus: int | None = None,
+    cpus: int | None = None,
     address: str | None = None,
     name: str | None = None,
     runs_dir: str | Path = "runs",
@@ -56,13 +57,18 @@ def launch(
 
     ``preset`` is the recipe (default: ``presets.DEFAULT_PRESET``; with ``resume`` the run's own), ``data`` a built-in
     name or a path, ``kimg`` the total training length in thousands of real images, ``settings`` dotted keys
-    (``{"train.batch": 32}`` or ``["train.batch=32"]``). ``workers=0`` trains in this process without Ray. ``on_tick``
-    is called with each line of ``metrics.jsonl``. Raises ``UserError`` before anything is started or written.
+    (``{"train.batch": 32}`` or ``["train.batch=32"]``). ``workers=0`` trains in this process without Ray. ``resume``
+    is a run directory or one of its checkpoints. ``on_tick`` is called with each line of ``metrics.jsonl``. Raises
+    ``UserError`` before anything is started or written, ``RunFailed`` where a run could not go on.
     """
     from ganscale import runtime
     from ganscale.presets import compose
 
-    base = None if resume is None else runtime.load(resume).config
+    base = None
+    if resume is not None:
+        from ganscale.runtime.resume import config_to_resume
+
+        base = config_to_resume(resume)
     config = compose(preset, base=base, data=data, kimg=kimg, settings=settings)
     return runtime.launch(
         config,
@@ -70,6 +76,7 @@ def launch(
         runs_dir=runs_dir,
         workers=workers,
         gpus=gpus,
+        cpus=cpus,
         address=address,
         resume=resume,
         on_tick=on_tick,

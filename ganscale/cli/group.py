@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from ganscale.cli.output import stdout_kept_for_results
-from ganscale.errors import GanscaleError, UserError, nearest, unknown
+from ganscale.errors import GanscaleError, Interrupted, UserError, nearest, unknown
 
 
 class Verb(click.Command):
@@ -85,7 +85,8 @@ def _guard(action: Callable[[], object], *, debug: bool) -> int:
         code, message = explain(error)
         if debug:
             traceback.print_exc()
-        click.echo(f"error: {' '.join(message.split())}", err=True)
+        kind = "interrupted" if code == Interrupted.exit_code else "error"
+        click.echo(f"{kind}: {' '.join(message.split())}", err=True)
         return code
     return outcome if isinstance(outcome, int) and not isinstance(outcome, bool) else 0
 
@@ -97,7 +98,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, click.UsageError):
         return 2, str(explain_usage(error))
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return 130, "the command must run to its end, got an interrupt; start it again to go on"
+        return Interrupted.exit_code, "the command has not finished"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
         return 1, f"the disk must have room{where}, got {error.strerror}; free some, or choose another directory"

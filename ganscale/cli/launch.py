@@ -78,7 +78,12 @@ def launch(
     from ganscale.presets import compose
 
     resumed = _place_to_resume(resume, runs_dir, name)
-    config = compose(preset, base=_config_of(resumed), data=data, kimg=kimg, settings=settings)
+    base = None
+    if resumed is not None:
+        from ganscale.runtime.resume import config_to_resume
+
+        base = config_to_resume(resumed)
+    config = compose(preset, base=base, data=data, kimg=kimg, settings=settings)
     request = _Request(
         config=config,
         resume=resumed,
@@ -102,15 +107,6 @@ def _place_to_resume(resume: str | None, runs_dir: str, name: str | None) -> Pat
         find_run(str(path.parent.parent))
         return path
     return find_run(resume, runs_dir=runs_dir)
-
-
-def _config_of(resumed: Path | None) -> RunConfig | None:
-    if resumed is None:
-        return None
-    from ganscale.config import from_mapping
-    from ganscale.runtime.resume import read_page
-
-    return from_mapping(read_page(resumed.parent.parent if resumed.parent.name == "checkpoints" else resumed)["config"])
 
 
 def _show_plan(request: _Request, *, as_json: bool) -> None:
@@ -149,12 +145,17 @@ def _train(request: _Request, *, verbose: bool, as_json: bool) -> None:
     from ganscale.runtime import launch as start
 
     with Progress(request.config.train.kimg) as progress:
+
+        def begin(plan: Plan) -> None:
+            _show_header(request.config, plan)
+            progress.begin()
+
         run = start(
             request.config,
             **request.placement,
             **request.where,
             resume=request.resume,
-            on_start=lambda plan: _show_header(request.config, plan),
+            on_start=begin,
             on_tick=progress,
             verbose=verbose,
             command=("ganscale", *sys.argv[1:]),
@@ -178,7 +179,8 @@ def _show_header(config: RunConfig, plan: Plan) -> None:
         "kernels": ops.describe(),
     }
     for name, value in facts.items():
-        note(f"{name}: {value}")
+        if name != "time":  # the ticks will tell
+            note(f"{name}: {value}")
 
 
 def what_was_written(path: Path) -> dict[str, list[str]]:

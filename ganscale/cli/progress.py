@@ -38,6 +38,10 @@ class Progress:
         self._bar = None
 
     def __enter__(self) -> Progress:
+        return self
+
+    def begin(self) -> None:
+        """Show the bar, on a terminal; until then other lines can be written without disturbing it."""
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
@@ -46,7 +50,6 @@ class Progress:
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task("starting", total=self.total_kimg)
             self._bar.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

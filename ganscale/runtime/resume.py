@@ -58,6 +58,17 @@ def read_page(run_dir: Path) -> dict[str, Any]:
     return page
 
 
+def config_to_resume(place: str | Path) -> RunConfig:
+    """Return the config of the run whose directory, or one of whose checkpoints, is ``place``; raises UserError."""
+    return from_mapping(read_page(_split(place)[0])["config"])
+
+
+def _split(place: str | Path) -> tuple[Path, Path | None]:
+    """Return the run directory, and the checkpoint where ``place`` is one."""
+    place = Path(place).absolute()
+    return (place.parent.parent, place) if place.parent.name == "checkpoints" else (place, None)
+
+
 def prepare_resume(place: str | Path, config: RunConfig) -> Resumption:
     """Choose where to go on with ``config``; ``place`` is a run directory or one of its checkpoints. Changes nothing.
 
@@ -66,9 +77,7 @@ def prepare_resume(place: str | Path, config: RunConfig) -> Resumption:
     """
     from ganscale.training import checkpoint as checkpoints
 
-    place = Path(place).absolute()
-    chosen = place if place.parent.name == "checkpoints" else None
-    run_dir = place.parent.parent if chosen else place
+    run_dir, chosen = _split(place)
     page = read_page(run_dir)
     if chosen is not None and not chosen.is_dir():
         raise CheckpointError(

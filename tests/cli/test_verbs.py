@@ -81,6 +81,25 @@ def test_a_dry_run_of_a_resume_shows_the_directory_that_would_go_on(launched):
     assert files_below(launched[1]) == before
 
 
+def test_ctrl_c_ends_a_launch_with_130_a_checkpoint_and_the_way_on(tmp_path):
+    options = ["--workers", "0", "--runs-dir", str(tmp_path), "--name", "long", "--kimg", "1000", *TINY]
+    command = [sys.executable, "-m", "ganscale", "launch", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launch:
+        try:
+            while "of 1000 kimg" not in launch.stderr.readline():
+                assert launch.poll() is None
+            launch.send_signal(signal.SIGINT)
+            stdout, stderr = launch.communicate(timeout=60)
+        finally:
+            launch.kill()
+    assert (launch.returncode, stdout) == (130, "")
+    last = stderr.splitlines()[-1]
+    saved = sorted(path.name for path in (tmp_path / "long" / "checkpoints").iterdir())[-1]
+    assert last.startswith("interrupted: ")
+    assert saved in last
+    assert f"--resume {tmp_path / 'long'}" in last
+
+
 def test_generated_images_depend_on_the_seed_alone(launched, tmp_path):
     made = {}
     for name, seed in {"a": 3, "b": 3, "c": 4}.items():
@@ -234,7 +253,10 @@ def test_durations_are_clocks(seconds, words):
 
 def test_on_a_terminal_a_bar_shows_the_same_words():
     master, slave = os.openpty()
-    script = f"from ganscale.cli.progress import Progress\nwith Progress(4) as progress:\n    progress({TICK!r})"
+    script = (
+        "from ganscale.cli.progress import Progress\n"
+        f"with Progress(4) as progress:\n    progress.begin()\n    progress({TICK!r})"
+    )
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     subprocess.run([sys.executable, "-c", script], stderr=slave, check=True, env=environment)
     os.close(slave)
@@ -253,5 +275,6 @@ def test_on_a_terminal_a_bar_shows_the_same_words():
 
 def test_elsewhere_a_tick_is_one_plain_line(capsys):
     with Progress(4) as progress:
+        progress.begin()
         progress(TICK)
     assert capsys.readouterr().err == tick_line(TICK, total_kimg=4) + "\n"
