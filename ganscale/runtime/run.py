@@ -90,7 +90,7 @@ class Run:
         method: str = "integrated-gradients",
         *,
         target: str | Target = "critic",
-        num_samples: int = 16,
+        num_samples: int = 8,
         workers: int = 1,
         seed: int = 0,
         options: Mapping[str, Any] | None = None,
