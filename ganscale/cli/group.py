@@ -18,6 +18,18 @@ import click
 from ganscale.cli.output import stdout_kept_for_results
 from ganscale.errors import GanscaleError, Interrupted, UserError, nearest, unknown
 
+# what the file system says of a path that the user chose badly
+_UNUSABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+
 
 class Verb(click.Command):
     """One verb. Its stdout is kept for results; ``--debug`` (every verb has it) lets tracebacks through."""
@@ -102,7 +114,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
         return 1, f"the disk must have room{where}, got {error.strerror}; free some, or choose another directory"
-    if isinstance(error, (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)):
+    if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename:
         return 2, f"{error.filename} must be usable, got {error.strerror}; change it, or choose another path"
     kind = type(error).__name__
     return (

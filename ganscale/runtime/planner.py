@@ -12,6 +12,7 @@ from ganscale.errors import ResourceError, UserError
 from ganscale.runtime.placement import Plan, Resources, place
 from ganscale.runtime.resume import prepare_resume
 
+LONGEST_NAME = 200  # file systems take 255; Ray adds to it
 SPARE_DISK_BYTES = 64 << 20  # left free beside what the run will write
 
 
@@ -87,6 +88,8 @@ def new_run_dir(config: RunConfig, runs_dir: str | Path, name: str | None) -> Pa
         return root / next(free for free in names if free not in taken)
     if not name or name.startswith(".") or Path(name).name != name:
         raise UserError("--name", "be a plain directory name", name, "put the place into --runs-dir")
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise UserError("--name", f"be at most {LONGEST_NAME} bytes long", name, "choose a shorter one")
     run_dir = root / name
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise UserError(

@@ -34,6 +34,8 @@ LAUNCHES = {
     "unknown key": (["--set", "trian.batch=8"], ["trian.batch", "train.batch"]),
     "unknown loss": (["--set", "loss.name=hinje"], ["loss.name", "hinge"]),
     "unknown data set": (["--data", "fashion-mist"], ["fashion-mnist"]),
+    "no data set at all": (["--data", ""], ["data set", "empty"]),
+    "a name too long for any disk": (["--name", "n" * 300], ["--name", "at most"]),
     "no key=value": (["--set", "train.batch"], ["--set", "key=value"]),
     "a number that is none": (["--set", "train.batch=many"], ["train.batch", "many"]),
     "a loss without its penalty": (
@@ -90,6 +92,13 @@ def test_a_run_directory_that_exists_is_refused_and_stays_as_it_is(launched, exp
     where = ("--runs-dir", launched[1].parent, "--name", launched[1].name)
     expect_refused(call("launch", "--workers", 0, *where, *TINY), "tiny", "--resume", "--name")
     assert files_below(launched[1]) == before
+
+
+def test_a_file_where_a_folder_is_needed_is_refused(launched, tmp_path, expect_refused):
+    (tmp_path / "file").write_text("no folder")
+    expect_refused(call("launch", "--workers", 0, "--runs-dir", tmp_path / "file", *TINY), "file")
+    expect_refused(call("generate", launched[1], "--out", tmp_path / "file" / "grid.png"), "file")
+    assert files_below(tmp_path) == {"file": b"no folder"}
 
 
 RESUMES = {

@@ -18,6 +18,8 @@ from ganscale.cli.dashboard import find_events
 from ganscale.cli.doctor import CHECKS, Check, examine
 from ganscale.cli.progress import Progress, clock, tick_line
 
+HEADER = {"device", "data", "workers", "batch", "run directory", "parameters", "memory", "disk", "kernels"}
+
 TICK = {
     "images": 2000,
     "kimg": 2.0,
@@ -30,7 +32,7 @@ TICK = {
 def test_a_launch_says_on_stderr_what_it_resolved_and_one_line_a_tick(launched):
     lines = launched[0].stderr.splitlines()
     facts = dict(line.split(": ", 1) for line in lines if ": " in line)
-    assert {"device", "data", "workers", "batch", "run directory", "parameters", "kernels"} <= facts.keys()
+    assert facts.keys() == HEADER
     ticks = [line for line in lines if " of 0.256 kimg, " in line]
     assert [line.split()[0] for line in ticks] == ["0.128", "0.256"]
     assert all("kimg/s" in line and "left" in line and "critic" in line and "generator" in line for line in ticks)
@@ -79,6 +81,18 @@ def test_a_dry_run_of_a_resume_shows_the_directory_that_would_go_on(launched):
     assert page["plan"]["run_dir"] == str(launched[1])
     assert page["config"]["model"]["width"] == 4  # the run's own settings, not those of the default preset
     assert files_below(launched[1]) == before
+
+
+@pytest.mark.ray
+def test_under_ray_stdout_is_json_and_stderr_our_own_lines_alone(tmp_path):
+    options = ["--workers", "1", "--runs-dir", str(tmp_path), "--name", "ray", "--kimg", "0.128", "--json", *TINY]
+    command = [sys.executable, "-m", "ganscale", "launch", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == str(tmp_path / "ray")
+    *header, tick = done.stderr.splitlines()
+    assert tick.startswith("0.128 of 0.128 kimg, ")
+    assert {line.split(":")[0] for line in header} == HEADER
 
 
 def test_ctrl_c_ends_a_launch_with_130_a_checkpoint_and_the_way_on(tmp_path):
