@@ -1,4 +1,4 @@
-"""What a run will need: parameters and memory counted without making a tensor, time measured on a few real steps."""
+"""What a run will need: parameters and memory counted on the networks, time measured on a few real steps."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import time
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ganscale import ops
 from ganscale.config import RunConfig, override
 from ganscale.data.pixels import to_float
 from ganscale.models import build_critic, build_generator
@@ -23,13 +23,11 @@ PROBE_STEPS = 16  # at most: more phases than that are averaged incompletely
 
 def estimate(config: RunConfig, plan: Plan, *, measure: bool = True) -> Estimate:
     """Estimate ``plan``; with ``measure`` a few steps are taken to tell the time, unless it is for a cluster."""
-    with FakeTensorMode():
-        generator, critic = build_generator(config), build_critic(config)
-        memory_bytes = _memory(config, plan, generator, critic)
+    generator, critic = _build(config)
     parameters = {"generator": _size(generator), "critic": _size(critic)}
     return Estimate(
         parameters=parameters,
-        memory_bytes=memory_bytes,
+        memory_bytes=_memory(config, plan, generator, critic),
         disk_bytes=_disk(config, parameters),
         seconds=_seconds(config, plan) if measure and plan.address is None else None,
     )
@@ -37,9 +35,14 @@ def estimate(config: RunConfig, plan: Plan, *, measure: bool = True) -> Estimate
 
 def disk_bytes(config: RunConfig) -> int:
     """Return the size that the run directory may grow to."""
-    with torch.device("meta"):
-        generator, critic = build_generator(config), build_critic(config)
+    generator, critic = _build(config)
     return _disk(config, {"generator": _size(generator), "critic": _size(critic)})
+
+
+def _build(config: RunConfig) -> tuple[nn.Module, nn.Module]:
+    # for real: the meta device and fake tensors take seconds to import, which every launch would wait for
+    with torch.random.fork_rng(devices=[]):
+        return build_generator(config), build_critic(config)
 
 
 def _size(net: nn.Module) -> int:
@@ -60,24 +63,33 @@ def _disk(config: RunConfig, parameters: dict[str, int]) -> int:
 def _memory(config: RunConfig, plan: Plan, generator: nn.Module, critic: nn.Module) -> int:
     g, c, batch = _size(generator), _size(critic), plan.batch_per_worker
     state = FLOAT * (2 * g + c + 4 * (g + c))  # nets and average; gradients, their flat buffer, two Adam moments
-    image = torch.empty(batch, config.data.channels, *config.data.resolution)
-    through_g = _saved_bytes(generator, torch.empty(batch, generator.latent))
-    through_c = _saved_bytes(critic, image)
+    through_g = _saved_bytes(generator, (generator.latent,), batch)
+    through_c = _saved_bytes(critic, (config.data.channels, *config.data.resolution), batch)
     factor = 2 if config.penalty.name == "none" else 2 + SECOND_ORDER
     activations = max(through_g + through_c, through_c * factor)  # generator phase; critic phase on real and fake
     return PROCESS_BYTES + state + activations
 
 
-def _saved_bytes(net: nn.Module, x: torch.Tensor) -> int:
-    """Return the bytes of everything that autograd keeps for one backward through ``net(x)``."""
+def _saved_bytes(net: nn.Module, shape: tuple[int, ...], batch: int) -> int:
+    """Return the bytes that autograd keeps for one backward at ``batch``, on a line through those of 2 and 4 rows."""
+    before = ops.use_impl("reference")  # a first compiled operator costs a second of imports, and none keeps more
+    try:
+        two, four = (_saved_at(net, torch.zeros(rows, *shape)) for rows in (2, 4))
+    finally:
+        ops.use_impl(before)
+    return two + (four - two) * (batch - 2) // 2
+
+
+def _saved_at(net: nn.Module, x: torch.Tensor) -> int:
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor.numel() * tensor.element_size()
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        net(x)
+        y = net(x)  # keeps the graph, and with it every storage, alive: no address is used twice
+    assert y.requires_grad
     return sum(kept.values())
 
 

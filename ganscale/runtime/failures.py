@@ -65,7 +65,7 @@ def _deterministic(rank: int, error: BaseException) -> RunFailed | None:
     if _is_named(error, _OUT_OF_MEMORY):
         return RunFailed(f"worker {rank} ran out of memory; lower train.batch or model.width, or use more workers")
     if isinstance(error, OSError) and error.errno in _FULL_DISK:
-        return RunFailed(f"no space left on the disk ({error.filename or 'worker ' + str(rank)}); free some space")
+        return RunFailed(f"no space left on the disk ({error.filename or f'of worker {rank}'}); free some")
     if isinstance(error, _WOULD_REPEAT) and not _is_lost(error):
         return RunFailed(f"worker {rank} stopped with {_words(error)}")
     return None

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ganscale.config import RunConfig, override
-from ganscale.errors import Interrupted, RunFailed, UserError
+from ganscale.errors import GanscaleError, Interrupted, RunFailed, UserError
+from ganscale.runtime.failures import reason_to_stop
 from ganscale.runtime.follow import Follower, OnTick
 from ganscale.runtime.placement import Plan, place
 from ganscale.runtime.planner import check_disk, find_resources, new_run_dir
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 SCRATCH = ".ray"  # below the run directory, while it trains: Ray Train's state and the stop flag
-STOP_FLAG = "stop"
+STOP_FLAG, STARTED_FLAG = "stop", "started"
 
 
 def launch(
@@ -92,7 +93,7 @@ def with_absolute_data(config: RunConfig) -> RunConfig:
     from ganscale.data import DATASETS
 
     path = Path(config.data.path).expanduser()
-    if config.data.path in DATASETS or not path.exists():
+    if not config.data.path or config.data.path in DATASETS or not path.exists():
         return config
     return override(config, {"data.path": str(path.absolute())})
 
@@ -163,7 +164,10 @@ def _train_here(
     threads = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
     try:
-        with TensorBoardSink(run_dir / "tensorboard", purge_images=resumption.images if resumption else None) as board:
+        with (
+            _no_thread_tracebacks(),
+            TensorBoardSink(run_dir / "tensorboard", purge_images=resumption.images if resumption else None) as board,
+        ):
             result = train(
                 config,
                 run_dir,
@@ -172,11 +176,25 @@ def _train_here(
                 should_stop=stop.flag.exists,
                 resume_from=resumption.checkpoint if resumption else None,
             )
-    except MemoryError as error:
-        raise RunFailed("out of memory; lower train.batch or model.width") from error
+    except (MemoryError, OSError) as error:
+        reason = reason_to_stop({0: error}, 1)
+        if reason is None:
+            raise
+        raise with_way_on(reason, run_dir) from error
     finally:
         torch.set_num_threads(threads)
     return {"images": result.images, "stopped": result.stopped}
+
+
+@contextlib.contextmanager
+def _no_thread_tracebacks() -> Iterator[None]:
+    """Keep TensorBoard's writer thread from printing why it died: the next write raises the same in this thread."""
+    before = threading.excepthook
+    threading.excepthook = lambda failure: None if issubclass(failure.exc_type, OSError) else before(failure)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class _Stop:
@@ -218,12 +236,23 @@ def _stop_signals(run_dir: Path) -> Iterator[_Stop]:
 
 
 def _stopped_words(run_dir: Path) -> str:
+    return f"stopped on request; {_saved_words(run_dir)}"
+
+
+def with_way_on(error: GanscaleError, run_dir: Path) -> GanscaleError:
+    """Return ``error``, of a run that failed, with what was saved and how to go on, where it does not say so yet."""
+    if type(error) is not RunFailed or "--resume" in str(error):
+        return error
+    return RunFailed(f"{error}; {_saved_words(run_dir)}")
+
+
+def _saved_words(run_dir: Path) -> str:
     from ganscale.training.checkpoint import newest_good
 
     saved = newest_good(run_dir)[0]
     if saved is None:
-        return "stopped on request; nothing was saved yet"
-    return f"stopped on request; saved {saved.name}; go on with ganscale launch --resume {run_dir}"
+        return "nothing was saved yet"
+    return f"saved {saved.name}; go on with ganscale launch --resume {run_dir}"
 
 
 def _versions() -> dict[str, str]:

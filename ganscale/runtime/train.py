@@ -1,4 +1,4 @@
-"""The trainer under Ray Train: a worker loop of a few lines, the failure gate, and ``fit`` in a side thread.
+"""The trainer under Ray Train, from the driver: what Ray is asked for, ``fit`` in a side thread, its errors as ours.
 
 Ray Train owns the workers: placement, start, restart. The trainer inside knows nothing of it. Checkpoints are ours, in
 the run directory; Ray gets a pointer a tick, and a restarted group asks the directory, not Ray, where to go on.
@@ -10,88 +10,28 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import ray.train
-import torch
+import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
-from ganscale.config import from_mapping
-from ganscale.dashboards import TensorBoardSink
 from ganscale.errors import GanscaleError, RunFailed
-from ganscale.runtime.failures import reason_to_stop, signature
-from ganscale.runtime.launcher import SCRATCH, STOP_FLAG
+from ganscale.runtime.gate import FailureGate
+from ganscale.runtime.launcher import SCRATCH, STARTED_FLAG, with_way_on
 from ganscale.runtime.placement import Plan
-from ganscale.training import checkpoint as checkpoints
-from ganscale.training.process_group import torch_group
-from ganscale.training.records import Record, TickRecord
-from ganscale.training.trainer import train
 
-STARTED_FLAG = "started"
 EXCHANGE_TIMEOUT_S = 300
 FAILURES_BACKSTOP = 50  # the gate decides; Ray's counters never reset, so they only bound the life of a run
 
 
-class RaySink:
-    """Passes records on to ``inner`` (on rank 0) and reports a pointer to Ray Train, on every rank, once a tick."""
-
-    def __init__(self, inner: TensorBoardSink | None) -> None:
-        self._inner = inner
-
-    def write(self, record: Record) -> None:
-        """Take one record."""
-        if self._inner is not None:
-            self._inner.write(record)
-        if isinstance(record, TickRecord):
-            ray.train.report({"images": record.images, "checkpoint": record.checkpoint or ""})
-
-
-class FailureGate(ray.train.UserCallback):
-    """Judges every failure of the group in Ray's controller; what it raises ends the run at once."""
-
-    def __init__(self) -> None:
-        self.failures, self.checkpoint, self.last = 0, "", None
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Forget past failures once there is a newer checkpoint; a tick that is redone is no progress."""
-        if metrics[0]["checkpoint"] > self.checkpoint:
-            self.failures, self.checkpoint, self.last = 0, metrics[0]["checkpoint"], None
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise where starting the group again would be in vain."""
-        self.failures += 1
-        if reason := reason_to_stop(worker_exceptions, self.failures, self.last):
-            raise reason
-        self.last = signature(worker_exceptions)
-
-
 def worker_loop(settings: dict[str, Any]) -> dict[str, Any]:
     """Train as one rank; every rank runs this alike, at the start and after each restart of the group."""
-    config, run_dir = from_mapping(settings["config"]), Path(settings["run_dir"])
-    torch.set_num_threads(settings["threads"])
-    device = "cpu"
-    if settings["device"] == "cuda" and torch.cuda.is_available():
-        device = ray.train.torch.get_device()  # all GPUs of the node are visible; this one is ours
-        torch.cuda.set_device(device)
-    group = torch_group(device)
-    # the newest one that verifies is the truth, whatever Ray remembers
-    resume_from = group.broadcast_object(checkpoints.newest_good(run_dir)[0] if group.is_main else None)
-    scratch = run_dir / SCRATCH
-    with ExitStack() as stack:
-        board = None
-        if group.is_main:
-            (scratch / STARTED_FLAG).touch()
-            purge = None if resume_from is None else checkpoints.verify(resume_from)["images"]
-            board = stack.enter_context(TensorBoardSink(run_dir / "tensorboard", purge_images=purge))
-        flag = scratch / STOP_FLAG
-        result = train(
-            config, run_dir, group=group, sink=RaySink(board), should_stop=flag.exists, resume_from=resume_from
-        )
-    return {"images": result.images, "stopped": result.stopped}
+    from ganscale.runtime.worker import run_rank  # here, so that only workers load the trainer
+
+    return run_rank(settings)
 
 
 class _Trainer(TorchTrainer):
@@ -167,15 +107,11 @@ def _nobody_came(plan: Plan, waited_s: float) -> str:
 def translate(error: BaseException, run_dir: Path) -> BaseException:
     """Return the error to show for what ``fit`` raised: the workers' own where it is one of ours, else RunFailed."""
     inner = getattr(error, "controller_failure", None)
-    candidates = [inner, *getattr(error, "worker_failures", {}).values(), error]
-    for candidate in candidates:
+    for candidate in [inner, *getattr(error, "worker_failures", {}).values(), error]:
         while candidate is not None:
             if isinstance(candidate, GanscaleError):
-                return candidate
+                return with_way_on(candidate, run_dir)
             candidate = candidate.__cause__
     words = str(inner or error).strip().splitlines()
-    saved = checkpoints.newest_good(run_dir)[0]
-    way_on = (
-        f"saved up to {saved.name}; go on with ganscale launch --resume {run_dir}" if saved else "nothing was saved yet"
-    )
-    return RunFailed(f"Ray gave up: {words[-1] if words else type(error).__name__}; {way_on}; --verbose shows its logs")
+    last = words[-1] if words else type(error).__name__
+    return with_way_on(RunFailed(f"Ray gave up: {last}; --verbose shows its logs"), run_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -34,9 +35,10 @@ def shared_ray():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def trained(tmp_path_factory):
+    """Give the run of so many workers, trained once."""
     root = tmp_path_factory.mktemp("runs")
-    return {n: launch(longer(), name=f"workers-{n}", runs_dir=root, workers=n) for n in (0, 1, 2)}
+    return functools.cache(lambda n: launch(longer(), name=f"workers-{n}", runs_dir=root, workers=n))
 
 
 def weights(run):
@@ -45,23 +47,23 @@ def weights(run):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_leave_the_same_directory_as_a_run_without_ray(runs, workers):
+def test_workers_leave_the_same_directory_as_a_run_without_ray(trained, workers):
     def listing(run):
         return sorted(
             path.relative_to(run.path) for path in run.path.rglob("*") if not path.name.startswith("events.out")
         )
 
-    assert listing(runs[workers]) == listing(runs[0])
-    placement = json.loads((runs[workers].path / "config.json").read_text())["placement"]
+    assert listing(trained(workers)) == listing(trained(0))
+    placement = json.loads((trained(workers).path / "config.json").read_text())["placement"]
     assert (placement["workers"], placement["backend"]) == (workers, "gloo")
 
 
-def test_one_worker_under_ray_has_the_bits_of_a_run_without_ray(runs):
-    assert all(torch.equal(value, weights(runs[0])[name]) for name, value in weights(runs[1]).items())
+def test_one_worker_under_ray_has_the_bits_of_a_run_without_ray(trained):
+    assert all(torch.equal(value, weights(trained(0))[name]) for name, value in weights(trained(1)).items())
 
 
-def test_two_workers_train_the_weights_of_one(runs):
-    one, two = weights(runs[1]), weights(runs[2])
+def test_two_workers_train_the_weights_of_one(trained):
+    one, two = weights(trained(1)), weights(trained(2))
     for name, value in one.items():
         # 64 steps of Adam; gradients summed in another order differ by 1e-7 of their size, and where a gradient is near
         # zero Adam turns that into a share of its step (lr 4e-4): an element may move by a few per cent of 64 steps
@@ -88,15 +90,15 @@ class _NoData:
     name, fingerprint, num_files, quarantine = "none", "", 0, ()
 
 
-def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_undisturbed_weights(runs, tmp_path):
+def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_undisturbed_weights(trained, tmp_path):
     """SIGKILL one of two workers once the first checkpoint is there."""
-    killed = []
+    killed, pause = [], threading.Event()
 
     def kill_one() -> None:
         deadline = time.monotonic() + 100
         checkpoint = tmp_path / "killed" / "checkpoints" / "kimg-000000.256"
         while not checkpoint.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+            pause.wait(0.02)
         killed.extend(train_workers()[:1])
         os.kill(killed[0], signal.SIGKILL)
 
@@ -107,7 +109,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_undisturbed_weigh
     assert killed
     assert len(list((run.path / "tensorboard").iterdir())) == 2  # one event file a start: the group came back once
     assert run.checkpoint().images == LAST
-    assert all(torch.equal(value, weights(runs[2])[name]) for name, value in weights(run).items())
+    assert all(torch.equal(value, weights(trained(2))[name]) for name, value in weights(run).items())
     lines = [json.loads(line)["images"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert lines == list(range(128, LAST + 1, 128))  # redone ticks replace the first ones
 

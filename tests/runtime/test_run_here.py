@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_runs import tiny_config
 
-from ganscale.errors import CheckpointError, ConfigError, DataError, ResourceError, UserError
+from ganscale.errors import CheckpointError, ConfigError, DataError, ResourceError, RunFailed, UserError
 from ganscale.runtime import launch, load, plan, planner
 from ganscale.runtime.resume import compare_settings
 from ganscale.training.checkpoint import names, verify
@@ -137,6 +138,20 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path, monkey
     with pytest.raises(ResourceError, match=r"MiB free, got 0 MiB; free some space"):
         launch(tiny_config(), name="x", runs_dir=tmp_path / "runs", workers=0)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_one_line_with_the_way_on(tmp_path, monkeypatch):
+    def write(self, record):
+        if record.images >= 384:
+            raise OSError(errno.ENOSPC, "No space left on device", "events.out")
+
+    monkeypatch.setattr("ganscale.dashboards.TensorBoardSink.write", write)
+    with pytest.raises(RunFailed) as caught:
+        launch(tiny_config(), name="full", runs_dir=tmp_path, workers=0)
+    assert str(caught.value) == (
+        "no space left on the disk (events.out); free some; saved kimg-000000.256; "
+        f"go on with ganscale launch --resume {tmp_path / 'full'}"
+    )
 
 
 def test_a_plan_says_what_a_launch_would_do_and_touches_nothing(tmp_path):
