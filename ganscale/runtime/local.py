@@ -12,21 +12,19 @@ import io
 import os
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ganscale.errors import ResourceError, UserError
 from ganscale.runtime.placement import Resources
+from ganscale.runtime.processes import end_all, tree_of
 
 ANSWER_S = 5.0  # for a cluster's head to accept a connection
-TERMINATE_S = 5.0  # between asking a survivor to end and ending it
 SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon the controller sees a report, an end, a death
@@ -79,8 +77,9 @@ def ray_session(
             )
             yield
         finally:
+            tree = tree_of(home)
             ray.shutdown()
-            _end_survivors(home)
+            end_all(tree, home)
             if verbose:
                 print(f"Ray's logs are in {home}", file=sys.stderr)
             else:
@@ -218,31 +217,3 @@ def _own_stdout(verbose: bool) -> Iterator[None]:
         return
     with contextlib.redirect_stdout(_Filter(sys.stdout, verbose)):
         yield
-
-
-def _end_survivors(home: Path) -> None:
-    """End the processes that still have files below ``home`` open: agents outlive a raylet that was killed."""
-    asked = time.monotonic()
-    signals = [(0.5, signal.SIGTERM), (TERMINATE_S, signal.SIGKILL)]
-    while survivors := processes_below(home):
-        if not signals:
-            return
-        wait_s, number = signals[0]
-        if time.monotonic() - asked > wait_s:
-            signals.pop(0)
-            for pid in survivors:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, number)
-        time.sleep(0.05)
-
-
-def processes_below(home: Path) -> list[int]:
-    """Return the other processes that have a file below ``home`` open (Linux; elsewhere none are found)."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        if int(process.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):  # another user's, or gone meanwhile
-            if any(os.readlink(link).startswith(f"{home}/") for link in (process / "fd").iterdir()):
-                found.append(int(process.name))
-    return found

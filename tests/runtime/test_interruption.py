@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import SETTINGS, descendants
+from tiny_runs import SETTINGS, descendants, is_alive
 
 from ganscale.runtime import load
 
@@ -57,7 +57,7 @@ def test_ctrl_c_saves_exits_130_and_leaves_no_process(tmp_path, workers):
     last = json.loads(metrics.read_text().splitlines()[-1])["images"]
     assert load(run_dir).checkpoint().images == last  # the very moment of the last tick, not an earlier save
     assert not (run_dir / ".ray").exists()
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert not [pid for pid in children if is_alive(pid)]
 
 
 def test_gpus_that_are_not_there_are_refused_in_one_line_with_nothing_written(tmp_path):

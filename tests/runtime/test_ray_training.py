@@ -15,7 +15,7 @@ from tiny_runs import descendants, tiny_config
 
 from ganscale.errors import DataError, RunFailed
 from ganscale.runtime import launch
-from ganscale.runtime.local import processes_below, ray_session
+from ganscale.runtime.local import ray_session
 
 pytestmark = pytest.mark.ray
 LAST = 1024  # images; long enough for a worker to be killed on the way
@@ -131,7 +131,3 @@ def train_workers() -> list[int]:
 def test_a_run_that_no_worker_joins_in_time_ends_with_what_is_missing(tmp_path):
     with pytest.raises(RunFailed, match=r"1 workers did not start within 0\.05 s: each needs .* CPUs"):
         launch(tiny_config(runtime__max_wait_s=0.05), name="late", runs_dir=tmp_path, workers=1)
-
-
-def test_processes_are_found_by_the_files_they_hold_open(tmp_path):
-    assert processes_below(tmp_path) == []

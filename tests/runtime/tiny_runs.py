@@ -27,15 +27,23 @@ def tiny_config(**changes: object) -> RunConfig:
 
 def descendants(pid: int) -> set[int]:
     """Return the pids of all living descendants of ``pid`` (Linux)."""
-    parents = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # ended meanwhile
-            continue
+    parents = {int(process.name): _parent(int(process.name)) for process in Path("/proc").glob("[0-9]*")}
     found: set[int] = set()
     grown = {pid}
     while grown:
         grown = {child for child, parent in parents.items() if parent in grown} - found
         found |= grown
     return found - {os.getpid()}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether ``pid`` runs; one that has ended and only waits for init to collect its exit code does not."""
+    return _parent(pid) is not None
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # ended meanwhile
+        return None
+    return None if fields[0] in "ZX" else int(fields[1])

@@ -1,0 +1,69 @@
+"""What surrounds Ray: the token's mode, stdout, and the end of processes that were started."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from ganscale.errors import UserError
+from ganscale.runtime.local import _own_stdout, require_token
+from ganscale.runtime.processes import end_all, tree_of
+
+STUBBORN = """
+import pathlib, signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+held = open(sys.argv[1], "w")
+child = subprocess.Popen([sys.executable, "-c", "import time; print(1, flush=True); time.sleep(999)"], stdout=-1)
+child.stdout.readline()
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_a_token_is_made_once_for_its_owner_alone(tmp_path, monkeypatch):
+    path = tmp_path / "ray" / "auth_token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with pytest.raises(UserError, match=r"the Ray token must be in .*auth_token, got no such file; copy it"):
+        require_token(create=False)
+    assert require_token(create=True) == path
+    first = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)  # as Ray itself leaves it
+    require_token(create=False)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text() == first
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_rays_threads_print_stays_out_of_stdout(verbose):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _own_stdout(verbose):
+        thread = threading.Thread(target=lambda: print("(raylet) noise"), name="ray_print_logs")
+        thread.start()
+        thread.join()
+        print("ours")
+    assert out.getvalue() == "ours\n"
+    assert ("noise" in err.getvalue()) == verbose
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found through /proc")
+def test_processes_end_with_their_children_also_where_they_ignore_the_asking(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", STUBBORN, str(tmp_path / "held")], stdout=-1, text=True)
+    child = int(process.stdout.readline())
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(999)"])
+    tree = tree_of(tmp_path)
+    assert set(tree) == {process.pid, child}
+    end_all(tree, tmp_path)
+    assert process.wait(5) == -signal.SIGKILL
+    assert tree_of(tmp_path) == {}
+    assert other.poll() is None  # not ours to end
+    other.kill()
+    other.wait()
