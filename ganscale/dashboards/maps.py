@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ganscale.dashboards.figures import DENSITY, Canvas, blend, enlarge, rgb, signed_colours
+from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
+from ganscale.dashboards.figures import Canvas, blend, signed_colours
 from ganscale.dashboards.layout import (
     MARGIN,
     baseline_words,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
-from ganscale.dashboards.figures import DENSITY
+from ganscale.dashboards.enlarging import DENSITY
 from ganscale.dashboards.layout import BANNER, decides, method_title, number, score_title, target_words, verdict
 from ganscale.dashboards.maps import is_picture
 from ganscale.dashboards.page import Html, details, figure, note, png_array, table, warning

@@ -18,8 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import FileWriter, summary
 
 from ganscale.config import RunConfig
-from ganscale.dashboards.figures import enlarge
-from ganscale.dashboards.panels import draw_panels, logit_panel, metric_panel
+from ganscale.dashboards.enlarging import enlarge
 from ganscale.dashboards.tags import LAYOUT, find, histogram_tag, metric_label
 from ganscale.training.records import Histogram, Record, SampleRecord, StartRecord, TickRecord
 
@@ -80,11 +79,17 @@ class TensorBoardSink:
                 if entry[part] is not None and np.isfinite(entry[part]):
                     tag = f"evaluation/{labels[name]}/{part}"
                     self._scalar(tag, float(entry[part]), step, description=words)
+        from ganscale.dashboards.panels import (
+            metric_panel,  # here and below: it loads matplotlib, a start need not wait
+        )
+
         self._image("evaluation_table", metric_panel(entries, title=f"Evaluation at {step / 1000:g} kimg"), step)
         self._writer.flush()
 
     def write_explanation(self, explanation: Explanation, step: int) -> None:
         """Write the panels of one explanation as images, and each score beside its control."""
+        from ganscale.dashboards.panels import draw_panels
+
         method = explanation.method
         for name, panel in draw_panels(explanation).items():
             self._image(f"explanation/{method}/{name}", panel, step)
@@ -118,6 +123,8 @@ class TensorBoardSink:
         """Draw the newest logit histograms over each other, at the pace of the samples: drawing takes its time."""
         tick, self._last_tick = self._last_tick, None
         if tick is not None and {"logits/real", "logits/fake"} <= tick.histograms.keys():
+            from ganscale.dashboards.curves import logit_panel
+
             panel = logit_panel(tick.histograms["logits/real"], tick.histograms["logits/fake"], images=tick.images)
             self._image("logits_overlap", panel, tick.images)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ganscale.dashboards.figures import DENSITY, Canvas, enlarge, rgb
+from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
+from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.layout import (
     MARGIN,
     heading,

@@ -10,7 +10,8 @@ import torch
 from dashboard_cases import critic_subject, evaluation_values, image_inputs
 from PIL import Image
 
-from ganscale.dashboards.figures import DENSITY, blend, enlarge, rgb, signed_colours
+from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
+from ganscale.dashboards.figures import blend, signed_colours
 from ganscale.dashboards.layout import MARGIN, number
 from ganscale.dashboards.maps import SIDE, signed_map
 from ganscale.dashboards.palette import SERIES, WARNING_GROUND
