@@ -44,6 +44,8 @@ def save(samples: np.ndarray, target: Path) -> list[Path]:
 
     Points of the plane (C = 2) become one scatter plot, never a folder (``UserError``). Returns the files.
     """
+    if target.suffix and target.suffix.lower() != ".png":
+        raise UserError("--out", "be a .png file or a folder", str(target), f"use {target.with_suffix('.png')}")
     from ganscale.data.pixels import image_grid, save_png, scatter_image
 
     single = target.suffix.lower() == ".png"

@@ -182,7 +182,11 @@ class AttributionExplainer(Explainer):
                 **maps.scores,
             },
             meta={
-                "warnings": [*self.range_warnings, *maps.meta.get("warnings", [])],
+                "warnings": [
+                    *self.range_warnings,
+                    *maps.meta.get("warnings", []),
+                    *_misfits(infidelity_N, maps.scores),
+                ],
                 "players": self.players,
                 "baseline": str(self.options.baseline),
                 "fill": "baseline",
@@ -190,3 +194,13 @@ class AttributionExplainer(Explainer):
                 **{key: value for key, value in maps.meta.items() if key != "warnings"},
             },
         )
+
+
+def _misfits(infidelity_N: np.ndarray, found: dict[str, Score]) -> list[str]:
+    """Say in words where the map ranks the parts but its sizes predict nothing: both controls below are absolute."""
+    words = []
+    if infidelity_N.mean() >= 1:
+        words.append("infidelity is 1 or more: the map's sizes predict changes of the output no better than zeros")
+    if "r_squared" in found and found["r_squared"].value < 0:
+        words.append("R² is below 0: the linear surrogate fits worse than a constant; read the order, not the sizes")
+    return words

@@ -103,6 +103,13 @@ class Explanation:
                 assert tensor.device.type == "cpu", name
                 assert not tensor.requires_grad, name
 
+    def __repr__(self) -> str:
+        scores = ", ".join(
+            f"{name} {score.value:.4g} (control {score.control:.4g})" for name, score in self.scores.items()
+        )
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.values.items())
+        return f"Explanation({self.method} of {self.target}; scores: {scores}; values: {shapes})"
+
     @property
     def not_better_than_random(self) -> bool:
         """True where a primary score does not beat its control: pictures of it carry a banner that says so."""

@@ -142,8 +142,11 @@ def _write(found: Evaluation) -> None:
     }
     found.path.parent.mkdir(exist_ok=True)
     temporary = found.path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(page, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, found.path)
+    try:
+        temporary.write_text(json.dumps(page, indent=2, allow_nan=False) + "\n")
+        os.replace(temporary, found.path)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only where the disk was full
 
 
 def _plain(values: Mapping[str, MetricValue]) -> dict[str, Any]:

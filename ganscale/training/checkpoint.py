@@ -140,7 +140,7 @@ def prune(root: Path, keep: int) -> None:
 def _offer_previous(path: Path) -> str:
     earlier = [other for other in names(path.parent) if other.name < path.name]
     if earlier:
-        return f"go on from the one before with --resume {earlier[-1]}"
+        return f"the one before is there: ganscale launch --resume {earlier[-1]} goes on from it"
     return "there is no earlier one; start the run again under another name"
 
 

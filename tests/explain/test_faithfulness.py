@@ -112,3 +112,13 @@ def test_a_constant_function_has_nothing_to_explain_and_says_so():
     assert found.not_better_than_random
     assert np.isnan(found.scores["r_squared"].value)
     assert AttributionExplainer.primary == ("deletion_auc", "insertion_auc")
+
+
+def test_a_map_whose_sizes_predict_nothing_says_so():
+    def parity(x_NCHW: torch.Tensor) -> torch.Tensor:  # a product of signs: no part has a share of its own
+        return torch.sign(x_NCHW.flatten(1) + 0.5).prod(dim=1)
+
+    x = torch.ones(1, 1, 4, 4)
+    found = explain(parity, x, method="kernel-shap", cells=4, num_coalitions=200)
+    assert any("R² is below 0" in words for words in found.meta["warnings"])
+    assert len(repr(found)) < 1000
