@@ -63,11 +63,6 @@ class Group:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self.size > 1:
-            dist.barrier()
-
 
 def solo_group(device: str | torch.device | None = None) -> Group:
     """Return a group of this process alone, on the GPU where there is one."""
