@@ -1,18 +1,13 @@
-// ganscale._C: the core as a Python module that links no torch library. The only Python-aware file.
+// ganscale._C: the core as a Python module that links no torch library. This folder alone knows Python.
 //
 // A view is (pointer, dtype code, shape, strides in elements); an exec is (device, threads, stream, workspace pointer,
 // workspace bytes). Pointers come as integers: the caller keeps the tensors alive. A status that is not ok becomes an
 // exception once the GIL is held again: ValueError for an argument, RuntimeError for the rest.
-#include <pybind11/pybind11.h>
-
 #include <string>
 
-#include "ganscale/api.h"
+#include "bind.h"
 
-namespace py = pybind11;
-using namespace ganscale;
-
-namespace {
+namespace ganscale::bind {
 
 View view_from(const py::tuple& tuple) {
   if (tuple.size() != 4) throw py::value_error("a view must be (pointer, dtype, shape, strides)");
@@ -39,16 +34,17 @@ Exec exec_from(const py::tuple& tuple) {
               reinterpret_cast<void*>(tuple[3].cast<uintptr_t>()), tuple[4].cast<int64_t>()};
 }
 
-template <class F>
-void checked(F call) {
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = call();
-  }
+void raise_unless_ok(const Status& status) {
   if (status.code == kBadArgument) throw py::value_error(status.message);
   if (status.code != kOk) throw std::runtime_error(status.message);
 }
+
+}  // namespace ganscale::bind
+
+namespace {
+
+using namespace ganscale;
+using namespace ganscale::bind;
 
 py::dict build_info() {
   py::dict info;
@@ -105,4 +101,7 @@ PYBIND11_MODULE(_C, module) {
     const View a = view_from(x), s = view_from(sum);
     checked([&, e = exec_from(exec)] { return channel_sum(a, s, e); });
   });
+  bind_mask(module);
+  bind_norm_act(module);
+  bind_conv_transpose(module);
 }

@@ -18,8 +18,8 @@ Status fail(int code, const char* format, ...) {
 }
 
 int element_size(int dtype) {
-  constexpr int sizes[] = {4, 8, 2, 2};
-  return dtype >= 0 && dtype < 4 ? sizes[dtype] : 0;
+  constexpr int sizes[] = {4, 8, 2, 2, 1};
+  return dtype >= 0 && dtype < 5 ? sizes[dtype] : 0;
 }
 
 int accumulation_dtype(int dtype) { return dtype == kF64 ? kF64 : kF32; }
@@ -30,10 +30,17 @@ Check::Check(const Exec& exec) : exec_(exec), status_(ok()) {
 }
 
 Check& Check::dense(const char* name, const View& view, int ndim) {
+  if (passed() && (view.dtype < kF32 || view.dtype > kBF16)) {
+    status_ = fail(kBadArgument, "%s must have dtype code 0..3, got %d", name, view.dtype);
+  }
+  return packed(name, view, ndim);
+}
+
+Check& Check::packed(const char* name, const View& view, int ndim) {
   if (!passed()) return *this;
   const int bytes = element_size(view.dtype);
   if (bytes == 0) {
-    status_ = fail(kBadArgument, "%s must have dtype code 0..3, got %d", name, view.dtype);
+    status_ = fail(kBadArgument, "%s must have dtype code 0..4, got %d", name, view.dtype);
   } else if (view.ndim != ndim) {
     status_ = fail(kBadArgument, "%s must have %d axes, got %d", name, ndim, view.ndim);
   } else if (view.data == nullptr || reinterpret_cast<uintptr_t>(view.data) % bytes != 0) {
@@ -52,6 +59,10 @@ Check& Check::dense(const char* name, const View& view, int ndim) {
     }
   }
   return *this;
+}
+
+Check& Check::bytes(const char* name, const View& view, int64_t count) {
+  return dtype(name, view, kU8).packed(name, view, 1).size(name, view, 0, count);
 }
 
 Check& Check::dtype(const char* name, const View& view, int dtype) {

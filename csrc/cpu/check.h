@@ -12,8 +12,10 @@ Status fail(int code, const char* format, ...) __attribute__((format(printf, 2, 
 class Check {
  public:
   explicit Check(const Exec& exec);
-  // Dense row-major, positive sizes whose bytes fit in int64, a non-null pointer aligned to its element.
+  // Floats; dense row-major, positive sizes whose bytes fit in int64, a non-null pointer aligned to its element.
   Check& dense(const char* name, const View& view, int ndim);
+  // Exactly `count` bytes.
+  Check& bytes(const char* name, const View& view, int64_t count);
   Check& dtype(const char* name, const View& view, int dtype);
   Check& size(const char* name, const View& view, int axis, int64_t expected);
   Check& same_shape(const char* name, const View& view, const View& like);
@@ -23,6 +25,8 @@ class Check {
   const Status& status() const { return status_; }
 
  private:
+  Check& packed(const char* name, const View& view, int ndim);  // `dense`, of any element
+
   const Exec& exec_;
   Status status_;
 };

@@ -1,54 +1,57 @@
-// Which instruction sets this CPU runs, and which kernels are used.
+// Which instruction sets this CPU runs, and which one is used.
 #include <cstdlib>
 #include <cstring>
 
 #include "check.h"
 #include "ganscale/api.h"
+#include "isa.h"
 #include "kernels.h"
 
 namespace ganscale {
 namespace {
 
-constexpr int kMost = 3;
+constexpr const char* kNames[cpu::kIsas] = {"base", "avx2", "avx512"};
 
-// Slowest first; the baseline is always there.
-int runnable(const cpu::KernelTable* tables[kMost]) {
-  int count = 0;
-  tables[count++] = cpu::table_base();
+// How many of the sets this CPU runs; slowest first, the baseline is always there.
+int runnable() {
 #ifdef GS_X86
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2")) tables[count++] = cpu::table_avx2();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
-    tables[count++] = cpu::table_avx512();
-  }
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+             ? 3
+             : 2;
+#else
+  return 1;
 #endif
-  return count;
 }
 
-const cpu::KernelTable* choose() {
-  const cpu::KernelTable* tables[kMost];
-  const int count = runnable(tables);
+int choose() {
+  const int count = runnable();
   const char* cap = std::getenv("GANSCALE_ISA");
   for (int i = 0; cap && i < count; ++i) {
-    if (std::strcmp(cap, tables[i]->name) == 0) return tables[i];
+    if (std::strcmp(cap, kNames[i]) == 0) return i;
   }
-  return tables[count - 1];
+  return count - 1;
 }
 
 }  // namespace
 
-const cpu::KernelTable& cpu::kernels() {
-  static const KernelTable* const chosen = choose();
-  return *chosen;
+int cpu::isa() {
+  static const int chosen = choose();
+  return chosen;
 }
 
-const char* active_isa() { return cpu::kernels().name; }
+const cpu::KernelTable& cpu::kernels() {
+  static const KernelTable* (*const tables[])() = GS_TABLES(table);
+  return *tables[isa()]();
+}
+
+const char* active_isa() { return kNames[cpu::isa()]; }
 
 int supported_isas(const char** names, int capacity) {
-  const cpu::KernelTable* tables[kMost];
-  const int count = runnable(tables);
-  for (int i = 0; i < count && i < capacity; ++i) names[i] = tables[i]->name;
+  const int count = runnable();
+  for (int i = 0; i < count && i < capacity; ++i) names[i] = kNames[i];
   return count;
 }
 

@@ -177,12 +177,10 @@ void write_one(void* array, int64_t i, double value) {
 }
 
 #define GS_EACH(fn) {fn<F32>, fn<F64>, fn<F16>, fn<BF16>}
-#define GS_TEXT(x) #x
-#define GS_NAME(x) GS_TEXT(x)
 constexpr cpu::KernelTable kTable = {
-    GS_NAME(GS_ISA),          GS_EACH(interpolate_one), GS_EACH(sum_squares_one), GS_EACH(sum_one),
-    GS_EACH(column_sums_one), GS_EACH(bias_act_one),    GS_EACH(pattern_act_one), GS_EACH(act_backward_one),
-    GS_EACH(read_one),        GS_EACH(write_one),
+    GS_EACH(interpolate_one), GS_EACH(sum_squares_one), GS_EACH(sum_one),          GS_EACH(column_sums_one),
+    GS_EACH(bias_act_one),    GS_EACH(pattern_act_one), GS_EACH(act_backward_one), GS_EACH(read_one),
+    GS_EACH(write_one),
 };
 
 }  // namespace

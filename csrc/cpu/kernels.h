@@ -10,7 +10,6 @@ namespace ganscale::cpu {
 constexpr int kDtypes = 4;  // indexed by Dtype
 
 struct KernelTable {
-  const char* name;
   // out = eps * real + (1 - eps) * fake
   void (*interpolate[kDtypes])(const void* real, const void* fake, void* out, int64_t count, double eps);
   void (*sum_squares[kDtypes])(const void* x, int64_t count, double* total);
@@ -32,7 +31,7 @@ const KernelTable* table_base();
 const KernelTable* table_avx2();
 const KernelTable* table_avx512();
 
-// The table in use: the best this CPU runs, capped by the environment variable GANSCALE_ISA.
+// The table in use.
 const KernelTable& kernels();
 
 }  // namespace ganscale::cpu

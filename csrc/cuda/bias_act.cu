@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads)
                        typename Number<T>::Acc* __restrict__ partial,  // [bands, columns]
                        int64_t rows, int64_t columns, int64_t tiles, int64_t rows_per_band) {
   using A = typename Number<T>::Acc;
-  __shared__ A sums[kWarps][kTile];
+  GS_SHARED(A, sums, kWarps * kTile);
   const int lane = threadIdx.x % kTile, line = threadIdx.x / kTile;
   const int64_t column = blockIdx.x % tiles * kTile + lane, band = blockIdx.x / tiles;
   const int64_t first = band * rows_per_band, last = first + rows_per_band < rows ? first + rows_per_band : rows;
@@ -106,10 +106,10 @@ __global__ void __launch_bounds__(kThreads)
   if (column < columns) {
     for (int64_t row = first + line; row < last; row += kWarps) total += widen(x[row * columns + column]);
   }
-  sums[line][lane] = total;
+  sums[line * kTile + lane] = total;
   __syncthreads();
   if (line != 0 || column >= columns) return;
-  for (int other = 1; other < kWarps; ++other) total += sums[other][lane];
+  for (int other = 1; other < kWarps; ++other) total += sums[other * kTile + lane];
   partial[band * columns + column] = total;
 }
 
@@ -136,7 +136,7 @@ Status launch_bias_act(const View& x, const View& bias, const View& y, int activ
   using A = typename Number<T>::Acc;
   const int64_t total = x.size[0] * x.size[1] * x.size[2], blocks = ceil_div(total, kThreads * width);
   if (!fits_grid(blocks)) return fail(kBadArgument, "bias_act must need fewer than 2^31 blocks; split the batch");
-  bias_act_kernel<T, width, Index><<<static_cast<unsigned>(blocks), kThreads, 0, stream_of(exec)>>>(
+  GS_LAUNCH(static_cast<unsigned>(blocks), kThreads, 0, stream_of(exec), bias_act_kernel<T, width, Index>)(
       static_cast<const T*>(x.data), static_cast<const T*>(bias.data), static_cast<T*>(y.data),
       static_cast<Index>(total), static_cast<Index>(x.size[1]), static_cast<Index>(x.size[2]), activation,
       static_cast<A>(slope));
@@ -148,7 +148,7 @@ Status launch_backward(const View& gy, const View& y, const View& gx, int activa
   using A = typename Number<T>::Acc;
   const int64_t total = gy.size[0] * gy.size[1] * gy.size[2], blocks = ceil_div(total, kThreads * width);
   if (!fits_grid(blocks)) return fail(kBadArgument, "act_backward must need fewer than 2^31 blocks; split the batch");
-  act_backward_kernel<T, width><<<static_cast<unsigned>(blocks), kThreads, 0, stream_of(exec)>>>(
+  GS_LAUNCH(static_cast<unsigned>(blocks), kThreads, 0, stream_of(exec), act_backward_kernel<T, width>)(
       static_cast<const T*>(gy.data), static_cast<const T*>(y.data), static_cast<T*>(gx.data), total, activation,
       static_cast<A>(slope));
   return launched("act_backward");
@@ -219,15 +219,15 @@ Status channel_sum(const View& x, const View& sum, const Exec& exec) {
     auto* partial = static_cast<A*>(exec.workspace);
     const unsigned grid = static_cast<unsigned>(blocks);
     if (plan.long_runs) {
-      run_sums_kernel<T><<<grid, kThreads, 0, stream_of(exec)>>>(static_cast<const T*>(x.data), partial, outer,
+      GS_LAUNCH(grid, kThreads, 0, stream_of(exec), run_sums_kernel<T>)(static_cast<const T*>(x.data), partial, outer,
                                                                  channels, inner, plan.rows_per_band);
     } else {
-      column_sums_kernel<T><<<grid, kThreads, 0, stream_of(exec)>>>(static_cast<const T*>(x.data), partial, outer,
+      GS_LAUNCH(grid, kThreads, 0, stream_of(exec), column_sums_kernel<T>)(static_cast<const T*>(x.data), partial, outer,
                                                                     plan.columns, tiles, plan.rows_per_band);
     }
     const Status sums = launched("channel_sum, first stage");
     if (sums.code != kOk) return sums;
-    join_kernel<T><<<static_cast<unsigned>(ceil_div(channels, kThreads)), kThreads, 0, stream_of(exec)>>>(
+    GS_LAUNCH(static_cast<unsigned>(ceil_div(channels, kThreads)), kThreads, 0, stream_of(exec), join_kernel<T>)(
         partial, static_cast<T*>(sum.data), plan.bands, channels, plan.run);
     return launched("channel_sum, second stage");
   });

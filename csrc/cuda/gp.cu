@@ -83,7 +83,7 @@ template <class T, int width>
 Status launch_interpolate(const View& real, const View& fake, const View& eps, const View& out, const Exec& exec) {
   const int64_t size = real.size[1], each = ceil_div(size, kThreads * width), blocks = real.size[0] * each;
   if (!fits_grid(blocks)) return fail(kBadArgument, "interpolate must need fewer than 2^31 blocks; split the batch");
-  interpolate_kernel<T, width><<<static_cast<unsigned>(blocks), kThreads, 0, stream_of(exec)>>>(
+  GS_LAUNCH(static_cast<unsigned>(blocks), kThreads, 0, stream_of(exec), interpolate_kernel<T, width>)(
       static_cast<const T*>(real.data), static_cast<const T*>(fake.data), static_cast<const T*>(eps.data),
       static_cast<T*>(out.data), size, each);
   return launched("interpolate");
@@ -94,7 +94,7 @@ Status launch_sums(const View& g, const Exec& exec, int64_t chunks) {
   using A = typename Number<T>::Acc;
   const int64_t blocks = g.size[0] * chunks;
   if (!fits_grid(blocks)) return fail(kBadArgument, "the norm must need fewer than 2^31 blocks; split the batch");
-  sum_squares_kernel<T, width><<<static_cast<unsigned>(blocks), kThreads, 0, stream_of(exec)>>>(
+  GS_LAUNCH(static_cast<unsigned>(blocks), kThreads, 0, stream_of(exec), sum_squares_kernel<T, width>)(
       static_cast<const T*>(g.data), static_cast<A*>(exec.workspace), g.size[1], chunks);
   return launched("sample norm, first stage");
 }
@@ -132,7 +132,7 @@ Status sample_norm(const View& g, const View* penalty, const View& result, doubl
     const bool packs = g.size[1] % wide == 0 && aligned16(g.data);
     const Status sums = packs ? launch_sums<T, wide>(g, exec, chunks) : launch_sums<T, 1>(g, exec, chunks);
     if (sums.code != kOk) return sums;
-    finish_kernel<A><<<static_cast<unsigned>(ceil_div(samples, kThreads)), kThreads, 0, stream_of(exec)>>>(
+    GS_LAUNCH(static_cast<unsigned>(ceil_div(samples, kThreads)), kThreads, 0, stream_of(exec), finish_kernel<A>)(
         static_cast<const A*>(exec.workspace), penalty ? static_cast<A*>(penalty->data) : nullptr,
         static_cast<A*>(result.data), samples, chunks, center, one_sided);
     return launched("sample norm, second stage");
