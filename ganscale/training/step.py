@@ -78,7 +78,9 @@ def build_phases(config: RunConfig) -> list[Phase]:
 
     def weighted_penalty(step: StepContext, fake: Tensor) -> Tensor:
         # weight * R(D; x, G(z)): WGAN-GP (Gulrajani et al. 2017, eq. 3), R1, R2 (Mescheder et al. 2018, eq. 9 and 10)
-        value = penalty(step.state.nets["critic"], step.real, fake, step.mixing_weights(), center=config.penalty.center)
+        critic, eps = step.state.nets["critic"], step.mixing_weights()
+        with step.autocast():
+            value = penalty(critic, step.real, fake, eps, center=config.penalty.center)
         step.state.stats.report("penalty", value)
         return config.penalty.weight * value
 
