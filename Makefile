@@ -42,7 +42,7 @@ lint: setup
 	$(PY) -m ruff format --check .
 
 bench: setup
-	$(PY) -m benchmarks.ops
+	$(GANSCALE) bench ops
 
 # On a machine with a GPU; uses that machine's own Python, which needs torch >= 2.11 and pytest. Installs nothing.
 gpu-check:

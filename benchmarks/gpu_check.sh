@@ -61,4 +61,4 @@ else
 fi
 
 echo "# benchmarks"
-"$python" -m benchmarks.ops --device cuda
+"$python" -m ganscale bench ops --device cuda

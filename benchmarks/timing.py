@@ -1,49 +1,5 @@
-"""Comparing two callables fairly on a noisy machine: interleaved rounds, the minimum of each, process time."""
+"""The package's own timing, under the name that the files here use."""
 
-from __future__ import annotations
+from ganscale.bench.timing import fastest
 
-import time
-from collections.abc import Callable, Mapping
-
-import torch
-
-
-def _cpu_seconds(call: Callable[[], object], calls: int) -> float:
-    start = time.process_time()
-    for _ in range(calls):
-        call()
-    return (time.process_time() - start) / calls
-
-
-def _cuda_seconds(call: Callable[[], object], calls: int) -> float:
-    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    before.record()
-    for _ in range(calls):
-        call()
-    after.record()
-    after.synchronize()
-    return before.elapsed_time(after) / calls / 1e3
-
-
-def fastest(
-    contenders: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int = 15,
-    round_s: float = 0.02,
-    device: str = "cpu",
-) -> dict[str, float]:
-    """Return the least seconds a call of each contender took, over ``rounds`` turns of about ``round_s`` each.
-
-    Contenders take turns, so that a slow moment of the machine hits all of them. On the CPU the clock is process
-    time (all threads added up), on a GPU the device's own events.
-    """
-    measure = _cuda_seconds if device == "cuda" else _cpu_seconds
-    calls = {}
-    for name, call in contenders.items():
-        call()
-        calls[name] = max(1, int(round_s / max(measure(call, 1), 1e-7)))
-    best = dict.fromkeys(contenders, float("inf"))
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            best[name] = min(best[name], measure(call, calls[name]))
-    return best
+__all__ = ["fastest"]

@@ -14,7 +14,7 @@ LAYERS = {
     "data": 2, "models": 2, "losses": 2, "metrics": 2,
     "training": 3, "explain": 3,
     "dashboards": 4,
-    "runtime": 5,
+    "bench": 5, "runtime": 5,
     "cli": 6,
 }  # fmt: skip
 FOUNDATION = {"config", "errors", "presets"}
@@ -31,7 +31,9 @@ MAY_IMPORT = {
     "explain": FOUNDATION | {"ops", "data", "models", "losses", "metrics"},
     "dashboards": FOUNDATION | {"data", "models", "losses", "metrics", "training", "explain"},
     "runtime": FOUNDATION | {"ops", "data", "models", "losses", "metrics", "training", "explain", "dashboards"},
-    "cli": FOUNDATION | {"ops", "data", "models", "losses", "metrics", "training", "explain", "dashboards", "runtime"},
+    "bench": FOUNDATION | {"ops", "data", "models", "losses", "metrics", "training"},
+    "cli": FOUNDATION
+    | {"ops", "data", "models", "losses", "metrics", "training", "explain", "dashboards", "runtime", "bench"},
 }
 RESULT_TYPES = {"ganscale.training.records", "ganscale.explain.types"}  # all that dashboards may know of layer 3
 SOLE_IMPORTER = {"ray": "runtime", "tensorboard": "dashboards", "torch.utils.tensorboard": "dashboards"}

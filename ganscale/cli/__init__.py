@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ganscale import __version__
+from ganscale.cli.bench import bench
 from ganscale.cli.dashboard import dashboard
 from ganscale.cli.doctor import doctor
 from ganscale.cli.evaluate import evaluate
@@ -29,5 +30,5 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _verb in (launch, generate, evaluate, explain, report, dashboard, list_names, doctor):
+for _verb in (launch, generate, evaluate, explain, report, dashboard, list_names, doctor, bench):
     main.add_command(_verb)

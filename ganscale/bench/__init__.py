@@ -1,0 +1,62 @@
+"""Measurements of what the project claims, each a ratio against a named peer in the same run.
+
+A claim is one entry of ``CLAIMS``: a summary and a generator of lines. Peers that fail are reported as that; losses are
+printed like wins.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from ganscale.bench.lines import Line, Settings
+
+__all__ = ["CLAIMS", "Claim", "Line", "Settings", "measure"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """What is claimed, and the function ``Settings -> lines`` that measures it, by module and name."""
+
+    summary: str
+    module: str
+    function: str = "measure"
+    cuda_only: bool = False
+
+    def lines(self, settings: Settings) -> Iterator[Line]:
+        """Measure; the module is loaded here, so that a claim whose packages are missing costs only itself."""
+        function: Callable[[Settings], Iterator[Line]] = getattr(importlib.import_module(self.module), self.function)
+        return function(settings)
+
+
+CLAIMS: dict[str, Claim] = {
+    "penalty": Claim(summary="gradient penalty with all weight gradients", module="ganscale.bench.penalty"),
+    "blocks": Claim(summary="conv-transpose blocks and whole generators", module="ganscale.bench.blocks"),
+    "critic-step": Claim(
+        summary="the critic's loss with all gradients", module="ganscale.bench.steps", function="measure_critic_step"
+    ),
+    "iteration": Claim(
+        summary="whole WGAN-GP iterations of the trainer", module="ganscale.bench.steps", function="measure_iteration"
+    ),
+    "memory": Claim(
+        summary="peak memory of the penalty", module="ganscale.bench.accounting", function="measure_memory"
+    ),
+    "counts": Claim(
+        summary="convolutions that the penalty runs", module="ganscale.bench.accounting", function="measure_counts"
+    ),
+    "roofline": Claim(summary="share of the measured memory bandwidth", module="ganscale.bench.roofline"),
+    "elementwise": Claim(summary="every elementwise operator", module="ganscale.bench.elementwise"),
+}
+
+
+def measure(names: Iterable[str], settings: Settings) -> Iterator[Line]:
+    """Yield the lines of the claims ``names``; a package that is missing here leaves out its claim, with a line."""
+    for name in names:
+        try:
+            yield from CLAIMS[name].lines(settings)
+        except ModuleNotFoundError as error:
+            yield Line(
+                claim=name, what="left out", shape="", dtype="", layout="", peer="", peer_value=None, our_value=None,
+                note=f"{error.name} is not installed",
+            )  # fmt: skip

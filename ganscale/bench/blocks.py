@@ -1,0 +1,178 @@
+"""Claims about generators: the output layer, batch norm with ReLU, whole up-sampling blocks, the whole trunk.
+
+Every convolution is DCGAN's 4x4 kernel with stride 2 and padding 1. Peers are modules of torch without a bias before
+batch norm, as in DCGAN.
+Legend: N batch, CI and CO channels in and out, f+b forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ganscale import ops
+from ganscale.bench.lines import LAYOUTS, Case, Line, Settings, compare
+from ganscale.bench.penalty import check_agreement
+
+CLAIM = "blocks"
+EAGER, EAGER_NCHW, COMPILED = "eager", "eager, nchw", "torch.compile"
+UP = {"stride": 2, "padding": 1}
+LAYERS = ((512, 256, 4), (256, 128, 8), (128, 64, 16))  # CI, CO, side of the input
+OUTPUT = (64, 3, 32)
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+TOLERANCE = {"f32": 1e-3, "bf16": 0.1}  # other orders of summation; single flips of a ReLU at 0 count in full
+
+
+class PlainBlock(nn.Sequential):
+    """Conv-transpose, batch norm, ReLU of torch."""
+
+    def __init__(self, wide: int, narrow: int) -> None:
+        super().__init__(
+            nn.ConvTranspose2d(wide, narrow, 4, bias=False, **UP), nn.BatchNorm2d(narrow), nn.ReLU(inplace=True)
+        )
+
+    def ours(self, x: Tensor) -> Tensor:
+        """Return the same of the same parameters by our operator."""
+        conv, norm, _ = self
+        return ops.conv_transpose_norm_act(
+            x, conv.weight, None, norm.weight, norm.bias, norm.running_mean, norm.running_var,
+            training=True, momentum=norm.momentum, eps=norm.eps, activation="relu", impl="fused", **UP,
+        )  # fmt: skip
+
+
+class PlainOutput(nn.Sequential):
+    """Conv-transpose to three channels and tanh of torch."""
+
+    def __init__(self, wide: int, narrow: int) -> None:
+        super().__init__(nn.ConvTranspose2d(wide, narrow, 4, **UP), nn.Tanh())
+
+    def ours(self, x: Tensor) -> Tensor:
+        """Return the same of the same parameters by our operator."""
+        conv, _ = self
+        return ops.conv_transpose_act(x, conv.weight, conv.bias, activation="tanh", impl="fused", **UP)
+
+
+class PlainNorm(nn.Sequential):
+    """Batch norm and ReLU of torch."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+
+    def ours(self, x: Tensor) -> Tensor:
+        """Return the same of the same parameters by our operator."""
+        norm, _ = self
+        return ops.batch_norm_act(
+            x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
+            training=True, momentum=norm.momentum, eps=norm.eps, activation="relu", impl="fused",
+        )  # fmt: skip
+
+
+class PlainTrunk(nn.Sequential):
+    """512 channels of 4x4 to pictures of 64x64: three blocks and the output layer."""
+
+    def __init__(self) -> None:
+        super().__init__(*(PlainBlock(wide, narrow) for wide, narrow, _ in LAYERS), PlainOutput(*OUTPUT[:2]))
+
+    def ours(self, x: Tensor) -> Tensor:
+        """Return the same of the same parameters by our operators."""
+        for part in self:
+            x = part.ours(x)
+        return x
+
+
+def forward(call: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], list[Tensor]]:
+    """Return the forward pass without a graph as a call without arguments."""
+
+    def run() -> list[Tensor]:
+        with torch.no_grad():
+            return [call(x)]
+
+    return run
+
+
+def forward_backward(call: Callable[[Tensor], Tensor], net: nn.Module, x: Tensor) -> Callable[[], list[Tensor]]:
+    """Return forward and backward (to the input and every parameter) as a call without arguments."""
+    leaf = x.detach().requires_grad_()
+    gy = torch.randn_like(call(leaf).detach())
+    wanted = [leaf, *net.parameters()]
+    return lambda: list(torch.autograd.grad(call(leaf), wanted, gy))
+
+
+def lines_of(
+    settings: Settings, net: nn.Module, x: Tensor, case: Case, goals: dict[str, float], *, backward: bool
+) -> Iterator[Line]:
+    """Compare ``net`` in both layouts, compiled, and ours in channels_last."""
+
+    def call(of: Callable[[Tensor], Tensor], x: Tensor = x, net: nn.Module = net) -> Callable[[], list[Tensor]]:
+        torch.manual_seed(1)  # the same gy for all
+        return forward_backward(of, net, x) if backward else forward(of, x)
+
+    peers = {EAGER: call(net)}
+    if not settings.quick:
+        plain = type(net)(*arguments(net)).to(x.device, x.dtype)
+        peers[EAGER_NCHW] = call(plain, x.contiguous(), plain)
+        peers[COMPILED] = call(torch.compile(net, dynamic=False))
+    ours = call(net.ours)
+    check_agreement(ours(), peers[EAGER](), TOLERANCE[case.dtype])
+    yield from compare(settings, case, peers=peers, ours=ours, goals=goals, graphs=True)
+
+
+def arguments(net: nn.Module) -> tuple[int, ...]:
+    """Return the arguments that build another net like ``net``."""
+    if isinstance(net, PlainTrunk):
+        return ()
+    if isinstance(net, PlainNorm):
+        return (net[0].num_features,)
+    return net[0].in_channels, net[0].out_channels
+
+
+def inputs(batch: int, channels: int, side: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Return a random input, channels innermost."""
+    x = torch.randn(batch, channels, side, side).to(device, dtype)
+    return x.contiguous(memory_format=LAYOUTS["nhwc"])
+
+
+def measure(settings: Settings) -> Iterator[Line]:
+    """Yield the lines of this claim: f32 on the CPU, both types on a GPU, where larger batches are usual."""
+    cpu = settings.device == "cpu"
+    for dtype in ("f32",) if cpu else ("bf16", "f32"):
+        for batch in (64,) if cpu else (64, 512):
+            yield from _layers(settings, dtype, batch)
+        for batch in (64, 4):
+            goals = {EAGER: 1.10 if batch == 64 else 1.2, COMPILED: 1.10 if batch == 64 else 1.2} if cpu else {}
+            yield from _one(settings, PlainTrunk(), (batch, 512, 4), dtype, "generator trunk", (goals,))
+
+
+def _layers(settings: Settings, dtype: str, batch: int) -> Iterator[Line]:
+    cpu = settings.device == "cpu"
+    wide, narrow, side = OUTPUT
+    goals = ({EAGER: output_goal()}, {EAGER: 1.7}) if cpu else ({}, {})
+    yield from _one(settings, PlainOutput(wide, narrow), (batch, wide, side), dtype, "output layer", goals)
+    for wide, narrow, side in LAYERS[-1:] if settings.quick else LAYERS:
+        goals = ({}, {EAGER: 1.75}) if cpu else ({}, {})
+        yield from _one(settings, PlainNorm(narrow), (batch, narrow, 2 * side), dtype, "batch norm + ReLU", goals)
+        if not cpu:
+            large = dtype == "bf16" and batch == 512
+            goals = ({EAGER: 1.2, COMPILED: 1.0} if large else {}, {})
+            yield from _one(settings, PlainBlock(wide, narrow), (batch, wide, side), dtype, "up-sampling block", goals)
+
+
+def _one(
+    settings: Settings, net: nn.Module, size: tuple[int, int, int], dtype: str, what: str, goals: tuple[dict, ...]
+) -> Iterator[Line]:
+    """Yield forward and f+b lines of ``net``; with one entry of ``goals`` f+b alone."""
+    torch.manual_seed(0)
+    net = net.to(settings.device, DTYPES[dtype], memory_format=LAYOUTS["nhwc"])
+    x = inputs(*size, DTYPES[dtype], settings.device)
+    batch, channels, side = size
+    for backward, goal in zip((False, True)[-len(goals) :], goals, strict=True):
+        name = f"{what} {'f+b' if backward else 'forward'}"
+        case = Case(claim=CLAIM, what=name, shape=f"{batch}x{channels}x{side}x{side}", dtype=dtype)
+        yield from lines_of(settings, net, x, case, goal, backward=backward)
+
+
+def output_goal() -> float:
+    """Return the goal of the output layer's forward pass on this CPU."""
+    return 3.5 if "avx512" in str(ops.build_info().get("cpu_kernels")) else 2.0

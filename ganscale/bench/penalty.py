@@ -1,0 +1,91 @@
+"""Claim: the gradient penalty, with its gradients in every weight, against what plain torch needs for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from ganscale import ops
+from ganscale.bench.lines import LAYOUTS, Case, Line, Settings, compare
+from ganscale.bench.peers import functional_penalty_gradient, plain_critic, textbook_penalty, without_zero_terms
+
+CLAIM = "penalty"
+BATCH = 64
+EAGER, PIECEWISE, COMPILED = "eager autograd", "eager without zero terms", "torch.compile of torch.func"
+GOALS = {
+    "f32": {EAGER: 1.6, PIECEWISE: 1.08, COMPILED: 1.55},
+    "bf16": {EAGER: 1.45, PIECEWISE: 1.0},
+}
+# Summed in another order; 16-bit products differ in their last of 8 bits, and sums of thousands of them less.
+TOLERANCE = {"f32": 1e-3, "bf16": 0.1}
+
+
+def gradients(penalty: Callable[[Tensor], Tensor], critic: nn.Module, x: Tensor, dtype: str) -> list[Tensor]:
+    """Return the gradients of the mean penalty in the critic's weights; "bf16" runs the networks under autocast."""
+    weights = [parameter for parameter in critic.parameters() if parameter.ndim > 1]  # a bias has gradient 0
+    with torch.autocast(x.device.type, torch.bfloat16) if dtype == "bf16" else nullcontext():
+        value = penalty(x).mean()
+    return list(torch.autograd.grad(value, weights))
+
+
+def setting(side: int, layout: str, device: str, *, batch: int = BATCH) -> tuple[nn.Sequential, Tensor]:
+    """Return a critic and interpolates for it, of the same values whatever the layout."""
+    torch.manual_seed(0)
+    critic = plain_critic(side).to(device, memory_format=LAYOUTS[layout])
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(2)  # gradients of about norm 1, as in training
+    x = torch.randn(batch, 3, side, side).to(device).contiguous(memory_format=LAYOUTS[layout])
+    return critic, x
+
+
+def check_agreement(ours: list[Tensor], peer: list[Tensor], tolerance: float) -> None:
+    """A comparison of times means nothing where the results differ: raises AssertionError then."""
+    for mine, theirs in zip(ours, peer, strict=True):
+        error = (mine.float() - theirs.float()).norm() / theirs.float().norm().clamp(min=1e-12)
+        assert error < tolerance, f"the contenders differ by {error:.1e}, more than {tolerance}"
+
+
+def compiled_gradients(critic: nn.Module, x: Tensor) -> Callable[[], object]:
+    """Return the compiled functional form; it compiles on its first call, and may fail there."""
+    parameters = {name: p.detach() for name, p in critic.named_parameters()}
+    compiled = torch.compile(functional_penalty_gradient(critic), dynamic=False)
+    return lambda: compiled(parameters, x)
+
+
+def contenders(side: int, layout: str, dtype: str, settings: Settings) -> tuple[dict[str, Callable], Callable]:
+    """Return the peers and ours as calls without arguments, after they have been found to agree."""
+    critic, x = setting(side, layout, settings.device)
+    light = without_zero_terms(critic)
+    peers: dict[str, Callable[[], object]] = {
+        EAGER: lambda: gradients(lambda x: textbook_penalty(critic, x), critic, x, dtype),
+        PIECEWISE: lambda: gradients(lambda x: textbook_penalty(light, x), critic, x, dtype),
+    }
+    if dtype == "f32" and not settings.quick:
+        peers[COMPILED] = compiled_gradients(critic, x)
+
+    def ours() -> list[Tensor]:
+        return gradients(lambda x: ops.gradient_penalty(critic, x, impl="fused"), critic, x, dtype)
+
+    check_agreement(ours(), peers[EAGER](), TOLERANCE[dtype])
+    return peers, ours
+
+
+def measure(settings: Settings) -> Iterator[Line]:
+    """Yield the lines of this claim."""
+    for side in settings.sides:
+        for dtype in ("f32", "bf16"):
+            for layout in settings.layouts if dtype == "f32" else ("nhwc",):
+                peers, ours = contenders(side, layout, dtype, settings)
+                case = Case(
+                    claim=CLAIM,
+                    what="penalty + weight gradients",
+                    shape=f"{BATCH}x3x{side}x{side}",
+                    dtype=dtype,
+                    layout=layout,
+                )
+                yield from compare(settings, case, peers=peers, ours=ours, goals=GOALS[dtype], graphs=True)

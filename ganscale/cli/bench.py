@@ -1,0 +1,107 @@
+"""``ganscale bench``: the claims of this project, measured here against named peers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ganscale.cli.group import Verb
+from ganscale.cli.output import note, result, result_json, table
+from ganscale.cli.params import Name, WholeNumber, json_option
+from ganscale.errors import ResourceError, UserError, unknown
+
+if TYPE_CHECKING:
+    from ganscale.bench import Line
+
+ROUNDS, QUICK_ROUNDS = 7, 3
+
+
+@click.command(cls=Verb)
+@click.argument("suite", metavar="[ops]", default="ops", type=Name("suite", ("ops",)))
+@click.option("--only", metavar="NAMES", help="Measure these claims alone (commas between them).")
+@click.option("--device", default="cpu", type=Name("--device", ("cpu", "cuda")), help="cpu (default) or cuda.")
+@click.option("--rounds", type=WholeNumber(1), help=f"Turns of each contender (default {ROUNDS}).")
+@click.option("--quick", is_flag=True, help=f"Small shapes, no torch.compile, {QUICK_ROUNDS} rounds.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables to this Markdown file.")
+@json_option
+def bench(
+    suite: str, only: str | None, device: str, rounds: int | None, quick: bool, out: Path | None, as_json: bool
+) -> None:
+    """Measure what this project claims, here.
+
+    Each line is a ratio against a named peer in the same run, above 1 where ours is better. On the CPU one thread's
+    process time counts, on a GPU the device's events. Takes some minutes; --quick less than one.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded: its profiler chats on every start
+    names = _claims(only)
+    _refuse_missing(device, out)
+    from ganscale.bench import Settings, measure
+    from ganscale.bench.machine import facts, prepare
+    from ganscale.bench.writing import markdown, verdict, words
+
+    rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    memory_kept = prepare(device)
+    command = _command(only, device, rounds, quick)
+    head = facts(device, rounds=rounds, memory_kept=memory_kept, command=command)
+    for fact in head.items():
+        note(": ".join(fact))
+    lines = []
+    for line in measure(names, Settings(device=device, rounds=rounds, quick=quick)):
+        note(words(line))
+        lines.append(line)
+    if out is not None:
+        out.write_text(markdown(f"Operators against their peers, {device}", head, lines), encoding="utf-8")
+    if as_json:
+        result_json({"facts": head, "lines": lines})
+    else:
+        _show(lines)
+        result(verdict(lines))
+
+
+def _claims(only: str | None) -> list[str]:
+    from ganscale.bench import CLAIMS
+
+    names = list(CLAIMS) if only is None else [name.strip() for name in only.split(",")]
+    for name in names:
+        if name not in CLAIMS:
+            raise unknown("--only", name, CLAIMS, error=UserError)
+    return names
+
+
+def _refuse_missing(device: str, out: Path | None) -> None:
+    from ganscale import ops
+
+    info = ops.build_info()
+    if not info["compiled"]:
+        raise ResourceError("bench", "find the compiled core", str(info["reason"]), "install again with a C++ compiler")
+    if device == "cuda" and not info.get("cuda_devices"):
+        problem = info.get("cuda_problem") or "a core without CUDA kernels"
+        raise ResourceError("--device cuda", "find a GPU and CUDA kernels", str(problem), "use --device cpu")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UserError("--out", "lie in a folder that exists", str(out), "create it, or choose another")
+
+
+def _command(only: str | None, device: str, rounds: int, quick: bool) -> str:
+    parts = ["ganscale bench ops", *(["--only", only] if only else []), "--device", device, "--rounds", str(rounds)]
+    return " ".join([*parts, *(["--quick"] if quick else [])])
+
+
+def _show(lines: Sequence[Line]) -> None:
+    from ganscale.bench.writing import COLUMNS, cells
+
+    if not sys.__stdout__.isatty():
+        result(table([COLUMNS, *map(cells, lines)]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*COLUMNS, title="Operators against their peers: peer / ours, above 1 ours is better")
+    for line in lines:
+        style = {None: "", True: "green", False: "red"}[line.met]
+        shown.add_row(*cells(line), style=style)
+    Console(file=sys.__stdout__).print(shown)
