@@ -42,23 +42,55 @@ struct Number<bf16> {
   using Acc = float;
 };
 
+// --- one element ----------------------------------------------------------------------------------------------------
+
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+__device__ __forceinline__ void narrow(float x, float& to) { to = x; }
+__device__ __forceinline__ void narrow(double x, double& to) { to = x; }
+#ifdef GS_EMULATED
+inline float widen(f16 x) { return simt::widen_f16(x.bits); }
+inline void narrow(float x, f16& to) { to.bits = simt::narrow_f16(x); }
+inline void narrow(float x, bf16& to) { to.bits = simt::narrow_bf16(x); }
+#else
 __device__ __forceinline__ float widen(f16 x) {
   float wide;
   asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
   return wide;
 }
-
-__device__ __forceinline__ void narrow(float x, float& to) { to = x; }
-__device__ __forceinline__ void narrow(double x, double& to) { to = x; }
 __device__ __forceinline__ void narrow(float x, f16& to) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
 __device__ __forceinline__ void narrow(float x, bf16& to) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
+#endif
 
 // --- tensor cores and asynchronous copies (sm_80) -------------------------------------------------------------------
 
-#ifndef GS_EMULATED
+#ifdef GS_EMULATED
+inline void cp_async16(void* shared, const void* global, bool valid, SIMT_HERE) {
+  simt::copy_async(shared, global, 16, valid, where);
+}
+inline void cp_async_commit() { simt::commit_copies(); }
+template <int pending>
+void cp_async_wait() {
+  simt::wait_copies(pending);
+}
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row, SIMT_HERE) {
+  simt::ldmatrix(r, shared_row, false, where);
+}
+inline void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* shared_row, SIMT_HERE) {
+  simt::ldmatrix(r, shared_row, true, where);
+}
+inline void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16, SIMT_HERE) {
+  simt::mma<simt::Bf16Pair>(c, a, b, where);
+}
+inline void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], f16, SIMT_HERE) {
+  simt::mma<simt::F16Pair>(c, a, b, where);
+}
+inline void mma_16x8x8_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_HERE) {
+  simt::mma<simt::Tf32>(c, a, b, where);
+}
+inline uint32_t to_tf32(float x) { return simt::narrow_tf32(x); }
+#else
 __device__ __forceinline__ uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
