@@ -127,6 +127,7 @@ class TrainConfig(_Part):
     kimg: Positive = 200.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    cuda_graphs: bool = False
     tick_kimg: Positive = 2.0
 
 

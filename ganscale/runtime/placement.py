@@ -105,6 +105,9 @@ def place(
             f"use --workers {cores}" + ("" if address else " or join a larger cluster with --address"),
         )
     _check_batch(config.train.batch, ranks)
+    if config.train.cuda_graphs and not (on_gpu and ranks == 1):
+        got = f"true with {_count(ranks, 'worker')} on {'GPUs' if on_gpu else 'the CPU'}"
+        raise ConfigError("train.cuda_graphs", "be false but for one worker on a GPU", got, "leave it out")
     threads = cores // ranks
     threads = min(threads, CPUS_PER_GPU) if on_gpu else threads
     return Plan(

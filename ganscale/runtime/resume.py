@@ -15,6 +15,7 @@ from ganscale.errors import CheckpointError, ConfigError, UserError
 MAY_CHANGE = (
     "train.kimg",
     "train.tick_kimg",
+    "train.cuda_graphs",  # how the same numbers are computed
     "data.path",  # the same images at another place: the trainer compares fingerprints
     "data.download",
     "checkpoint.",

@@ -30,12 +30,23 @@ class Stats:
 
     def report(self, name: str, values_N: Tensor, *, histogram: bool = False) -> None:
         """Add this rank's values of any shape; the tick prints their mean over all ranks."""
+        self.add(name, *self.summary(values_N, histogram=histogram))
+
+    def summary(self, values_N: Tensor, *, histogram: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Return what ``add`` takes of ``values_N``: count and sum [2], and bins or None. Never waits for a device."""
         values = values_N.detach().flatten()
         row = torch.stack([torch.full_like(values[:1].sum(), values.numel()), values.sum()]).double()
+        if not histogram:
+            return row, None
+        bins = torch.bucketize(values.float(), self._inner_edges)
+        ones = torch.ones_like(bins, dtype=torch.float64)  # whole numbers, so their sum has no order
+        return row, torch.zeros(_BINS, dtype=torch.float64, device=bins.device).index_add_(0, bins, ones)
+
+    def add(self, name: str, row: Tensor, counts: Tensor | None) -> None:
+        """Add a summary; its tensors are only read."""
         self._add(self._sums, name, row)
-        if histogram:
-            bins = torch.bucketize(values.float(), self._inner_edges)
-            self._add(self._counts, name, torch.bincount(bins, minlength=_BINS).double())
+        if counts is not None:
+            self._add(self._counts, name, counts)
 
     def report_scalar(self, name: str, value: float) -> None:
         """Add one number that every rank knows alike."""
@@ -80,4 +91,4 @@ class Stats:
         if name in rows:
             rows[name] += row
         else:
-            rows[name] = row
+            rows[name] = row.clone()

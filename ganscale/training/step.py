@@ -32,9 +32,9 @@ class Phase:
     gain: float = 1.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class StepContext:
-    """What the terms of a phase may read: networks, this rank's real images from ``first_slot`` on, keyed draws."""
+    """What the terms of a phase may use: networks, this rank's real images from ``first_slot`` on, keyed draws."""
 
     state: TrainState
     phase: str
@@ -42,6 +42,7 @@ class StepContext:
     first_slot: int
     draws: Draws
     autocast: Callable[[], AbstractContextManager]
+    report: Callable[..., None]  # as Stats.report
 
     def generate(self) -> Tensor:
         """G(z), z ~ N(0, I)."""
@@ -69,11 +70,10 @@ def build_phases(config: RunConfig) -> list[Phase]:
         with torch.no_grad():
             fake = step.generate()
         logits_real, logits_fake = step.criticise(torch.cat([step.real, fake])).chunk(2)
-        report = step.state.stats.report
-        report("logits/real", logits_real, histogram=True)
-        report("logits/fake", logits_fake, histogram=True)
+        step.report("logits/real", logits_real, histogram=True)
+        step.report("logits/fake", logits_fake, histogram=True)
         term = loss.critic(logits_real, logits_fake)
-        report("loss/critic", term)
+        step.report("loss/critic", term)
         return term + weighted_penalty(step, fake) if penalty and k == 1 else term
 
     def weighted_penalty(step: StepContext, fake: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def build_phases(config: RunConfig) -> list[Phase]:
         critic, eps = step.state.nets["critic"], step.mixing_weights()
         with step.autocast():
             value = penalty(critic, step.real, fake, eps, center=config.penalty.center)
-        step.state.stats.report("penalty", value)
+        step.report("penalty", value)
         return config.penalty.weight * value
 
     def lazy_penalty(step: StepContext) -> Tensor:
@@ -95,7 +95,7 @@ def build_phases(config: RunConfig) -> list[Phase]:
         fake = step.generate()
         logits_real = step.criticise(step.real) if loss.paired else None
         term = loss.generator(logits_real, step.criticise(fake))
-        step.state.stats.report("loss/generator", term)
+        step.report("loss/generator", term)
         return term
 
     phases = [Phase(name="critic", net="critic", every=1, term=critic_loss)]
@@ -105,7 +105,15 @@ def build_phases(config: RunConfig) -> list[Phase]:
     return phases
 
 
-def train_step(state: TrainState, phases: list[Phase], real: Tensor, draws: Draws, autocast: Callable) -> None:
+def leave_gradients(phase: Phase, step: StepContext) -> None:
+    """Leave d E[term] / d parameters of the phase's network: a sum over N / the global batch, so ranks add up to it."""
+    term_N = phase.term(step)
+    (phase.gain * term_N.sum() / step.state.config.train.batch).backward()
+
+
+def train_step(
+    state: TrainState, phases: list[Phase], real: Tensor, draws: Draws, autocast: Callable, gradients=leave_gradients
+) -> None:
     """Run the phases that are due on one global batch, of which ``real`` [N, C, H, W] is this rank's share."""
     batch = state.config.train.batch
     first_slot = state.images + state.group.slots(batch).start
@@ -113,13 +121,10 @@ def train_step(state: TrainState, phases: list[Phase], real: Tensor, draws: Draw
     for phase in phases:
         if (state.batches + 1) % phase.every:
             continue
-        step = StepContext(
-            state=state, phase=phase.name, real=real, first_slot=first_slot, draws=draws, autocast=autocast
-        )
+        step = StepContext(state, phase.name, real, first_slot, draws, autocast, state.stats.report)
         for name in ("generator", "critic"):
             state.nets[name].requires_grad_(name == phase.net)
-        term_N = phase.term(step)
-        (phase.gain * term_N.sum() / batch).backward()  # a sum over N / the global batch: ranks add up to the mean
+        gradients(phase, step)
         update(state, phase)
     state.images += batch
     if state.batches % phases[-1].every == 0:

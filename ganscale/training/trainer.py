@@ -20,12 +20,13 @@ from ganscale.config import RunConfig
 from ganscale.data import ShardedBatches, open_dataset
 from ganscale.errors import CheckpointError, NonFiniteError, RunFailed
 from ganscale.training import checkpoint as checkpoints
+from ganscale.training.cuda_graphs import GraphedPhases, refuse_where_impossible
 from ganscale.training.journal import Journal
 from ganscale.training.process_group import Group, solo_group
 from ganscale.training.random import Draws
 from ganscale.training.records import NullSink, Sink, StartRecord, TickRecord
 from ganscale.training.state import TrainState
-from ganscale.training.step import build_phases, train_step
+from ganscale.training.step import build_phases, leave_gradients, train_step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +50,7 @@ def train(
     """Train until ``train.kimg`` real images were shown to the critic, in all, over all ranks.
 
     ``run_dir`` exists. ``should_stop`` is asked once a tick on every rank; one yes stops all, after a checkpoint.
-    ``resume_from`` is a checkpoint directory; it is verified before anything is changed. Raises DataError,
+    ``resume_from`` is a checkpoint directory; it is verified before anything is changed. Raises ConfigError, DataError,
     CheckpointError, NonFiniteError (nothing was updated), RunFailed (disk full; says how to go on).
     """
     return Trainer(config, run_dir, group or solo_group(), sink or NullSink()).run(should_stop, resume_from)
@@ -59,10 +60,12 @@ class Trainer:
     """One run in one process of a group; ``train`` is its only caller outside tests."""
 
     def __init__(self, config: RunConfig, run_dir: Path, group: Group, sink: Sink) -> None:
+        refuse_where_impossible(config, group)
         ops.use_impl(config.ops.impl)
         self.config, self.run_dir, self.group, self.sink = config, run_dir, group, sink
         self.state = TrainState(config, group)
         self.phases = build_phases(config)
+        self.gradients = GraphedPhases() if config.train.cuda_graphs else leave_gradients
         self.draws = Draws(config.train.seed, group.device)
         self.journal = Journal(run_dir)
         self.newest: Path | None = None
@@ -95,7 +98,8 @@ class Trainer:
         while state.images < 1000 * config.train.kimg:
             before = state.images
             try:
-                train_step(state, self.phases, self._to_device(next(batches).images), self.draws, self._autocast)
+                real = self._to_device(next(batches).images)
+                train_step(state, self.phases, real, self.draws, self._autocast, self.gradients)
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error}{self._way_on()}") from None
             if self._crossed(before, config.sample.every_kimg):

@@ -1,0 +1,141 @@
+"""Laws of ``train.cuda_graphs``: the recorded step is the eager step, and where it cannot be had it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ganscale.config import RunConfig, override
+from ganscale.errors import ConfigError
+from ganscale.runtime.placement import Resources, place
+from ganscale.training import train
+from ganscale.training.cuda_graphs import WARM_UPS, Body, FixedDraws, GraphedPhases
+from ganscale.training.process_group import Group, solo_group
+from ganscale.training.random import Draws
+from ganscale.training.state import TrainState
+from ganscale.training.step import build_phases, leave_gradients, train_step
+
+STEPS = 20
+
+
+class RunAgain:
+    """A capture whose replay runs the function again, after the warm-ups that a real one makes."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+
+    def __call__(self, body: Body) -> Body:
+        self.captures += 1
+        for _ in range(WARM_UPS):
+            body()
+        return body
+
+
+def trained(config: RunConfig, differentiate, device: str) -> tuple[TrainState, dict[str, float]]:
+    """Return the state and the mean statistics after ``STEPS`` batches."""
+    group = solo_group(device)
+    state, draws, phases = TrainState(config, group), Draws(0, group.device), build_phases(config)
+    generator = torch.Generator().manual_seed(1)
+    height, width = config.data.resolution
+    for _ in range(STEPS):
+        real = torch.rand(config.train.batch, config.data.channels, height, width, generator=generator) * 2 - 1
+        real = real.to(device, memory_format=torch.channels_last if height > 1 else torch.contiguous_format)
+        bf16 = config.train.precision == "bf16"
+        autocast = lambda bf16=bf16: torch.autocast(device, dtype=torch.bfloat16, enabled=bf16)  # noqa: E731
+        train_step(state, phases, real, draws, autocast, differentiate)
+    return state, state.stats.tick()[0]
+
+
+def tensors(state: TrainState) -> dict[str, torch.Tensor]:
+    return {f"{part}/{name}": value for part, rows in state.parts().items() for name, value in rows.items()}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"penalty.every": 3}, {"loss.name": "relativistic", "train.precision": "bf16"}]
+)
+def test_a_replay_that_runs_the_function_again_gives_the_eager_run_bit_by_bit(tiny: RunConfig, changes: dict):
+    config = override(tiny, changes)
+    capture = RunAgain()
+    eager, eager_means = trained(config, leave_gradients, "cpu")
+    replayed, replayed_means = trained(config, GraphedPhases(capture), "cpu")
+    assert capture.captures == len(build_phases(config))
+    assert replayed_means == eager_means
+    for name, truth in tensors(eager).items():
+        assert torch.equal(tensors(replayed)[name], truth), name
+
+
+def test_inputs_are_copied_into_tensors_that_stay_in_place():
+    draws = Draws(3, torch.device("cpu"))
+    fixed = FixedDraws(draws, origin=100)
+    z, eps = fixed.normal("critic/z", 104, 5, 7), fixed.uniform("critic/eps", 100, 5)
+    assert torch.equal(z, draws.normal("critic/z", 104, 5, 7))
+    fixed.refill(200)
+    assert fixed.normal("critic/z", 204, 5, 7) is z
+    assert torch.equal(z, draws.normal("critic/z", 204, 5, 7))
+    assert torch.equal(eps, draws.uniform("critic/eps", 200, 5))
+
+
+def test_every_shape_of_the_batch_is_recorded_once(tiny: RunConfig):
+    capture = RunAgain()
+    graphed = GraphedPhases(capture)
+    state, draws, phases = TrainState(tiny, solo_group("cpu")), Draws(0, torch.device("cpu")), build_phases(tiny)
+    for size in (16, 16, 8, 8, 16):
+        real = torch.zeros(size, 1, 28, 28)
+        train_step(state, phases, real, draws, lambda: torch.autocast("cpu", enabled=False), graphed)
+    critic, generator = 2, 2  # two sizes each; the generator's turns are the second and the fourth
+    assert capture.captures == critic + generator
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        (Group(rank=0, size=1, device=torch.device("cpu")), "be false without a GPU, got true on cpu"),
+        (Group(rank=0, size=2, device=torch.device("cuda", 0)), "be false with several workers, got true with 2"),
+    ],
+)
+def test_it_is_refused_where_there_is_nothing_to_capture_or_several_ranks(
+    tmp_path: Path, tiny: RunConfig, group: Group, said: str
+):
+    with pytest.raises(ConfigError, match=said):
+        train(override(tiny, {"train.cuda_graphs": True}), tmp_path, group=group)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("workers", "gpus"), [(1, 0), (2, 2)])
+def test_a_placement_that_cannot_use_it_is_refused(tiny: RunConfig, workers: int, gpus: int):
+    machine = Resources(cpus=4, gpus=gpus, memory_bytes=None, where="this machine")
+    with pytest.raises(ConfigError, match="be false but for one worker on a GPU"):
+        place(override(tiny, {"train.cuda_graphs": True}), machine, workers=workers)
+
+
+def test_one_worker_on_a_gpu_may_use_it(tiny: RunConfig):
+    machine = Resources(cpus=4, gpus=1, memory_bytes=None, where="this machine")
+    assert place(override(tiny, {"train.cuda_graphs": True}), machine).device == "cuda"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"train.precision": "bf16"}, {"loss.name": "relativistic", "penalty.every": 3}, {"ops.impl": "fused"}],
+)
+def test_captured_steps_equal_eager_steps_loss_for_loss(tiny: RunConfig, changes: dict):
+    config = override(tiny, {"model.width": 16, **changes})
+    from ganscale import ops
+
+    before = ops.use_impl(config.ops.impl)
+    try:
+        eager, eager_means = trained(config, leave_gradients, "cuda")
+        captured, captured_means = trained(config, GraphedPhases(), "cuda")
+    finally:
+        ops.use_impl(before)
+    # cuDNN may choose other algorithms while capturing, so sums may run in another order: rounding of float32
+    # (bfloat16: 2^-9 a product), grown over the steps
+    close = 3e-2 if config.train.precision == "bf16" else 2e-3
+    assert captured_means.keys() == eager_means.keys()
+    for name, value in eager_means.items():
+        assert captured_means[name] == pytest.approx(value, rel=close, abs=close), name
+    for name, truth in tensors(eager).items():
+        if name.startswith(("generator/", "critic/")):
+            torch.testing.assert_close(tensors(captured)[name], truth, rtol=close, atol=close, msg=name)
