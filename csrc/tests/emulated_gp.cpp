@@ -31,8 +31,10 @@ void test_interpolate(int dtype, int64_t samples, int64_t size, int64_t shift) {
 void test_norms(int dtype, int64_t samples, int64_t size, int64_t shift) {
   const Tensor g = Tensor::random(dtype, {samples, size}, 4, -1, 1, shift);
   const int sum_dtype = dtype == kF64 ? kF64 : kF32;
-  std::vector<double> squares(static_cast<size_t>(samples)), norms, penalties, one_sided;
-  for (int64_t i = 0; i < g.count(); ++i) squares[static_cast<size_t>(i / size)] += g.at(i) * g.at(i);
+  std::vector<long double> sums(static_cast<size_t>(samples));  // a naive sum in double would be the worse one
+  for (int64_t i = 0; i < g.count(); ++i) sums[static_cast<size_t>(i / size)] += g.at(i) * g.at(i);
+  const std::vector<double> squares(sums.begin(), sums.end());
+  std::vector<double> norms, penalties, one_sided;
   const double center = std::sqrt(size / 3.0);  // near the norms, so that both sides of it occur
   for (const double square : squares) {
     const double excess = std::sqrt(square) - center;
