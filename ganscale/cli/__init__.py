@@ -12,9 +12,11 @@ from ganscale.cli.evaluate import evaluate
 from ganscale.cli.explain import explain
 from ganscale.cli.generate import generate
 from ganscale.cli.group import VerbGroup
+from ganscale.cli.jobs import list_jobs, logs, status, stop
 from ganscale.cli.launch import launch
 from ganscale.cli.listing import list_names
 from ganscale.cli.report import report
+from ganscale.cli.submit import submit
 
 __all__ = ["main"]
 
@@ -30,5 +32,8 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _verb in (launch, generate, evaluate, explain, report, dashboard, list_names, doctor, bench):
+_TRAINING = (launch, submit, status, logs, stop, list_jobs)
+_RUNS = (generate, evaluate, explain, report, dashboard)
+_MACHINE = (list_names, doctor, bench)
+for _verb in (*_TRAINING, *_RUNS, *_MACHINE):
     main.add_command(_verb)

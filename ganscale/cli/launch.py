@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ganscale.config import RunConfig
     from ganscale.runtime import Plan, Run
 
-OPTIONS = (
+RECIPE = (
     click.option("--preset", metavar="NAME", help="The recipe; see `ganscale list presets`."),
     click.option("--data", metavar="NAME|PATH", help="A data set of `ganscale list datasets`, a folder or a zip."),
     click.option("--gpus", metavar="N", type=WholeNumber(0), help="One worker on each of N GPUs; 0: none."),
@@ -28,7 +28,6 @@ OPTIONS = (
     click.option(
         "--workers", metavar="N", type=WholeNumber(0), help="Ray workers (default 1); 0: this process, no Ray."
     ),
-    click.option("--address", metavar="ADDR", help="The Ray cluster to join (default: a local one for this run)."),
     click.option("--name", metavar="NAME", help="Name of the run (default: that of the preset)."),
     click.option("--runs-dir", metavar="DIR", default="runs", show_default=True, help="Where runs are kept."),
     click.option("--kimg", metavar="X", type=Amount(), help="Train on X thousand images in all."),
@@ -37,6 +36,7 @@ OPTIONS = (
     click.option("--dry-run", is_flag=True, help="Print config, data, placement and estimates; touch nothing."),
     click.option("--verbose", is_flag=True, help="Show what Ray logs."),
 )
+ADDRESS = click.option("--address", metavar="ADDR", help="The Ray cluster to join (default: a local one for this run).")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,14 +49,16 @@ class _Request:
     where: dict[str, Any]
 
 
-def _launch_options(function: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(OPTIONS):
+def recipe_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say what is trained and on how much, which ``launch`` and ``submit`` share."""
+    for option in reversed(RECIPE):
         function = option(function)
     return function
 
 
 @click.command(cls=Verb)
-@_launch_options
+@recipe_options
+@ADDRESS
 @json_option
 def launch(
     preset: str | None,

@@ -105,12 +105,18 @@ def is_connected() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
-def require_token(*, create: bool) -> Path | None:
+def require_token(*, create: bool, insecure: bool = False) -> Path | None:
     """Return the file with Ray's authentication token, readable by its owner alone; ``create`` makes one where none is.
 
-    Raises UserError where a cluster is to be joined and there is no token for it.
+    Raises UserError where a cluster is to be joined and there is no token for it, and, unless ``insecure``, where
+    RAY_AUTH_MODE turns authentication off.
     """
-    if os.environ.get("RAY_AUTH_MODE") == "disabled" or "RAY_AUTH_TOKEN" in os.environ:
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        if not insecure:
+            remedy = "unset it; --insecure (of launch and the verbs for jobs) goes on without any protection"
+            raise UserError("RAY_AUTH_MODE", "not turn authentication off", "disabled", remedy)
+        return None
+    if "RAY_AUTH_TOKEN" in os.environ:
         return None
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if path.exists():

@@ -1,0 +1,100 @@
+"""A job's log as whole lines while it grows. A dropped connection is taken up again: no line twice, none missing.
+
+The server sends pieces of text, always from the beginning of the log; what was had already is skipped by counting
+characters, which is exact because a log only grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator
+
+import aiohttp
+
+from ganscale.errors import ResourceError, RunFailed
+from ganscale.runtime.jobs_server import CONNECT_S, JobServer
+
+HEARTBEAT_S = 15.0  # a connection that died without a word is noticed by its unanswered ping
+PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # before each new attempt, the last one repeated
+PATIENCE_S = 120.0  # without any answer, until the follower gives up; the job itself goes on
+
+
+class Lines:
+    """Turns pieces of text into whole lines."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def feed(self, piece: str) -> list[str]:
+        """Take a piece; returns the lines that it completes."""
+        *lines, self._rest = (self._rest + piece).split("\n")
+        return lines
+
+    def rest(self) -> list[str]:
+        """Return the last line where it has no end."""
+        rest, self._rest = self._rest, ""
+        return [rest] if rest else []
+
+
+def follow(server: JobServer, job_id: str, *, patience_s: float = PATIENCE_S) -> Iterator[str]:
+    """Yield the lines of a job's log, from the first to the last, as they come; ends when the job has ended.
+
+    Raises UserError where there is no such job, RunFailed after ``patience_s`` without the cluster.
+    """
+    server.job(job_id)  # an unknown job, a wrong token: refused in words before anything is opened
+    lines, had, attempt, heard = Lines(), 0, 0, time.monotonic()
+    with asyncio.Runner() as runner:
+        while True:
+            skip = had
+            for piece in _pieces(runner, server, job_id):
+                new = piece[skip:]
+                skip -= len(piece) - len(new)
+                had += len(new)
+                if new:
+                    attempt = 0
+                yield from lines.feed(new)
+            try:
+                if server.job(job_id).has_ended:
+                    yield from lines.feed(server.logs(job_id)[had:])  # what a connection cut at the end did not bring
+                    yield from lines.rest()
+                    return
+                heard = time.monotonic()
+            except ResourceError as error:
+                if time.monotonic() - heard > patience_s:
+                    words = f"lost the cluster: {error}; the job goes on without us: ganscale logs -f {job_id}"
+                    raise RunFailed(words) from None
+            time.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
+            attempt += 1
+
+
+def _pieces(runner: asyncio.Runner, server: JobServer, job_id: str) -> Iterator[str]:
+    """Yield what one connection brings until it ends, for whatever reason."""
+    pieces = _receive(server, job_id)
+
+    async def following() -> str | None:
+        return await anext(pieces, None)
+
+    try:
+        while (piece := runner.run(following())) is not None:
+            yield piece
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return
+    finally:
+        runner.run(_close(pieces))
+
+
+async def _close(pieces: AsyncGenerator[str, None]) -> None:
+    await pieces.aclose()
+
+
+async def _receive(server: JobServer, job_id: str) -> AsyncGenerator[str, None]:
+    url = f"{server.url}/api/jobs/{job_id}/logs/tail"
+    timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_S)
+    async with (
+        aiohttp.ClientSession(headers=server.headers, timeout=timeout) as session,
+        session.ws_connect(url, heartbeat=HEARTBEAT_S, max_msg_size=0) as socket,
+    ):
+        async for message in socket:
+            if message.type == aiohttp.WSMsgType.TEXT:
+                yield message.data
