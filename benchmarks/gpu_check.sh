@@ -1,15 +1,28 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command: build, tests, memory checks, benchmarks. Installs nothing.
+# Everything that needs a GPU, in one command: build, tests, memory checks, measurements, and the page that says so.
 #
-# Needed: nvcc, cmake, a Python with torch >= 2.11, pytest and pytest-timeout, compute-sanitizer. Not needed: Ray.
-# GPU_PYTHON names the Python (python3), GANSCALE_CUDA_ARCHS the targets (90a-real), GPU_CHECK_SANITIZER=0 leaves the
-# memory checks out, and says so.
-set -euo pipefail
+# Needed: nvcc, cmake, a Python with torch >= 2.11, numpy, click and pytest; compute-sanitizer. Not needed: git, a
+# network, Ray. What else is missing is left out and named. A stage that fails is shown, the rest still runs, and the
+# exit status is 1 at the end. Logs lie in build/gpu-check/logs, the page in docs/results/gpu-NAME.md.
+#
+#   GPU_PYTHON            the Python (python3); PYTHONPATH is kept, so packages may lie beside it
+#   GANSCALE_CUDA_ARCHS   the targets (those of the GPU in the machine)
+#   GPU_CHECK_STAGES      which stages, in order (all): build tests memcheck racecheck initcheck synccheck bench
+#   GPU_CHECK_PAGE        where the page goes
+#   GPU_CHECK_DRY         a command that runs in place of every stage's, as true or false; no GPU is needed then
+set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${GPU_PYTHON:-python3}
-export PYTHONPATH=$PWD GANSCALE_IMPL=auto
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 GANSCALE_IMPL=auto
+all_stages="build tests memcheck racecheck initcheck synccheck bench"
+stages=${GPU_CHECK_STAGES:-$all_stages}
+dry=${GPU_CHECK_DRY:-}
+build=${GPU_CHECK_BUILD:-build/gpu-check}
+logs=$build/logs
+pytest=("$python" -m pytest -p no:cacheprovider -o addopts=-rs --strict-markers --continue-on-collection-errors -m gpu)
 
-"$python" - <<'PY'
+if [[ -z $dry ]]; then
+  "$python" - <<'PY' || exit 2
 import sys
 import torch
 
@@ -18,10 +31,24 @@ if not torch.cuda.is_available():
              "use a machine with a GPU, or make test")
 print(f"# Python {sys.version.split()[0]}, torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
 PY
+fi
+mkdir -p "$logs"
+if [[ $stages == "$all_stages" ]]; then rm -f "$logs"/*; fi
 
-echo "# build"
-# pybind11's headers alone are needed; torch carries a copy of them where pybind11 itself is not installed.
-eval "$("$python" - <<'PY'
+has() { "$python" -c "import $1" 2>/dev/null; }
+
+# The targets: what was asked for, else the machine code of the GPU in the machine (90a has Hopper's own instructions).
+archs() {
+  if [[ -n ${GANSCALE_CUDA_ARCHS:-} ]]; then
+    echo "$GANSCALE_CUDA_ARCHS"
+  else
+    "$python" -c 'import torch; a, b = torch.cuda.get_device_capability(); print("90a-real" if (a, b) == (9, 0) else f"{a}{b}-real")'
+  fi
+}
+
+build_stage() {
+  # pybind11's headers alone are needed; torch carries a copy of them where pybind11 itself is not installed.
+  eval "$("$python" - <<'PY'
 import pathlib
 import sysconfig
 
@@ -37,28 +64,71 @@ print(f"python_include='{sysconfig.get_path('include')}' suffix='{sysconfig.get_
 print(f"pybind11_include='{headers}'")
 PY
 )"
-generator=()
-if command -v ninja >/dev/null; then generator=(-G Ninja); fi
-cmake -S . -B build/gpu-check "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DGANSCALE_CUDA=1 \
-  -DGANSCALE_CUDA_ARCHS="${GANSCALE_CUDA_ARCHS:-90a-real}" -DGANSCALE_PTXAS_VERBOSE=ON -DGANSCALE_VERSION=gpu-check \
-  -DGANSCALE_PYTHON_INCLUDE="$python_include" -DGANSCALE_PYBIND11_INCLUDE="$pybind11_include" \
-  -DGANSCALE_MODULE_SUFFIX="$suffix" -DGANSCALE_MODULE_DIR="$PWD/ganscale"
-cmake --build build/gpu-check --target _C --parallel "${MAX_JOBS:-$(nproc)}"
-"$python" -c 'from ganscale import ops; print(ops.build_info()); print(ops.describe())'
+  local generator=()
+  if command -v ninja >/dev/null; then generator=(-G Ninja); fi
+  # -lineinfo changes no code; it lets the memory checks name lines
+  cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DGANSCALE_CUDA=1 -DCMAKE_CUDA_FLAGS=-lineinfo \
+    -DGANSCALE_CUDA_ARCHS="$(archs)" -DGANSCALE_PTXAS_VERBOSE=ON -DGANSCALE_VERSION=gpu-check \
+    -DGANSCALE_PYTHON_INCLUDE="$python_include" -DGANSCALE_PYBIND11_INCLUDE="$pybind11_include" \
+    -DGANSCALE_MODULE_SUFFIX="$suffix" -DGANSCALE_MODULE_DIR="$PWD/ganscale" &&
+    cmake --build "$build" --target _C --parallel "${MAX_JOBS:-$(nproc)}" &&
+    "$python" -c 'from ganscale import ops; i = ops.build_info(); print(i, ops.describe(), sep="\n"); assert i["cuda_devices"], i'
+}
 
-echo "# tests"
-"$python" -m pytest -p no:cacheprovider -m gpu tests/ops
+tests_stage() {
+  local where=(tests/ops)
+  if has pydantic && has safetensors; then
+    where+=(tests/training)
+  else
+    echo "tests/training left out: pydantic or safetensors is not installed"
+  fi
+  "${pytest[@]}" "${where[@]}"
+}
 
-if [[ ${GPU_CHECK_SANITIZER:-1} == 0 ]]; then
-  echo "# memory checks left out (GPU_CHECK_SANITIZER=0)"
-else
-  for tool in memcheck racecheck initcheck; do
-    echo "# compute-sanitizer $tool"
-    # Without torch's caching allocator every tensor is an allocation of its own, so that a step outside it is seen.
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 --kernel-regex kns=ganscale \
-      "$python" -m pytest -p no:cacheprovider -q -m gpu -k small tests/ops
-  done
+sanitizer_stage() {
+  local filter=()
+  # only our kernels; the option had another name in old toolkits
+  if compute-sanitizer --help | grep -q -e '--kernel-name '; then
+    filter=(--kernel-name kns=ganscale)
+  elif compute-sanitizer --help | grep -q -e '--kernel-regex '; then
+    filter=(--kernel-regex kns=ganscale)
+  fi
+  # Without torch's caching allocator every tensor is an allocation of its own, so that a step outside it is seen.
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 1 "${filter[@]}" \
+    "${pytest[@]}" -q -k small tests/ops
+}
+
+bench_stage() { "$python" -m ganscale bench ops --device cuda --out "$logs/bench.md"; }
+
+run() {
+  local name=$1 start=$SECONDS status
+  shift
+  echo "# $name"
+  if [[ -n $dry ]]; then set -- $dry "$name"; fi
+  { "$@"; } 2>&1 | tee "$logs/$name.log"
+  status=${PIPESTATUS[0]}
+  echo "$status $((SECONDS - start))" >"$logs/$name.status"
+  if [[ $status != 0 ]]; then
+    echo "# $name FAILED with status $status; its log is $logs/$name.log"
+    failed+=("$name")
+  fi
+}
+
+failed=()
+for stage in $stages; do
+  case $stage in
+    build | tests | bench) run "$stage" "${stage}_stage" ;;
+    memcheck | racecheck | initcheck | synccheck) run "$stage" sanitizer_stage "$stage" ;;
+    *)
+      echo "error: GPU_CHECK_STAGES must name stages of: $all_stages, got $stage; leave it out to run all" >&2
+      exit 2
+      ;;
+  esac
+done
+
+"$python" benchmarks/gpu_page.py "$logs" ${GPU_CHECK_PAGE:+"$GPU_CHECK_PAGE"} || failed+=(page)
+if ((${#failed[@]})); then
+  echo "# failed: ${failed[*]}"
+  exit 1
 fi
-
-echo "# benchmarks"
-"$python" -m ganscale bench ops --device cuda
+echo "# all stages passed: $stages"
