@@ -44,7 +44,7 @@ lint: setup
 bench: setup
 	$(GANSCALE) bench ops
 
-# On a machine with a GPU; uses that machine's own Python, which needs torch >= 2.11 and pytest. Installs nothing.
+# On a machine with a GPU; uses that machine's own Python (what it has to hold: benchmarks/gpu_check.sh). Installs nothing.
 gpu-check:
 	bash benchmarks/gpu_check.sh
 
