@@ -22,7 +22,6 @@ class Claim:
     summary: str
     module: str
     function: str = "measure"
-    cuda_only: bool = False
 
     def lines(self, settings: Settings) -> Iterator[Line]:
         """Measure; the module is loaded here, so that a claim whose packages are missing costs only itself."""

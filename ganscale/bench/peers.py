@@ -50,7 +50,9 @@ class PlainGenerator(nn.Module):
 def textbook_penalty(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """(|grad D(x)| - 1)^2, [N], as in most implementations of WGAN-GP."""
     x = x.detach().requires_grad_()
-    (g,) = torch.autograd.grad(critic(x).float().sum(), x, create_graph=True)
+    logits = critic(x)
+    total = logits.float().sum() if logits.dtype == torch.bfloat16 else logits.sum()
+    (g,) = torch.autograd.grad(total, x, create_graph=True)
     return (g.flatten(1).norm(dim=1) - 1).square()
 
 
