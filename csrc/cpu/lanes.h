@@ -1,0 +1,129 @@
+// Sixteen elements at a time, whatever the registers are: vectors of the accumulation type A, and the way between it and
+// 16-bit storage. Like number.h: for files compiled once per instruction set, in an anonymous namespace.
+#pragma once
+
+#include "ganscale/api.h"
+#include "number.h"
+
+namespace {
+
+constexpr int kLane = 16;
+
+template <class A>
+struct Pack;
+template <>
+struct Pack<float> {
+  typedef float V __attribute__((vector_size(kLane * sizeof(float))));
+};
+template <>
+struct Pack<double> {
+  typedef double V __attribute__((vector_size(kLane * sizeof(double))));
+};
+template <class A>
+using Vec = typename Pack<A>::V;
+
+GS_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class A>
+GS_INLINE Vec<A> read16(const A* p) {
+  Vec<A> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class A>
+GS_INLINE void write16(A* p, Vec<A> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// The first `count` <= 16 elements; the other lanes hold `fill`.
+template <class A>
+GS_INLINE Vec<A> read_some(const A* p, int64_t count, A fill = 0) {
+  if (count >= kLane) return read16<A>(p);
+  A wide[kLane];
+  for (int lane = 0; lane < kLane; ++lane) wide[lane] = fill;
+  for (int64_t lane = 0; lane < count; ++lane) wide[lane] = p[lane];
+  return read16<A>(wide);
+}
+
+template <class A>
+GS_INLINE void write_some(A* p, int64_t count, Vec<A> v) {
+  if (count >= kLane) return write16<A>(p, v);
+  A wide[kLane];
+  write16<A>(wide, v);
+  for (int64_t lane = 0; lane < count; ++lane) p[lane] = wide[lane];
+}
+
+// Halves are added on one another, so the order does not depend on the registers.
+template <class A>
+GS_INLINE double total16(Vec<A> v) {
+  A lanes[kLane];
+  write16<A>(lanes, v);
+  for (int half = kLane / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+// act(z) and gy * act'(z), sixteen at a time.
+template <class A>
+GS_INLINE Vec<A> tanh16(Vec<A> v) {
+  A lanes[kLane];
+  write16<A>(lanes, v);
+  for (int lane = 0; lane < kLane; ++lane) lanes[lane] = tanh_of(lanes[lane]);
+  return read16<A>(lanes);
+}
+
+template <int kind, class A>
+GS_INLINE Vec<A> activate16(Vec<A> z, A slope) {
+  const Vec<A> zero = {};
+  if constexpr (kind == ganscale::kRelu) return z <= zero ? zero : z;  // a NaN stays a NaN
+  if constexpr (kind == ganscale::kLeakyRelu) return z > zero ? z : z * slope;
+  if constexpr (kind == ganscale::kTanh) return tanh16<A>(z);
+  return z;
+}
+
+template <int kind, class A>
+GS_INLINE Vec<A> derived16(Vec<A> gy, Vec<A> z, A slope) {
+  const Vec<A> zero = {};
+  if constexpr (kind == ganscale::kRelu) return z > zero ? gy : zero;
+  if constexpr (kind == ganscale::kLeakyRelu) return z > zero ? gy : gy * slope;
+  if constexpr (kind == ganscale::kTanh) {
+    const Vec<A> t = tanh16<A>(z);
+    return gy * (A(1) - t * t);
+  }
+  return gy;
+}
+
+template <int k>
+struct Kind {
+  static constexpr int value = k;
+};
+
+// Calls f with the activation as a type, so that each loop is compiled for one activation.
+template <class F>
+GS_INLINE void with_activation(int activation, F f) {
+  switch (activation) {
+    case ganscale::kRelu: return f(Kind<ganscale::kRelu>{});
+    case ganscale::kLeakyRelu: return f(Kind<ganscale::kLeakyRelu>{});
+    case ganscale::kTanh: return f(Kind<ganscale::kTanh>{});
+    default: return f(Kind<ganscale::kLinear>{});
+  }
+}
+
+// Between storage and the accumulation type. These loops vectorise by themselves; kept out of line so that the kernels
+// proper exist once for float and once for double.
+template <class T>
+__attribute__((noinline)) void widen(const typename T::Storage* from, int64_t count, typename T::Acc* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = T::load(from[i]);
+}
+
+template <class T>
+__attribute__((noinline)) void narrow(const typename T::Acc* from, int64_t count, typename T::Storage* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = T::store(from[i]);
+}
+
+template <class T>
+constexpr bool kStoredWide = sizeof(typename T::Storage) == sizeof(typename T::Acc);
+
+}  // namespace

@@ -1,0 +1,386 @@
+// Batch statistics, affine map and activation, compiled once per instruction set (GS_ISA names it). Bound: memory
+// bandwidth. Who owns what: a call adds to the totals or writes the outputs it is given; threads are the caller's
+// business. Determinism: sums run down a column, or down the lanes of a run, in blocks of at most 256 additions a lane
+// that join a double; the order depends on the sizes alone. 16-bit numbers pass through a buffer of floats in the first
+// cache.
+#include "norm_kernels.h"
+
+#include "lanes.h"
+
+namespace {
+
+using namespace ganscale;
+
+constexpr int64_t kBlockRows = 256;    // additions in the accumulation type before they join a double
+constexpr int64_t kChunk = 512;        // columns whose sums are kept side by side
+constexpr int64_t kRowsAtOnce = 4;     // rows read side by side for each load of a sum
+constexpr int64_t kRunBlock = 4096;    // elements of a run, 256 a lane
+constexpr int64_t kRunsAtLeast = 256;  // elements read for each reduction of the lanes to one number
+constexpr int64_t kBuffer = 4096;      // elements widened at once
+
+template <class A>
+struct At {
+  Vec<A> mean, scale, shift, b, offset;
+};
+
+template <class A>
+GS_INLINE At<A> at_column(const A* p, int64_t stride, int64_t lanes) {
+  return {read_some<A>(p, lanes), read_some<A>(p + stride, lanes), read_some<A>(p + 2 * stride, lanes),
+          read_some<A>(p + 3 * stride, lanes), read_some<A>(p + 4 * stride, lanes)};
+}
+
+template <class A>
+GS_INLINE At<A> at_channel(const A* p, int64_t stride) {
+  const Vec<A> zero = {};
+  return {zero + p[0], zero + p[stride], zero + p[2 * stride], zero + p[3 * stride], zero + p[4 * stride]};
+}
+
+// Elements read as the accumulation type: in place, or through a buffer.
+template <class T>
+struct Source {
+  using A = typename T::Acc;
+  A buffer[kStoredWide<T> ? 1 : kBuffer];
+
+  // `rows` stretches of `width` elements, `stride` apart, of which the result is `out_stride` apart.
+  GS_INLINE const A* read(const void* p_, int64_t first, int64_t rows, int64_t stride, int64_t width,
+                          int64_t* out_stride) {
+    auto* p = static_cast<const typename T::Storage*>(p_) + first;
+    if constexpr (kStoredWide<T>) {
+      *out_stride = stride;
+      return p;
+    } else {
+      *out_stride = width;
+      if (width == stride) widen<T>(p, rows * width, buffer);
+      else for (int64_t row = 0; row < rows; ++row) widen<T>(p + row * stride, width, buffer + row * width);
+      return buffer;
+    }
+  }
+};
+
+template <class T>
+GS_INLINE int64_t rows_at_once(int64_t rows, int64_t width) {
+  return kStoredWide<T> ? rows : kBuffer / width;
+}
+
+// --- sums down columns ----------------------------------------------------------------------------------------------
+
+template <class A>
+struct Sums {
+  A first[kChunk + kLane], second[kChunk + kLane], shift[kChunk + kLane];
+};
+
+// Adds term(row, column, lanes) of `rows` rows of one chunk.
+template <class A, class F>
+GS_INLINE void add_rows(Sums<A>& sums, int64_t width, int64_t rows, F term) {
+  const auto add = [&](int64_t row, int64_t end) GS_FLAT {
+    for (int64_t column = 0; column < width; column += kLane) {
+      auto first = read16<A>(sums.first + column), second = read16<A>(sums.second + column);
+      const int64_t lanes = least(kLane, width - column);
+      for (int64_t r = row; r < end; ++r) term(r, column, lanes, first, second);
+      write16<A>(sums.first + column, first);
+      write16<A>(sums.second + column, second);
+    }
+  };
+  int64_t row = 0;
+  for (; row + kRowsAtOnce <= rows; row += kRowsAtOnce) add(row, row + kRowsAtOnce);
+  for (; row < rows; ++row) add(row, row + 1);
+}
+
+template <class A>
+__attribute__((noinline)) void add_moments(const A* x, int64_t rows, int64_t stride, int64_t width, Sums<A>& sums) {
+  add_rows<A>(sums, width, rows, [&](int64_t row, int64_t column, int64_t lanes, Vec<A>& sum, Vec<A>& square) GS_FLAT {
+    const Vec<A> d = read_some<A>(x + row * stride + column, lanes) - read16<A>(sums.shift + column);
+    sum += d;
+    square += d * d;
+  });
+}
+
+template <class A>
+__attribute__((noinline)) void add_products(const A* gy, const A* x, int64_t rows, int64_t stride, int64_t width,
+                                            const A* p, int64_t p_stride, int activation, A slope, Sums<A>& sums) {
+  with_activation(activation, [&](auto kind) GS_FLAT {
+    add_rows<A>(sums, width, rows, [&](int64_t row, int64_t column, int64_t lanes, Vec<A>& a, Vec<A>& b) GS_FLAT {
+      const At<A> at = at_column<A>(p + column, p_stride, lanes);
+      const Vec<A> d = read_some<A>(x + row * stride + column, lanes) - at.mean;
+      const Vec<A> g = derived16<decltype(kind)::value, A>(read_some<A>(gy + row * stride + column, lanes),
+                                                           d * at.scale + at.shift, slope);
+      a += g;
+      b += g * d;
+    });
+  });
+}
+
+template <class T>
+void column_moments_one(const void* x, int64_t rows, int64_t stride, int64_t live, double* totals) {
+  using A = typename T::Acc;
+  Source<T> source;
+  Sums<A> sums;
+  for (int64_t start = 0; start < live; start += kChunk) {
+    const int64_t width = least(kChunk, live - start);
+    for (int64_t block = 0; block < rows; block += kBlockRows) {
+      const int64_t end = least(rows, block + kBlockRows), each = rows_at_once<T>(end - block, width);
+      int64_t s;
+      sums = {};
+      // About the block's first row: a mean far from 0 costs no accuracy.
+      __builtin_memcpy(sums.shift, source.read(x, block * stride + start, 1, stride, width, &s), width * sizeof(A));
+      for (int64_t row = block; row < end; row += each) {
+        const int64_t count = least(each, end - row);
+        const A* from = source.read(x, row * stride + start, count, stride, width, &s);
+        add_moments<A>(from, count, s, width, sums);
+      }
+      const double count = static_cast<double>(end - block);
+      for (int64_t i = 0; i < width; ++i) {
+        const double shift = sums.shift[i], sum = sums.first[i];
+        totals[start + i] += sum + count * shift;
+        totals[stride + start + i] += sums.second[i] + shift * (2 * sum + count * shift);
+      }
+    }
+  }
+}
+
+template <class T>
+void column_sums_one(const void* gy, const void* x, int64_t rows, int64_t stride, int64_t live,
+                     const void* parameters, double* totals, int activation, double slope) {
+  using A = typename T::Acc;
+  auto* p = static_cast<const A*>(parameters);
+  Source<T> gy_source, x_source;
+  Sums<A> sums;
+  for (int64_t start = 0; start < live; start += kChunk) {
+    const int64_t width = least(kChunk, live - start);
+    for (int64_t block = 0; block < rows; block += kBlockRows) {
+      const int64_t end = least(rows, block + kBlockRows), each = rows_at_once<T>(end - block, width);
+      sums = {};
+      for (int64_t row = block; row < end; row += each) {
+        const int64_t count = least(each, end - row), first = row * stride + start;
+        int64_t s;
+        const A* g = gy_source.read(gy, first, count, stride, width, &s);
+        const A* v = x_source.read(x, first, count, stride, width, &s);
+        add_products<A>(g, v, count, s, width, p + start, stride, activation, static_cast<A>(slope), sums);
+      }
+      for (int64_t i = 0; i < width; ++i) {
+        totals[start + i] += sums.first[i];
+        totals[stride + start + i] += sums.second[i];
+      }
+    }
+  }
+}
+
+// --- sums along runs ------------------------------------------------------------------------------------------------
+
+struct Pair {
+  double first, second;
+};
+
+// The totals of term(offset, lanes, a, b) over `rows` stretches of `width` elements.
+template <class A, class F>
+GS_INLINE Pair reduce_rows(int64_t rows, int64_t stride, int64_t width, F term) {
+  Vec<A> a0 = {}, b0 = {}, a1 = {}, b1 = {};
+  for (int64_t row = 0; row < rows; ++row) {
+    int64_t i = row * stride;
+    const int64_t end = i + width;
+    for (; i + 2 * kLane <= end; i += 2 * kLane) {
+      term(i, kLane, a0, b0);
+      term(i + kLane, kLane, a1, b1);
+    }
+    if (i + kLane <= end) {
+      term(i, kLane, a0, b0);
+      i += kLane;
+    }
+    if (i < end) term(i, end - i, a1, b1);
+  }
+  return {total16<A>(a0 + a1), total16<A>(b0 + b1)};
+}
+
+template <class A>
+__attribute__((noinline)) Pair reduce_moments(const A* x, int64_t rows, int64_t stride, int64_t width, A shift) {
+  return reduce_rows<A>(rows, stride, width, [&](int64_t i, int64_t lanes, Vec<A>& sum, Vec<A>& square) GS_FLAT {
+    const Vec<A> d = read_some<A>(x + i, lanes, shift) - shift;
+    sum += d;
+    square += d * d;
+  });
+}
+
+template <class A>
+__attribute__((noinline)) Pair reduce_products(const A* gy, const A* x, int64_t rows, int64_t stride, int64_t width,
+                                               const A* p, int64_t p_stride, int activation, A slope) {
+  const A mean = p[0], scale = p[p_stride], shift = p[2 * p_stride];
+  Pair sums = {0, 0};
+  with_activation(activation, [&](auto kind) GS_FLAT {
+    sums = reduce_rows<A>(rows, stride, width, [&](int64_t i, int64_t lanes, Vec<A>& a, Vec<A>& b) GS_FLAT {
+      const Vec<A> d = read_some<A>(x + i, lanes) - mean;
+      const Vec<A> g = derived16<decltype(kind)::value, A>(read_some<A>(gy + i, lanes), d * scale + shift, slope);
+      a += g;
+      b += g * d;
+    });
+  });
+  return sums;
+}
+
+// Visits every channel's runs in blocks, short runs of several samples together: block(channel, first element, stretches,
+// elements of one).
+template <class F>
+GS_INLINE void over_runs(int64_t outer, int64_t channels, int64_t inner, F block) {
+  const int64_t together = inner >= kRunsAtLeast ? 1 : kRunsAtLeast / inner;
+  for (int64_t sample = 0; sample < outer; sample += together) {
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      for (int64_t start = 0; start < inner; start += kRunBlock) {
+        block(channel, (sample * channels + channel) * inner + start, least(together, outer - sample),
+              least(kRunBlock, inner - start));
+      }
+    }
+  }
+}
+
+template <class T>
+void run_moments_one(const void* x, int64_t outer, int64_t channels, int64_t inner, double* totals) {
+  using A = typename T::Acc;
+  Source<T> source;
+  over_runs(outer, channels, inner, [&](int64_t channel, int64_t first, int64_t rows, int64_t width) {
+    int64_t s;
+    const A* from = source.read(x, first, rows, channels * inner, width, &s);
+    const A shift = from[0];
+    const Pair sums = reduce_moments<A>(from, rows, s, width, shift);
+    const double about = shift, count = static_cast<double>(rows * width);
+    totals[channel] += sums.first + count * about;
+    totals[channels + channel] += sums.second + about * (2 * sums.first + count * about);
+  });
+}
+
+template <class T>
+void run_sums_one(const void* gy, const void* x, int64_t outer, int64_t channels, int64_t inner,
+                  const void* parameters, double* totals, int activation, double slope) {
+  using A = typename T::Acc;
+  auto* p = static_cast<const A*>(parameters);
+  Source<T> gy_source, x_source;
+  over_runs(outer, channels, inner, [&](int64_t channel, int64_t first, int64_t rows, int64_t width) {
+    int64_t s;
+    const A* g = gy_source.read(gy, first, rows, channels * inner, width, &s);
+    const A* v = x_source.read(x, first, rows, channels * inner, width, &s);
+    const Pair sums = reduce_products<A>(g, v, rows, s, width, p + channel, channels, activation, static_cast<A>(slope));
+    totals[channel] += sums.first;
+    totals[channels + channel] += sums.second;
+  });
+}
+
+// --- maps -----------------------------------------------------------------------------------------------------------
+
+template <int mode, int kind, class A>
+GS_INLINE void map_lanes(const A* gy, const A* x, A* out, int64_t lanes, const At<A>& at, A slope) {
+  const Vec<A> d = read_some<A>(x, lanes) - at.mean, z = d * at.scale + at.shift;
+  Vec<A> value;
+  if constexpr (mode == cpu::kForward) {
+    value = activate16<kind, A>(z, slope);
+  } else {
+    const Vec<A> g = derived16<kind, A>(read_some<A>(gy, lanes), z, slope);
+    value = mode == cpu::kBackwardConstant ? at.scale * g : at.scale * ((g - at.offset) - d * at.b);
+  }
+  write_some<A>(out, lanes, value);
+}
+
+// Calls f with the mode and the activation as types.
+template <class F>
+GS_INLINE void with_mode(int mode, int activation, F f) {
+  with_activation(activation, [&](auto kind) GS_FLAT {
+    if (mode == cpu::kForward) f(Kind<cpu::kForward>{}, kind);
+    else if (mode == cpu::kBackwardConstant) f(Kind<cpu::kBackwardConstant>{}, kind);
+    else f(Kind<cpu::kBackwardBatch>{}, kind);
+  });
+}
+
+template <class A>
+__attribute__((noinline)) void map_columns(const A* gy, const A* x, A* out, int64_t rows, int64_t width, const A* p,
+                                           int64_t p_stride, int mode, int activation, A slope) {
+  with_mode(mode, activation, [&](auto way, auto kind) GS_FLAT {
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t column = 0; column < width; column += kLane) {
+        const int64_t here = row * width + column, lanes = least(kLane, width - column);
+        map_lanes<decltype(way)::value, decltype(kind)::value, A>(gy + here, x + here, out + here, lanes,
+                                                                  at_column<A>(p + column, p_stride, lanes), slope);
+      }
+    }
+  });
+}
+
+template <class A>
+__attribute__((noinline)) void map_runs(const A* gy, const A* x, A* out, int64_t first, int64_t last, int64_t width,
+                                        const A* p, int64_t channels, int mode, int activation, A slope) {
+  with_mode(mode, activation, [&](auto way, auto kind) GS_FLAT {
+    for (int64_t run = first; run < last; ++run) {
+      const At<A> at = at_channel<A>(p + run % channels, channels);
+      const int64_t start = (run - first) * width;
+      for (int64_t i = 0; i < width; i += kLane) {
+        const int64_t here = start + i, lanes = least(kLane, width - i);
+        map_lanes<decltype(way)::value, decltype(kind)::value, A>(gy + here, x + here, out + here, lanes, at, slope);
+      }
+    }
+  });
+}
+
+// Calls f(gy, x, out) in the accumulation type for `count` elements in a row, gy being absent in the forward pass.
+template <class T, class F>
+GS_INLINE void widened(const void* gy_, const void* x_, void* out_, int64_t first, int64_t count, Source<T>& gy_source,
+                       Source<T>& x_source, F f) {
+  auto* out = static_cast<typename T::Storage*>(out_) + first;
+  int64_t s;
+  const auto* gy = gy_ ? gy_source.read(gy_, first, 1, count, count, &s) : nullptr;
+  const auto* x = x_source.read(x_, first, 1, count, count, &s);
+  if constexpr (kStoredWide<T>) {
+    f(gy, x, out);
+  } else {
+    f(gy, x, x_source.buffer);  // in place
+    narrow<T>(x_source.buffer, count, out);
+  }
+}
+
+template <class T>
+void column_map_one(const void* gy, const void* x, void* out, int64_t rows, int64_t stride, int64_t live,
+                    const void* parameters, int mode, int activation, double slope) {
+  using A = typename T::Acc;
+  auto* p = static_cast<const A*>(parameters);
+  Source<T> gy_source, x_source;
+  // Whole rows together where they fit the buffer, else one row in parts.
+  const int64_t part = kStoredWide<T> ? live : least(live, kBuffer);
+  const int64_t together = live < stride || part < live ? 1 : rows_at_once<T>(rows, part);
+  for (int64_t row = 0; row < rows; row += together) {
+    for (int64_t start = 0; start < live; start += part) {
+      const int64_t width = least(part, live - start), count = least(together, rows - row);
+      widened<T>(gy, x, out, row * stride + start, count * width, gy_source, x_source,
+                 [&](const A* g, const A* v, A* o) GS_FLAT {
+        map_columns<A>(g, v, o, count, width, p + start, stride, mode, activation, static_cast<A>(slope));
+      });
+    }
+  }
+}
+
+template <class T>
+void run_map_one(const void* gy, const void* x, void* out, int64_t first, int64_t last, int64_t channels,
+                 int64_t inner, const void* parameters, int mode, int activation, double slope) {
+  using A = typename T::Acc;
+  auto* p = static_cast<const A*>(parameters);
+  Source<T> gy_source, x_source;
+  const int64_t part = kStoredWide<T> ? inner : least(inner, kBuffer);
+  const int64_t together = part < inner ? 1 : rows_at_once<T>(last - first, part);
+  for (int64_t run = first; run < last; run += together) {
+    for (int64_t start = 0; start < inner; start += part) {
+      const int64_t width = least(part, inner - start), count = least(together, last - run);
+      widened<T>(gy, x, out, run * inner + start, count * width, gy_source, x_source,
+                 [&](const A* g, const A* v, A* o) GS_FLAT {
+        map_runs<A>(g, v, o, run, run + count, width, p, channels, mode, activation, static_cast<A>(slope));
+      });
+    }
+  }
+}
+
+#define GS_EACH(fn) {fn<F32>, fn<F64>, fn<F16>, fn<BF16>}
+constexpr cpu::NormTable kTable = {
+    GS_EACH(column_moments_one), GS_EACH(run_moments_one), GS_EACH(column_sums_one),
+    GS_EACH(run_sums_one),       GS_EACH(column_map_one),  GS_EACH(run_map_one),
+};
+
+}  // namespace
+
+namespace ganscale::cpu {
+#define GS_JOIN(a, b) a##b
+#define GS_TABLE(isa) GS_JOIN(norm_table_, isa)
+const NormTable* GS_TABLE(GS_ISA)() { return &kTable; }
+}  // namespace ganscale::cpu
