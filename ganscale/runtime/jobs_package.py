@@ -151,7 +151,7 @@ def _is_below(target: Path, name: str, path: Path) -> bool:
 
 
 def mebibytes(size: int) -> str:
-    """Write a number of bytes in MiB with one digit, a small one in KiB or bytes."""
+    """Write a number of bytes in MiB with one digit, a small one in KiB or B."""
     if size < 2**10:
-        return f"{size} bytes"
+        return f"{size} B"
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 / 10 else f"{size / 2**10:.1f} KiB"

@@ -89,7 +89,7 @@ def find_token(*, insecure: bool) -> str | None:
         if insecure:
             return None
         raise
-    token = path.read_text().strip()
+    token = path.read_text(encoding="utf-8", errors="replace").strip()
     if not token.isascii() or not token.isprintable() or not token:
         got = "an empty file" if not token else "a file that holds something else"
         raise UserError(f"the Ray token in {path}", "be one line of text", got, "copy it from the head node again")
@@ -102,6 +102,7 @@ class JobServer:
     def __init__(self, url: str, token: str | None) -> None:
         self.url, self.token = url, token
         self._session = requests.Session()
+        self._session.trust_env = not is_loopback(url)  # a proxy knows another localhost
 
     @property
     def headers(self) -> dict[str, str]:
@@ -110,8 +111,9 @@ class JobServer:
 
     def ray_version(self) -> str:
         """Return the version of Ray on the cluster."""
+        answer = self._ask("GET", "/api/version")
         try:
-            return str(self._ask("GET", "/api/version").json()["ray_version"])
+            return str(answer.json()["ray_version"])
         except (ValueError, KeyError, TypeError):
             raise self._not_ray() from None
 
