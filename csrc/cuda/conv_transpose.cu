@@ -5,8 +5,6 @@
 
 namespace ganscale::cuda {
 
-Status conv_transpose_few(const View&, const View&, const View&, const View&, const ConvShape&, int, double, const Exec&) { return fail(kNotBuilt, "conv_transpose_few is not built"); }
-int64_t conv_transpose_few_workspace_bytes(const View&, const View&, const View&, const ConvShape&) { return 0; }
 Status conv_transpose(const View&, const View&, const View&, const View&, const View&, const View&, const ConvShape&, int, double, bool, const Exec&) { return fail(kNotBuilt, "conv_transpose is not built"); }
 int64_t conv_transpose_workspace_bytes(const View&, const View&, const View&, const ConvShape&) { return 0; }
 
