@@ -17,6 +17,7 @@ import click
 
 from ganscale.cli.output import stdout_kept_for_results
 from ganscale.errors import GanscaleError, Interrupted, UserError, nearest, unknown
+from ganscale.files import full_disk, is_full_disk
 
 # what the file system says of a path that the user chose badly
 _UNUSABLE = {
@@ -111,9 +112,9 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 2, str(explain_usage(error))
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return Interrupted.exit_code, "the command has not finished"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" at {error.filename}" if error.filename else ""
-        return 1, f"the disk must have room{where}, got {error.strerror}; free some, or choose another directory"
+    if is_full_disk(error):
+        where = getattr(error, "filename", None) or "this machine"
+        return 1, str(full_disk(where, "free some, or choose another directory"))
     if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename:
         return 2, f"{error.filename} must be usable, got {error.strerror}; change it, or choose another path"
     kind = type(error).__name__

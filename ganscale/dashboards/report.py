@@ -5,7 +5,6 @@ It works for a run at any stage; what is not there yet is named, with the comman
 
 from __future__ import annotations
 
-import os
 import shlex
 from html import escape
 from pathlib import Path
@@ -16,6 +15,7 @@ from ganscale.dashboards.page import code, details, document, figure, note, png_
 from ganscale.dashboards.report_explanations import explanations_section
 from ganscale.dashboards.report_numbers import metrics_section, progress_section
 from ganscale.dashboards.run_facts import RunFacts, read_run
+from ganscale.files import replace_text
 
 REPORT = "report.html"
 _STRIP = 6  # grids over time
@@ -30,12 +30,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     facts = read_run(run_dir)
     target = facts.path / REPORT
-    aside = target.with_name(f".{REPORT}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(render(facts), encoding="utf-8")
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+    replace_text(target, render(facts))
     return target
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from ganscale.data import idx
 from ganscale.errors import DataError
+from ganscale.files import written_aside
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +42,15 @@ def download_idx(name: str, url: str, sha256: Mapping[str, str], *, into: Path) 
 
 def _fetch(url: str, target: Path, expected: str) -> None:
     log.info("fetching %s", url)
-    aside = target.with_name(f".{os.getpid()}.{target.name}")  # keeps the .gz ending, by which idx files are read
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-            content = response.read(MAX_DOWNLOAD_BYTES + 1)
-        if len(content) > MAX_DOWNLOAD_BYTES:
-            raise OSError(f"{url} is larger than {MAX_DOWNLOAD_BYTES} bytes")
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+        content = response.read(MAX_DOWNLOAD_BYTES + 1)
+    if len(content) > MAX_DOWNLOAD_BYTES:
+        raise OSError(f"{url} is larger than {MAX_DOWNLOAD_BYTES} bytes")
+    with written_aside(target) as aside:  # it keeps the .gz ending, by which idx files are read
         aside.write_bytes(content)
         _, found = idx.read_idx(aside)
         if found != expected:
             raise DataError(url, f"have the published SHA-256 {expected}", found, "fetch it from another place")
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 @contextmanager

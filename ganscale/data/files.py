@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from ganscale.data.dataset import Dataset, Kind, Split, fingerprint, stratified_
 from ganscale.data.inspection import DECODE_THREADS, GoodFile, Inspection, inspect
 from ganscale.data.keyed import keyed_index
 from ganscale.errors import DataError, RunFailed
+from ganscale.files import replace_text
 
 if TYPE_CHECKING:
     import torch
@@ -133,10 +133,5 @@ def write_quarantine(run_dir: str | Path, dataset: Dataset) -> Path:
         "files": dataset.num_files,
         "quarantined": list(dataset.quarantine),
     }
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(json.dumps(page, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    replace_text(path, json.dumps(page, indent=2) + "\n")
     return path

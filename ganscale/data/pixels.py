@@ -6,11 +6,12 @@ Legend: N images, C channels, H height, W width.
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ganscale.files import written_aside
 
 if TYPE_CHECKING:
     import torch
@@ -78,10 +79,6 @@ def save_png(path: str | Path, array: np.ndarray) -> Path:
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_aside(path) as aside:
         Image.fromarray(np.ascontiguousarray(array)).save(aside, format="PNG")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path

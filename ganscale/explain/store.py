@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import math
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ganscale.errors import RunFailed
 from ganscale.explain.errors import ExplanationFileError
 from ganscale.explain.types import Explanation, Score, Target
+from ganscale.files import full_disk, is_full_disk, new_directory, sha256_of
 
 SCHEMA = 1
 TENSORS = "values.safetensors"
@@ -40,27 +35,17 @@ def save(explanation: Explanation, directory: Path, *, also_write: Callable[[Pat
     directory = Path(directory)
     if directory.exists():
         raise ExplanationFileError(str(directory), "not exist yet", "a directory", "save under another name")
-    temporary = directory.parent / f".tmp-{directory.name}-{uuid.uuid4().hex[:8]}"
     try:
-        temporary.mkdir(parents=True)
-        save_file(_flatten(explanation), temporary / TENSORS)
-        document = _to_document(explanation, sha256=_sha256(temporary / TENSORS))
-        (temporary / DOCUMENT).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        if also_write is not None:
-            also_write(temporary)
-        for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
-        temporary.rename(directory)
-        _sync(directory.parent)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        # safetensors reports a full disk as its own exception, with the system's words inside
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise RunFailed(
-                f"no space left on the disk of {directory.parent}; nothing half-written was kept"
-            ) from error
-        raise
+        with new_directory(directory) as aside:
+            save_file(_flatten(explanation), aside / TENSORS)
+            document = _to_document(explanation, sha256=sha256_of(aside / TENSORS))
+            (aside / DOCUMENT).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            if also_write is not None:
+                also_write(aside)
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise full_disk(directory.parent, "nothing half-written was kept; free some") from error
     return directory
 
 
@@ -82,7 +67,7 @@ def load(directory: Path) -> Explanation:
         raise ExplanationFileError(str(tensors_path), "exist", "no such file", remedy)
     try:
         expected = document["tensors"]["sha256"]
-        if _sha256(tensors_path) != expected:
+        if sha256_of(tensors_path) != expected:
             raise ExplanationFileError(str(tensors_path), f"match the SHA-256 in {DOCUMENT}", "other content", remedy)
         tensors = load_file(tensors_path)
         return Explanation(
@@ -134,16 +119,3 @@ def _to_score(entry: Mapping[str, Any]) -> Score:
     reason = entry.get("reason", {})
     numbers = {name: float(reason[name]) if name in reason else entry[name] for name in _NUMBERS}
     return Score(**numbers, n=entry["n"], better=entry["better"])
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,17 +17,13 @@ import safetensors.torch
 import torch
 
 from ganscale.errors import CheckpointError
+from ganscale.files import cache_dir, new_directory
 from ganscale.metrics.in_domain import InDomainCNN, TrainingSet, recipe, train_classifier
 
 SCHEMA = 1
 WEIGHTS, FACTS = "weights.safetensors", "classifier.json"
 
 Say = Callable[[str], None]
-
-
-def cache_dir() -> Path:
-    """``$GANSCALE_CACHE`` where it is set, else ``~/.cache/ganscale``."""
-    return Path(os.environ.get("GANSCALE_CACHE") or Path.home() / ".cache" / "ganscale")
 
 
 def in_domain_classifier(
@@ -67,7 +60,6 @@ def in_domain_classifier(
 
 def save_classifier(network: InDomainCNN, entry: Path, *, fingerprint: str = "") -> None:
     """Write the network as the directory ``entry``, whole or not at all; an entry of that name is replaced."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
     weights = network.to_bytes()
     facts = {
         "schema": SCHEMA,
@@ -80,13 +72,13 @@ def save_classifier(network: InDomainCNN, entry: Path, *, fingerprint: str = "")
         "fingerprint": fingerprint,
         "torch": torch.__version__,
     }
-    aside = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
     try:
-        _write(aside / WEIGHTS, weights)
-        _write(aside / FACTS, json.dumps(facts, indent=2).encode())
-        _swap_in(aside, entry)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with new_directory(entry) as aside:
+            (aside / WEIGHTS).write_bytes(weights)
+            (aside / FACTS).write_text(json.dumps(facts, indent=2))
+    except OSError:
+        if not (entry / FACTS).exists():  # else another process has just written the same
+            raise
 
 
 def load_classifier(entry: Path) -> InDomainCNN:
@@ -112,26 +104,6 @@ def load_classifier(entry: Path) -> InDomainCNN:
 
 def _refusal(path: Path, rule: str, got: str) -> CheckpointError:
     return CheckpointError(f"the cached classifier {path}", rule, got, "delete it")
-
-
-def _swap_in(aside: Path, entry: Path) -> None:
-    """Rename ``aside`` to ``entry``; an old entry goes first, one that another process has just written may stay."""
-    if entry.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{entry.name}-old-", dir=entry.parent))
-        os.replace(entry, old)  # an empty directory may be replaced by another one
-        shutil.rmtree(old, ignore_errors=True)
-    try:
-        os.rename(aside, entry)
-    except OSError:
-        if not (entry / FACTS).exists():
-            raise
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _key(fingerprint: str, seed: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from ganscale.config import DataConfig, override
 from ganscale.data import keyed, open_dataset
 from ganscale.data.dataset import Dataset
 from ganscale.errors import UserError, unknown
+from ganscale.files import replace_text
 from ganscale.metrics import METRICS, MetricValue, TrainingSet, gaussian_grid_report, in_domain_classifier, measure
 from ganscale.runtime.run import Networks, untrained_networks
 from ganscale.training.checkpoint import checkpoint_name
@@ -141,12 +141,7 @@ def _write(found: Evaluation) -> None:
         "untrained": None if found.untrained is None else _plain(found.untrained),
     }
     found.path.parent.mkdir(exist_ok=True)
-    temporary = found.path.with_suffix(".tmp")
-    try:
-        temporary.write_text(json.dumps(page, indent=2, allow_nan=False) + "\n")
-        os.replace(temporary, found.path)
-    finally:
-        temporary.unlink(missing_ok=True)  # there only where the disk was full
+    replace_text(found.path, json.dumps(page, indent=2, allow_nan=False) + "\n")
 
 
 def _plain(values: Mapping[str, MetricValue]) -> dict[str, Any]:

@@ -5,10 +5,10 @@ A mistake that would repeat itself is never retried; a lost process or node is; 
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 
 from ganscale.errors import GanscaleError, RunFailed
+from ganscale.files import full_disk, is_full_disk
 
 MAX_FAILURES_IN_A_ROW = 5  # without a new checkpoint between them
 
@@ -28,7 +28,6 @@ _LOST = {
 }
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer")  # gloo says so in a plain RuntimeError
 _WOULD_REPEAT = (ValueError, TypeError, LookupError, ImportError, FileNotFoundError, PermissionError, AttributeError)
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def reason_to_stop(
@@ -64,8 +63,8 @@ def signature(failures: Mapping[int, BaseException]) -> str:
 def _deterministic(rank: int, error: BaseException) -> RunFailed | None:
     if _is_named(error, _OUT_OF_MEMORY):
         return RunFailed(f"worker {rank} ran out of memory; lower train.batch or model.width, or use more workers")
-    if isinstance(error, OSError) and error.errno in _FULL_DISK:
-        return RunFailed(f"no space left on the disk ({error.filename or f'of worker {rank}'}); free some")
+    if is_full_disk(error):
+        return full_disk(getattr(error, "filename", None) or f"worker {rank}")
     if isinstance(error, _WOULD_REPEAT) and not _is_lost(error):
         return RunFailed(f"worker {rank} stopped with {_words(error)}")
     return None

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import os
 import platform
 import shutil
 import signal
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ganscale.config import RunConfig, override
 from ganscale.errors import GanscaleError, Interrupted, RunFailed, UserError
+from ganscale.files import replace_text
 from ganscale.runtime.failures import reason_to_stop
 from ganscale.runtime.follow import Follower, OnTick
 from ganscale.runtime.placement import Plan, place
@@ -130,9 +130,7 @@ def _write_start(
         page |= {"created": resumption.page["created"], "command": resumption.page["command"]}
         event = {"at": _now(), "images": resumption.images, "command": list(command), "changes": resumption.changes}
         page["resumed"] = [*resumption.page.get("resumed", []), event]
-    temporary = run_dir / f".{CONFIG}.tmp"
-    temporary.write_text(json.dumps(page, indent=2) + "\n")
-    os.replace(temporary, run_dir / CONFIG)
+    replace_text(run_dir / CONFIG, json.dumps(page, indent=2) + "\n")
 
 
 def _train(

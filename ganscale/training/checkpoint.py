@@ -6,12 +6,7 @@ name, then renamed once. The manifest holds the size and SHA-256 of every part, 
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +15,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ganscale.errors import CheckpointError, RunFailed
+from ganscale.errors import CheckpointError
+from ganscale.files import full_disk, is_full_disk, new_directory, remove_directory, sha256_of
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -49,30 +45,18 @@ def commit(root: Path, images: int, parts: Mapping[str, Mapping[str, Tensor]], m
     is full it raises RunFailed and leaves nothing half-written.
     """
     target = root / checkpoint_name(images)
-    temporary = root / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
     try:
-        temporary.mkdir(parents=True)
-        for part, tensors in parts.items():
-            save_file(dict(tensors), temporary / f"{part}.safetensors")
-        files = {file.name: _describe(file) for file in sorted(temporary.iterdir())}
-        manifest = {"schema": SCHEMA, "images": images, **meta, "files": files}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
-        if target.exists():  # a damaged one, or the same run going over old ground
-            shutil.rmtree(target)
-        temporary.rename(target)
-        _sync(root)
+        with new_directory(target) as aside:
+            for part, tensors in parts.items():
+                save_file(dict(tensors), aside / f"{part}.safetensors")
+            files = {file.name: _describe(file) for file in sorted(aside.iterdir())}
+            manifest = {"schema": SCHEMA, "images": images, **meta, "files": files}
+            (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        # safetensors reports a full disk as its own exception, with the system's words inside
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise RunFailed(
-                f"no space left on the disk of {root} for checkpoint {target.name}; earlier checkpoints are whole; "
-                f"free some space and go on with ganscale launch --resume {root.parent}"
-            ) from error
-        raise
+        if not is_full_disk(error):
+            raise
+        way_on = f"earlier checkpoints are whole; free some and go on with ganscale launch --resume {root.parent}"
+        raise full_disk(root, f"checkpoint {target.name} was not written; {way_on}") from error
     return target
 
 
@@ -96,7 +80,7 @@ def verify(path: Path) -> dict[str, Any]:
         size = file.stat().st_size if file.is_file() else None
         if size != expected["bytes"]:
             raise CheckpointError(str(file), f"have {expected['bytes']} bytes", size, remedy)
-        if _describe(file)["sha256"] != expected["sha256"]:
+        if sha256_of(file) != expected["sha256"]:
             raise CheckpointError(str(file), "match the SHA-256 in its manifest", "other content", remedy)
     return manifest
 
@@ -134,7 +118,7 @@ def newest_good(run_dir: Path) -> tuple[Path | None, list[CheckpointError]]:
 def prune(root: Path, keep: int) -> None:
     """Delete all but the newest ``keep`` checkpoints."""
     for path in names(root)[:-keep]:
-        shutil.rmtree(path)
+        remove_directory(path)
 
 
 def _offer_previous(path: Path) -> str:
@@ -145,13 +129,4 @@ def _offer_previous(path: Path) -> str:
 
 
 def _describe(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from ganscale.config import RunConfig
 from ganscale.data.pixels import image_grid, save_png, to_uint8
+from ganscale.files import replace_text
 from ganscale.training.checkpoint import checkpoint_name
 from ganscale.training.process_group import Group
 from ganscale.training.random import Draws
@@ -39,9 +39,7 @@ class Journal:
                 continue
             if tick["images"] <= images and not tick["partial"]:
                 kept.append(line + "\n")
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        replace_text(path, "".join(kept))
 
     def append(self, tick: TickRecord) -> None:
         """Add one line; keys of ``scalars`` are those of the TensorBoard page."""

@@ -6,7 +6,6 @@ All cadences are in images, so they mean the same for any batch and any number o
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -18,7 +17,8 @@ import torch
 from ganscale import ops
 from ganscale.config import RunConfig
 from ganscale.data import ShardedBatches, open_dataset
-from ganscale.errors import CheckpointError, NonFiniteError, RunFailed
+from ganscale.errors import CheckpointError, NonFiniteError
+from ganscale.files import full_disk, is_full_disk
 from ganscale.training import checkpoint as checkpoints
 from ganscale.training.cuda_graphs import GraphedPhases, refuse_where_impossible
 from ganscale.training.journal import Journal
@@ -101,7 +101,7 @@ class Trainer:
                 real = self._to_device(next(batches).images)
                 train_step(state, self.phases, real, self.draws, self._autocast, self.gradients)
             except NonFiniteError as error:
-                raise NonFiniteError(f"{error}{self._way_on()}") from None
+                raise NonFiniteError(f"{error}; {self._way_on()}") from None
             if self._crossed(before, config.sample.every_kimg):
                 self._sample()
             # the tick comes before the save, so a checkpoint never holds statistics that a written line already has
@@ -214,11 +214,11 @@ class Trainer:
         try:
             return write()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full_disk(error):
                 raise
-            raise RunFailed(f"no space left on the disk of {self.run_dir}{self._way_on()}") from error
+            raise full_disk(self.run_dir, self._way_on()) from error
 
     def _way_on(self) -> str:
         if self.newest is None:
-            return "; nothing was saved yet"
-        return f"; saved up to {self.newest.name}; go on with ganscale launch --resume {self.run_dir}"
+            return "nothing was saved yet"
+        return f"saved up to {self.newest.name}; go on with ganscale launch --resume {self.run_dir}"

@@ -41,7 +41,7 @@ def test_a_lost_process_and_the_unknown_are_retried(failures):
         (FileNotFoundError(2, "gone", "a.png"), "a.png"),
         (OutOfMemoryError("CUDA out of memory"), "worker 1 ran out of memory; lower train.batch"),
         (MemoryError(), "ran out of memory"),
-        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "no space left on the disk (/x/y)"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "no space left on the disk of /x/y"),
     ],
 )
 def test_what_would_repeat_itself_ends_the_run_at_once_in_one_line(error, words):

@@ -149,7 +149,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_with_the_way_on(tmp_path,
     with pytest.raises(RunFailed) as caught:
         launch(tiny_config(), name="full", runs_dir=tmp_path, workers=0)
     assert str(caught.value) == (
-        "no space left on the disk (events.out); free some; saved kimg-000000.256; "
+        "no space left on the disk of events.out; free some; saved kimg-000000.256; "
         f"go on with ganscale launch --resume {tmp_path / 'full'}"
     )
 

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
+import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
 
+from ganscale import files
 from ganscale.errors import CheckpointError, RunFailed
 from ganscale.training import checkpoint as cp
 
-
-def parts() -> dict[str, dict[str, torch.Tensor]]:
-    return {"generator": {"w": torch.arange(1000.0)}, "critic": {"b": torch.ones(3)}}
+FORK = multiprocessing.get_context("fork")  # a start that costs nothing: some thirty processes die here
 
 
-def commit(root: Path, images: int) -> Path:
-    return cp.commit(root, images, parts(), {"note": "x"})
+def parts(value: float = 1.0) -> dict[str, dict[str, torch.Tensor]]:
+    return {"generator": {"w": torch.arange(1000.0)}, "critic": {"b": torch.full((3,), value)}}
+
+
+def commit(root: Path, images: int, value: float = 1.0) -> Path:
+    return cp.commit(root, images, parts(value), {"note": "x"})
 
 
 def test_names_sort_as_numbers_do():
@@ -58,25 +65,56 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_offered(t
     assert len(refused) == 1
 
 
-def test_a_commit_that_dies_at_any_file_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    root = tmp_path / "checkpoints"
+def commit_and_die(root: Path, limit: int, told: Connection) -> None:
+    """In a process of its own: replace a checkpoint, and be killed at the file operation number ``limit``."""
+    seen = 0
+
+    def step() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == limit:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir") and str(root) in str(arguments[0]):
+            step()
+
+    sync = files.sync
+    files.sync = lambda path: (step(), sync(path), step())
+    sys.addaudithook(watch)
+    commit(root, 16000, value=2.0)
+    told.send(seen)
+
+
+def run_until(root: Path, limit: int) -> int | None:
+    """Return how many file operations the commit took, None where it was killed."""
     commit(root, 8000)
-    real_sync = cp._sync
-    for dies_at in range(4):
-        calls = 0
+    commit(root, 16000, value=1.0)
+    mine, theirs = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=commit_and_die, args=(root, limit, theirs))
+    process.start()
+    theirs.close()
+    process.join()
+    assert process.exitcode == (-signal.SIGKILL if limit else 0)
+    return None if limit else mine.recv()
 
-        def sync(path: Path, dies_at: int = dies_at) -> None:
-            nonlocal calls
-            calls += 1
-            if calls > dies_at:
-                raise KeyboardInterrupt  # as abrupt as Python can be: the cleanup for errors does not run
-            real_sync(path)
 
-        monkeypatch.setattr(cp, "_sync", sync)
-        with pytest.raises(KeyboardInterrupt):
-            commit(root, 16000)
-    assert [path.name for path in cp.names(root)] == ["kimg-000008"]
-    assert cp.newest(tmp_path).name == "kimg-000008"
+def test_a_commit_that_is_killed_at_any_step_leaves_the_old_checkpoint_or_the_new_one(tmp_path: Path):
+    steps = run_until(tmp_path / "whole" / "checkpoints", limit=0)
+    assert steps > 10  # folders, parts, manifest, each synced; the old one renamed and deleted
+    values = []
+    for limit in range(1, steps + 1):
+        root = tmp_path / str(limit) / "checkpoints"
+        run_until(root, limit)
+        good, refused = cp.newest_good(root.parent)
+        assert not refused  # nobody ever sees half of one under a checkpoint's name
+        found = cp.load(good)
+        values.append(found.parts["critic"]["b"][0].item() if found.images == 16000 else 1.5)
+        files.remove_leftovers(root)
+        assert {path.name for path in root.iterdir()} <= {"kimg-000008", "kimg-000016"}
+    assert values[0] == 1.0
+    assert values[-1] == 2.0
+    assert values == sorted(values)  # the old one; between two renames the one before it; the new one
 
 
 def test_only_the_newest_are_kept(tmp_path: Path):
