@@ -15,7 +15,7 @@ STAGES = ("build", "tests", "memcheck", "racecheck", "initcheck", "synccheck", "
 VERDICTS = (
     r"=*\s*((?:\d+ \w+,? ?)+ in [\d.]+s.*?)\s*=*$",
     r"=+ ((?:ERROR|RACECHECK) SUMMARY: .*)$",
-    r"(\d+ of \d+ goals met, \d+ lines)$",
+    r"(\d+ of \d+ goals met, \d+ lines.*)$",
     r"(error: .*)$",
 )
 

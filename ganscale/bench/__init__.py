@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ganscale.bench.lines import Line, Settings
+from ganscale.bench.lines import Case, Line, Settings, reason
 
 __all__ = ["CLAIMS", "Claim", "Line", "Settings", "measure"]
 
@@ -50,12 +50,12 @@ CLAIMS: dict[str, Claim] = {
 
 
 def measure(names: Iterable[str], settings: Settings) -> Iterator[Line]:
-    """Yield the lines of the claims ``names``; a package that is missing here leaves out its claim, with a line."""
+    """Yield the lines of the claims ``names``. A claim that cannot be measured is a line that says why."""
     for name in names:
+        case = Case(claim=name, what="left out", shape="", dtype="", layout="")
         try:
             yield from CLAIMS[name].lines(settings)
         except ModuleNotFoundError as error:
-            yield Line(
-                claim=name, what="left out", shape="", dtype="", layout="", peer="", peer_value=None, our_value=None,
-                note=f"{error.name} is not installed",
-            )  # fmt: skip
+            yield case.line("", None, None, note=f"{error.name} is not installed")
+        except Exception as error:
+            yield replace(case, what="failed").line("", None, None, note=reason(error), failed=True)

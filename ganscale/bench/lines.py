@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from ganscale.bench.timing import Call, fastest, graphed
 
@@ -33,7 +34,10 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """``peer`` and ``ours`` in ``unit``; ``ratio`` = peer / ours, so above 1 ours is better. A failure has a note."""
+    """``peer`` and ``ours`` in ``unit``; ``ratio`` = peer / ours, so above 1 ours is better.
+
+    ``failed`` marks what should have been measured and could not, or must not be compared; ``note`` says why.
+    """
 
     claim: str
     what: str
@@ -46,6 +50,7 @@ class Line:
     unit: str = "ms"
     goal: float | None = None
     note: str = ""
+    failed: bool = False
     ratio: float | None = field(init=False)
     met: bool | None = field(init=False)
 
@@ -79,28 +84,50 @@ def compare(
     peers: Mapping[str, Call],
     ours: Call,
     goals: Mapping[str, float] | None = None,
+    tolerance: float | None = None,
     graphs: bool = False,
 ) -> Iterator[Line]:
     """Time every peer and ours in turns and yield a line a peer, in milliseconds.
 
-    A peer that raises is reported with its reason, because that is a result too; ours must not fail. With ``graphs``,
-    on a GPU, the first peer and ours are measured once more as captured CUDA graphs.
+    With a ``tolerance`` the tensors that ours and the first peer return must agree, else nothing is timed. A peer that
+    raises is reported with its reason, because that is a result too; where ours raises, the line is a failure. With
+    ``graphs``, on a GPU, the first peer and ours are measured once more as captured CUDA graphs.
     """
-    goals, running, failed = goals or {}, {}, {}
-    for name, call in peers.items():
-        try:
-            call()
-            running[name] = call
-        except Exception as error:
-            failed[name] = reason(error)
+    goals, first = goals or {}, next(iter(peers))
+    try:
+        result = ours()
+        if tolerance is not None:
+            check_agreement(result, peers[first](), tolerance)
+        del result
+    except Exception as error:
+        yield case.line(first, None, None, note=reason(error), failed=True)
+        return
+    failures = {name: reason(error) for name, call in peers.items() if (error := _raised(call))}
+    running = {name: call for name, call in peers.items() if name not in failures}
     best = fastest({**running, "ours": ours}, rounds=settings.rounds, device=settings.device)
     for name in peers:
-        if name in failed:
-            yield case.line(name, None, 1e3 * best["ours"], note=f"the peer fails: {failed[name]}")
+        if name in failures:
+            yield case.line(name, None, 1e3 * best["ours"], note=f"the peer fails: {failures[name]}")
         else:
             yield case.line(name, 1e3 * best[name], 1e3 * best["ours"], goal=goals.get(name))
-    if graphs and settings.device == "cuda":
-        yield _compare_graphs(settings, case, next(iter(peers.items())), ours)
+    if graphs and settings.device == "cuda" and first in running:
+        yield _compare_graphs(settings, case, (first, running[first]), ours)
+
+
+def check_agreement(ours: Iterable[Tensor], peer: Iterable[Tensor], tolerance: float) -> None:
+    """A comparison of times means nothing where the results differ: raises AssertionError then."""
+    for mine, theirs in zip(ours, peer, strict=True):
+        error = float((mine.float() - theirs.float()).norm() / theirs.float().norm().clamp(min=1e-12))
+        if not error < tolerance:
+            raise AssertionError(f"the contenders differ by {error:.1e} of their norm, more than {tolerance}")
+
+
+def _raised(call: Call) -> Exception | None:
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
 
 
 def _compare_graphs(settings: Settings, case: Case, peer: tuple[str, Call], ours: Call) -> Line:
@@ -110,7 +137,8 @@ def _compare_graphs(settings: Settings, case: Case, peer: tuple[str, Call], ours
         try:
             replays[key] = graphed(call)
         except RuntimeError as error:
-            return case.line(name, None, None, note=f"{key} cannot be captured: {reason(error)}")
+            note = f"{key} cannot be captured: {reason(error)}"
+            return case.line(name, None, None, note=note, failed=key == "ours")
     best = fastest(replays, rounds=settings.rounds, device="cuda")
     return case.line(name, 1e3 * best["peer"], 1e3 * best["ours"])
 

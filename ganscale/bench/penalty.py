@@ -43,13 +43,6 @@ def setting(side: int, layout: str, device: str, *, batch: int = BATCH) -> tuple
     return critic, x
 
 
-def check_agreement(ours: list[Tensor], peer: list[Tensor], tolerance: float) -> None:
-    """A comparison of times means nothing where the results differ: raises AssertionError then."""
-    for mine, theirs in zip(ours, peer, strict=True):
-        error = (mine.float() - theirs.float()).norm() / theirs.float().norm().clamp(min=1e-12)
-        assert error < tolerance, f"the contenders differ by {error:.1e}, more than {tolerance}"
-
-
 def compiled_gradients(critic: nn.Module, x: Tensor) -> Callable[[], object]:
     """Return the compiled functional form; it compiles on its first call, and may fail there."""
     parameters = {name: p.detach() for name, p in critic.named_parameters()}
@@ -58,7 +51,7 @@ def compiled_gradients(critic: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def contenders(side: int, layout: str, dtype: str, settings: Settings) -> tuple[dict[str, Callable], Callable]:
-    """Return the peers and ours as calls without arguments, after they have been found to agree."""
+    """Return the peers and ours as calls without arguments."""
     critic, x = setting(side, layout, settings.device)
     light = without_zero_terms(critic)
     peers: dict[str, Callable[[], object]] = {
@@ -71,7 +64,6 @@ def contenders(side: int, layout: str, dtype: str, settings: Settings) -> tuple[
     def ours() -> list[Tensor]:
         return gradients(lambda x: ops.gradient_penalty(critic, x, impl="fused"), critic, x, dtype)
 
-    check_agreement(ours(), peers[EAGER](), TOLERANCE[dtype])
     return peers, ours
 
 
@@ -88,4 +80,5 @@ def measure(settings: Settings) -> Iterator[Line]:
                     dtype=dtype,
                     layout=layout,
                 )
-                yield from compare(settings, case, peers=peers, ours=ours, goals=GOALS[dtype], graphs=True)
+                judged = {"goals": GOALS[dtype], "tolerance": TOLERANCE[dtype]}
+                yield from compare(settings, case, peers=peers, ours=ours, graphs=True, **judged)

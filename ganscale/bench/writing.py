@@ -15,7 +15,7 @@ def cells(line: Line) -> tuple[str, ...]:
     return (
         line.claim, line.what, line.shape, line.dtype, line.layout, line.peer, quantity(line.peer_value, line.unit),
         quantity(line.our_value, line.unit), "" if line.ratio is None else f"{line.ratio:.2f}",
-        "" if line.goal is None else f"{line.goal:.2f}", line.note or verdict,
+        "" if line.goal is None else f"{line.goal:.2f}", f"{'FAILED: ' * line.failed}{line.note}" or verdict,
     )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def words(line: Line) -> str:
     texts = cells(line)
     head = " ".join(text for text in texts[:5] if text)
     if line.ratio is None:
-        return f"{head}: {line.peer} {line.note}".strip()
+        return f"{head}: {line.peer} {texts[-1]}".strip()
     met = "" if line.met is None else f", goal {line.goal:.2f} {'met' if line.met else 'NOT met'}"
     return f"{head}: {line.peer} {texts[6]}, ours {texts[7]}, ratio {texts[8]}{met}"
 
@@ -56,7 +56,8 @@ def verdict(lines: Sequence[Line]) -> str:
     """Return in words how many goals were met."""
     judged = [line for line in lines if line.met is not None]
     met = sum(line.met for line in judged)
-    return f"{met} of {len(judged)} goals met, {len(lines)} lines"
+    failed = sum(line.failed for line in lines)
+    return f"{met} of {len(judged)} goals met, {len(lines)} lines" + (f", {failed} FAILED" if failed else "")
 
 
 def _escaped(text: str) -> str:

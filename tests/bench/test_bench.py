@@ -7,16 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ganscale.bench import CLAIMS, Line, Settings
 from ganscale.bench.accounting import BACKWARD, FORWARD, convolutions, peak_bytes
-from ganscale.bench.lines import Case, compare
+from ganscale.bench.lines import Case, check_agreement, compare
 from ganscale.bench.peers import functional_penalty_gradient, plain_critic, textbook_penalty, without_zero_terms
-from ganscale.bench.penalty import check_agreement, gradients, setting
+from ganscale.bench.penalty import gradients, setting
 from ganscale.bench.writing import markdown, verdict, words
 
 CASE = Case(claim="penalty", what="something", shape="2x3")
@@ -52,10 +51,25 @@ def test_a_peer_that_fails_is_a_line_with_its_reason():
 
 
 def test_results_that_differ_are_not_compared():
-    a = [torch.ones(5)]
-    check_agreement(a, [torch.full((5,), 1.0005)], 1e-3)
-    with pytest.raises(AssertionError, match=r"the contenders differ by 1\.0e-01"):
-        check_agreement([torch.full((5,), 1.1)], a, 1e-3)
+    exact = torch.ones(5)
+    check_agreement([exact], [torch.full((5,), 1.0005)], 1e-3)
+    off = torch.full((5,), 1.1)
+    peers = {"eager": lambda: [exact], "other": lambda: [exact]}
+    (line,) = compare(Settings(rounds=1), CASE, peers=peers, ours=lambda: [off], tolerance=1e-3)
+    assert line.failed
+    assert line.note == "AssertionError: the contenders differ by 1.0e-01 of their norm, more than 0.001"
+    (line,) = compare(Settings(rounds=1), CASE, peers=peers, ours=lambda: [off * float("nan")], tolerance=1e-3)
+    assert line.failed
+
+
+def test_where_ours_raises_the_line_is_a_failure():
+    def fails() -> None:
+        raise ValueError("ours is broken")
+
+    (line,) = compare(Settings(rounds=1), CASE, peers={"eager": lambda: None}, ours=fails)
+    assert line.failed
+    assert verdict([line]) == "0 of 0 goals met, 1 lines, 1 FAILED"
+    assert words(line) == "penalty something 2x3 f32 nhwc: eager FAILED: ValueError: ours is broken"
 
 
 def test_every_peer_computes_the_same_gradients_in_double_precision():
