@@ -110,12 +110,21 @@ def lines_of(
 
     peers = {EAGER: call(net)}
     if not settings.quick:
-        plain = type(net)(*arguments(net)).to(x.device, x.dtype)
+        plain = placed(type(net)(*arguments(net)), x, "nchw")
         peers[EAGER_NCHW] = call(plain, x.contiguous(), plain)
         peers[COMPILED] = call(torch.compile(net, dynamic=False))
     ours = call(net.ours)
     tolerance = TOLERANCE[case.dtype]
     yield from compare(settings, case, peers=peers, ours=ours, goals=goals, tolerance=tolerance, graphs=True)
+
+
+def placed(net: nn.Module, x: Tensor, layout: str) -> nn.Module:
+    """Bring ``net`` to the device of ``x`` and its convolutions to the type of ``x``; norms stay float32, as ever."""
+    net = net.to(x.device, memory_format=LAYOUTS[layout])
+    for part in net.modules():
+        if isinstance(part, nn.ConvTranspose2d):
+            part.to(x.dtype)
+    return net
 
 
 def arguments(net: nn.Module) -> tuple[int, ...]:
@@ -163,8 +172,8 @@ def _one(
 ) -> Iterator[Line]:
     """Yield forward and f+b lines of ``net``; with one entry of ``goals`` f+b alone."""
     torch.manual_seed(0)
-    net = net.to(settings.device, DTYPES[dtype], memory_format=LAYOUTS["nhwc"])
     x = inputs(*size, DTYPES[dtype], settings.device)
+    net = placed(net, x, "nhwc")
     batch, channels, side = size
     for backward, goal in zip((False, True)[-len(goals) :], goals, strict=True):
         name = f"{what} {'f+b' if backward else 'forward'}"
