@@ -24,6 +24,9 @@ PAYS_FROM = {
     "leaky_relu": 2**14,
     "tanh": 2**20,
     "channel_sum": 2**20,
+    "batch_norm_act": 2**16,
+    "affine_act": 2**16,
+    "channel_moments": 2**16,
 }
 
 _default = "auto"

@@ -1,0 +1,332 @@
+"""Normalisation by batch statistics, affine map and activation in two passes each way (Ioffe and Szegedy 2015).
+
+The operators as torch sees them, and the public functions. Numbers a channel (statistics,
+gamma, beta) are float32, or float64 for float64 x, whatever x is. Ranks that share a batch add up float64 totals
+between the passes: one collective of [2C + 1] forward, one of [2C] backward.
+
+N batch, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from ganscale.errors import UserError
+from ganscale.ops import _bind, _bind_norm, _check, _choice, reference_norm
+from ganscale.ops._register import _at_once
+from ganscale.ops.reference_norm import MEAN, UNBIASED, VARIANCE
+
+Reduce = Callable[[Tensor], Tensor]
+
+# --- one rank: two operators -----------------------------------------------------------------------------------------
+
+
+def _forward(x, gamma, beta, eps, activation, negative_slope):
+    return _bind_norm.normalise(x, _bind_norm.totals(x), gamma, beta, eps, activation, negative_slope)
+
+
+def _backward(gy, x, stats, activation, negative_slope):
+    totals, gradients = _bind_norm.backward_sums(gy, x, stats, activation, negative_slope)
+    return _bind_norm.backward_input(gy, x, stats, totals, activation, negative_slope), gradients
+
+
+_batch_norm_act = custom_op(
+    "ganscale::batch_norm_act",
+    _forward,
+    mutates_args=(),
+    schema="(Tensor x, Tensor? gamma, Tensor? beta, float eps, str activation, float negative_slope) "
+    "-> (Tensor, Tensor)",
+)
+_batch_norm_act_backward = custom_op(
+    "ganscale::batch_norm_act_backward",
+    _backward,
+    mutates_args=(),
+    schema="(Tensor gy, Tensor x, Tensor stats, str activation, float negative_slope) -> (Tensor, Tensor)",
+)
+
+
+@_batch_norm_act.register_fake
+def _(x, gamma, beta, eps, activation, negative_slope):
+    return torch.empty_like(_bind.dense(x)), _bind_norm.stats_like(x)
+
+
+@_batch_norm_act_backward.register_fake
+def _(gy, x, stats, activation, negative_slope):
+    return torch.empty_like(_bind.dense(x)), stats.new_empty(2, x.shape[1])
+
+
+def _context(ctx, inputs, output):
+    x, gamma, beta, ctx.eps, ctx.activation, ctx.negative_slope = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, gamma, beta, output[1])
+
+
+def _gradients(ctx, gy, _):
+    if gy is None:
+        return None, None, None, None, None, None
+    x, gamma, beta, stats = ctx.saved_tensors
+    how = ctx.activation, ctx.negative_slope
+    if torch.is_grad_enabled():
+        found = reference_norm.differentiable_backward(gy, x, gamma, beta, ctx.eps, *how)
+    else:
+        gx, both = (_backward if _at_once(gy) else _batch_norm_act_backward)(gy, x, stats, *how)
+        found = gx, both[0], both[1]
+    wanted = (g if want else None for g, want in zip(found, ctx.needs_input_grad, strict=False))
+    return *wanted, None, None, None
+
+
+_batch_norm_act.register_autograd(_gradients, setup_context=_context)
+
+
+# --- several ranks ---------------------------------------------------------------------------------------------------
+
+
+class _SharedBatch(torch.autograd.Function):
+    """The same over a batch that ranks share: two passes with a collective between them, each way.
+
+    ``fused`` chooses between the kernels and their twins, ``reduce`` sums a float64 tensor over the ranks.
+    """
+
+    @staticmethod
+    def forward(ctx, x, gamma, beta, eps, activation, negative_slope, reduce, fused):
+        ctx.set_materialize_grads(False)
+        totals = reduce((_bind_norm.totals if fused else reference_norm.totals)(x))
+        normalise = _bind_norm.normalise if fused else reference_norm.normalise
+        y, stats = normalise(x, totals, gamma, beta, eps, activation, negative_slope)
+        ctx.how = eps, activation, negative_slope, reduce
+        ctx.fused = fused
+        ctx.mark_non_differentiable(stats)
+        ctx.save_for_backward(x, gamma, beta, stats, totals)
+        return y, stats
+
+    @staticmethod
+    def backward(ctx, gy, _):
+        x, gamma, beta, stats, totals = ctx.saved_tensors
+        _, activation, negative_slope, reduce = ctx.how
+        if gy is None:  # the other ranks wait for this one's share
+            gy = torch.zeros_like(x)
+        if torch.is_grad_enabled():
+            found = reference_norm.differentiable_backward(gy, x, gamma, beta, *ctx.how)
+        else:
+            pieces = (_bind_norm.backward_sums, _bind_norm.backward_input)
+            sums, of_input = pieces if ctx.fused else (reference_norm.backward_sums, reference_norm.backward_input)
+            both, gradients = sums(gy, x, stats, activation, negative_slope)
+            both = torch.cat([reduce(both[: 2 * x.shape[1]]), totals[-1:]])
+            gx = of_input(gy, x, stats, both, activation, negative_slope)
+            found = gx, gradients[0], gradients[1]
+        wanted = (g if want else None for g, want in zip(found, ctx.needs_input_grad, strict=False))
+        return *wanted, None, None, None, None, None
+
+
+# --- constant statistics ---------------------------------------------------------------------------------------------
+
+_affine_act = custom_op(
+    "ganscale::affine_act",
+    _bind_norm.affine_act,
+    mutates_args=(),
+    schema="(Tensor x, Tensor? mean, Tensor scale, Tensor shift, str activation, float negative_slope) -> Tensor",
+)
+
+
+def _affine_backward(gy, x, mean, scale, shift, activation, negative_slope, sums):
+    one = torch.ones_like(scale)
+    stats = torch.stack([torch.zeros_like(scale) if mean is None else mean, scale, shift, one])
+    gx = _bind_norm.backward_input(gy, x, stats, None, activation, negative_slope)
+    return gx, _bind_norm.backward_sums(gy, x, stats, activation, negative_slope)[1] if sums else stats.new_empty(0)
+
+
+_affine_act_backward = custom_op(
+    "ganscale::affine_act_backward",
+    _affine_backward,
+    mutates_args=(),
+    schema="(Tensor gy, Tensor x, Tensor? mean, Tensor scale, Tensor shift, str activation, float negative_slope, "
+    "bool sums) -> (Tensor, Tensor)",
+)
+
+
+@_affine_act.register_fake
+def _(x, mean, scale, shift, activation, negative_slope):
+    return torch.empty_like(_bind.dense(x))
+
+
+@_affine_act_backward.register_fake
+def _(gy, x, mean, scale, shift, activation, negative_slope, sums):
+    return torch.empty_like(_bind.dense(x)), scale.new_empty((2, x.shape[1]) if sums else (0,))
+
+
+def _affine_context(ctx, inputs, output):
+    *tensors, ctx.activation, ctx.negative_slope = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiable_affine(gy, x, mean, scale, shift, activation, negative_slope):
+    v, g = reference_norm.wide(x), reference_norm.wide(gy)
+    centred = v if mean is None else v - reference_norm.along(mean, x)
+    z = centred * reference_norm.along(scale, x) + reference_norm.along(shift, x)
+    g = reference_norm.slope_of(z, g, activation, negative_slope)
+    gx = (g * reference_norm.along(scale, x)).to(x.dtype)
+    return gx, reference_norm.sums(g * centred), reference_norm.sums(g)
+
+
+def _affine_gradients(ctx, gy):
+    if gy is None:
+        return (None,) * 6
+    tensors, how = ctx.saved_tensors, (ctx.activation, ctx.negative_slope)
+    to_x, _, to_scale, to_shift = ctx.needs_input_grad[:4]
+    if torch.is_grad_enabled():
+        gx, of_scale, of_shift = _differentiable_affine(gy, *tensors, *how)
+    else:
+        run = _affine_backward if _at_once(gy) else _affine_act_backward
+        gx, both = run(gy, *tensors, *how, to_scale or to_shift)
+        of_scale, of_shift = (both[0], both[1]) if both.numel() else (None, None)
+    return gx if to_x else None, None, of_scale if to_scale else None, of_shift if to_shift else None, None, None
+
+
+_affine_act.register_autograd(_affine_gradients, setup_context=_affine_context)
+
+
+# --- public ----------------------------------------------------------------------------------------------------------
+
+
+def _number_a_channel(what: str, numbers_C: Tensor | None, x: Tensor) -> Tensor | None:
+    """Require [C] numbers of the dtype of x or of its sums, and return them in the latter."""
+    if numbers_C is None:
+        return None
+    _check.floating(what, numbers_C, least_axes=1)
+    _check.shaped(what, numbers_C, x.shape[1:2], "one number a channel")
+    dtype = _bind.accumulation(x.dtype)
+    if numbers_C.dtype != dtype:
+        _check.alike(what, numbers_C, "x", x)
+    elif numbers_C.device != x.device:
+        raise UserError(f"{what}.device", f"equal x.device ({x.device})", str(numbers_C.device), "move one of them")
+    return numbers_C.to(dtype)
+
+
+def channel_moments(x: Tensor, *, impl: str = "auto") -> Tensor:
+    """Return [2, C] float64 sums and sums of squares of x [N, C, ...] over all axes but the channels.
+
+    Ranks that share a batch add these up. Not differentiable. A mean far from 0 costs no accuracy.
+    """
+    _check.floating("x", x, least_axes=2)
+    with torch.no_grad():
+        if _choice.use_fused(impl, x, "channel_moments"):
+            return _bind_norm.totals(x)[:-1].reshape(2, -1)
+        return reference_norm.channel_moments(x)
+
+
+def affine_act(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    mean: Tensor | None = None,
+    activation: str = "linear",
+    negative_slope: float = 0.2,
+    impl: str = "auto",
+) -> Tensor:
+    """Return act((x - mean) * scale + shift) for x [N, C, ...]: batch norm with known statistics, or AdaIN.
+
+    ``scale`` and ``shift`` are [C], or [N, C] (one a sample and channel); ``mean`` [C] is a constant, 0 by default.
+    They are float32 (float64 for float64 x), or of the dtype of x. The result has the dtype and layout of x.
+    Differentiable twice in x, scale and shift. Raises UserError for shapes or dtypes that do not fit.
+    """
+    _check.floating("x", x, least_axes=2)
+    _check.activation(activation, negative_slope)
+    if isinstance(scale, Tensor) and scale.ndim == 2 and scale.shape == x.shape[:2]:
+        _check.shaped("shift", shift, scale.shape, "that of scale")
+        flat = x.reshape(1, -1, *x.shape[2:])
+        mean = None if mean is None else mean.expand(scale.shape).reshape(-1)
+        how = {"mean": mean, "activation": activation, "negative_slope": negative_slope, "impl": impl}
+        return affine_act(flat, scale.reshape(-1), shift.reshape(-1), **how).reshape(x.shape)
+    scale, shift = _number_a_channel("scale", scale, x), _number_a_channel("shift", shift, x)
+    mean = _number_a_channel("mean", None if mean is None else mean.detach(), x)
+    fused = _choice.use_fused(impl, x, "affine_act")
+    run = _affine_act if fused else reference_norm.affine_act
+    return run(x, mean, scale, shift, activation, float(negative_slope))
+
+
+def _by_batch(x, gamma, beta, eps, activation, negative_slope, reduce, impl):
+    """(y, mean, biased variance, unbiased variance) by the statistics of the batch that all ranks share."""
+    _check.floating("x", x, least_axes=2)
+    _check.activation(activation, negative_slope)
+    gamma, beta = _number_a_channel("gamma", gamma, x), _number_a_channel("beta", beta, x)
+    how = float(eps), activation, float(negative_slope)
+    count = x.numel() // max(1, x.shape[1])
+    if reduce is None and count == 1:
+        got, remedy = f"shape {tuple(x.shape)}", "use a larger batch, or eval mode"
+        raise UserError("x", "hold more than one value a channel to have batch statistics", got, remedy)
+    fused = _choice.use_fused(impl, x, "batch_norm_act")
+    if reduce is None and (not fused or count == 0):
+        y, mean, variance = reference_norm.batch_norm_act(x, gamma, beta, *how)
+        return y, mean, variance, variance * (count / max(1, count - 1))
+    if reduce is None:
+        y, stats = _batch_norm_act(x, gamma, beta, *how)
+    else:
+        y, stats = _SharedBatch.apply(x, gamma, beta, *how, reduce, fused)
+    return y, stats[MEAN], stats[VARIANCE], stats[UNBIASED]
+
+
+def batch_norm_act(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    *,
+    eps: float = 1e-5,
+    activation: str = "relu",
+    negative_slope: float = 0.2,
+    sum_over_ranks: Reduce | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (act(batch_norm(x)), mean [C], biased variance [C]) by the statistics of the batch x [N, C, ...].
+
+    y = act((x - mean) / sqrt(variance + eps) * gamma + beta) in the dtype and layout of x; gamma and beta [C] may be
+    None (1 and 0). Twice differentiable in x, gamma and beta; mean and variance are not. ``sum_over_ranks`` sums a
+    float64 tensor over the ranks that share the batch: it is called once forward ([2C + 1]) and once backward ([2C]),
+    the statistics and the gradient of x are then those of the whole batch, and the gradients of gamma and beta are this
+    rank's share of them. It must be differentiable itself where second derivatives are wanted.
+    Raises UserError where a channel has a single value, as torch does.
+    """
+    return _by_batch(x, gamma, beta, eps, activation, negative_slope, sum_over_ranks, impl)[:3]
+
+
+def norm_act(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "relu",
+    negative_slope: float = 0.2,
+    sum_over_ranks: Reduce | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Return act(nn.BatchNorm(x)) for x [N, C, ...], running statistics and all.
+
+    In training, or without running statistics, the batch's own statistics are used (see ``batch_norm_act``), and the
+    running ones move towards them in place by ``momentum``, the variance unbiased, as nn.BatchNorm2d does. Otherwise
+    the running statistics are constants.
+    """
+    if training or running_mean is None or running_var is None:
+        y, mean, _, unbiased = _by_batch(x, gamma, beta, eps, activation, negative_slope, sum_over_ranks, impl)
+        if training and running_mean is not None and running_var is not None and x.numel():
+            with torch.no_grad():
+                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+                running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+        return y
+    dtype = _bind.accumulation(x.dtype)
+    rstd = (running_var.to(dtype) + eps).rsqrt()
+    scale = rstd if gamma is None else gamma.to(dtype) * rstd
+    shift = torch.zeros_like(rstd) if beta is None else beta
+    return affine_act(
+        x, scale, shift, mean=running_mean, activation=activation, negative_slope=negative_slope, impl=impl
+    )
