@@ -85,6 +85,61 @@ def normalise(
     return y, stats
 
 
+def forward(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, activation: str, negative_slope: float
+) -> tuple[Tensor, Tensor]:
+    """(y, stats [6, C]) by the statistics of this batch: ``normalise`` of ``totals`` in one call."""
+    x = _bind.dense(x)
+    if not x.numel():
+        return normalise(x, totals(x), gamma, beta, eps, activation, negative_slope)
+    core, shape, channels = _extension.core(), _bind.planes(x), x.shape[1]
+    y, stats = torch.empty_like(x), stats_like(x)
+    moments = torch.full((2 * channels + 1,), shape[0] * shape[2], dtype=torch.float64, device=x.device)
+    gamma, beta = (None if t is None else t.contiguous() for t in (gamma, beta))
+    workspace = torch.empty(core.norm_workspace_bytes(*shape), dtype=torch.uint8, device=x.device)
+    core.norm_forward(
+        shape,
+        _bind.DTYPES[x.dtype],
+        x.data_ptr(),
+        moments.data_ptr(),
+        0 if gamma is None else gamma.data_ptr(),
+        0 if beta is None else beta.data_ptr(),
+        stats.data_ptr(),
+        y.data_ptr(),
+        eps,
+        _bind.ACTIVATIONS[activation],
+        negative_slope,
+        _bind.execution(x, workspace),
+    )
+    return y, stats
+
+
+def backward(gy: Tensor, x: Tensor, stats: Tensor, activation: str, negative_slope: float) -> tuple[Tensor, Tensor]:
+    """(gx, [2, C] gradients of gamma and beta): ``backward_input`` of ``backward_sums`` in one call."""
+    x = _bind.dense(x)
+    channels = x.shape[1]
+    gx, gradients = torch.empty_like(x), stats.new_empty(2, channels)
+    if not x.numel():
+        return gx, gradients.zero_()
+    core, gy, shape = _extension.core(), _bind.laid_out_like(gy, x), _bind.planes(x)
+    sums = torch.full((2 * channels + 1,), shape[0] * shape[2], dtype=torch.float64, device=x.device)
+    workspace = torch.empty(core.norm_workspace_bytes(*shape), dtype=torch.uint8, device=x.device)
+    core.norm_backward(
+        shape,
+        _bind.DTYPES[x.dtype],
+        gy.data_ptr(),
+        x.data_ptr(),
+        stats.data_ptr(),
+        sums.data_ptr(),
+        gradients.data_ptr(),
+        gx.data_ptr(),
+        _bind.ACTIVATIONS[activation],
+        negative_slope,
+        _bind.execution(x, workspace),
+    )
+    return gx, gradients
+
+
 def affine_act(
     x: Tensor, mean: Tensor | None, scale: Tensor, shift: Tensor, activation: str, negative_slope: float
 ) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.library import custom_op
 
 from ganscale.errors import UserError
@@ -25,25 +26,16 @@ Reduce = Callable[[Tensor], Tensor]
 # --- one rank: two operators -----------------------------------------------------------------------------------------
 
 
-def _forward(x, gamma, beta, eps, activation, negative_slope):
-    return _bind_norm.normalise(x, _bind_norm.totals(x), gamma, beta, eps, activation, negative_slope)
-
-
-def _backward(gy, x, stats, activation, negative_slope):
-    totals, gradients = _bind_norm.backward_sums(gy, x, stats, activation, negative_slope)
-    return _bind_norm.backward_input(gy, x, stats, totals, activation, negative_slope), gradients
-
-
 _batch_norm_act = custom_op(
     "ganscale::batch_norm_act",
-    _forward,
+    _bind_norm.forward,
     mutates_args=(),
     schema="(Tensor x, Tensor? gamma, Tensor? beta, float eps, str activation, float negative_slope) "
     "-> (Tensor, Tensor)",
 )
 _batch_norm_act_backward = custom_op(
     "ganscale::batch_norm_act_backward",
-    _backward,
+    _bind_norm.backward,
     mutates_args=(),
     schema="(Tensor gy, Tensor x, Tensor stats, str activation, float negative_slope) -> (Tensor, Tensor)",
 )
@@ -60,22 +52,30 @@ def _(gy, x, stats, activation, negative_slope):
 
 
 def _context(ctx, inputs, output):
-    x, gamma, beta, ctx.eps, ctx.activation, ctx.negative_slope = inputs
+    x, gamma, beta, *how = inputs
+    ctx.how, ctx.reduce, ctx.fused = tuple(how), None, True
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(x, gamma, beta, output[1])
 
 
 def _gradients(ctx, gy, _):
-    if gy is None:
-        return None, None, None, None, None, None
-    x, gamma, beta, stats = ctx.saved_tensors
-    how = ctx.activation, ctx.negative_slope
+    """The gradients of x, gamma, beta and of nothing else, for one rank or several."""
+    if gy is None and ctx.reduce is None:
+        return (None,) * 6
+    x, gamma, beta, stats, *totals = ctx.saved_tensors
+    if gy is None:  # the other ranks wait for this one's share
+        gy = torch.zeros_like(x)
     if torch.is_grad_enabled():
-        found = reference_norm.differentiable_backward(gy, x, gamma, beta, ctx.eps, *how)
-    else:
-        gx, both = (_backward if _at_once(gy) else _batch_norm_act_backward)(gy, x, stats, *how)
+        found = reference_norm.differentiable_backward(gy, x, gamma, beta, *ctx.how, ctx.reduce)
+    elif ctx.reduce is None:
+        gx, both = (_bind_norm.backward if _at_once(gy) else _batch_norm_act_backward)(gy, x, stats, *ctx.how[1:])
         found = gx, both[0], both[1]
+    else:
+        pieces = _bind_norm if ctx.fused else reference_norm
+        both, gradients = pieces.backward_sums(gy, x, stats, *ctx.how[1:])
+        both = torch.cat([ctx.reduce(both[: 2 * x.shape[1]]), totals[0][-1:]])
+        found = pieces.backward_input(gy, x, stats, both, *ctx.how[1:]), gradients[0], gradients[1]
     wanted = (g if want else None for g, want in zip(found, ctx.needs_input_grad, strict=False))
     return *wanted, None, None, None
 
@@ -83,44 +83,42 @@ def _gradients(ctx, gy, _):
 _batch_norm_act.register_autograd(_gradients, setup_context=_context)
 
 
-# --- several ranks ---------------------------------------------------------------------------------------------------
+class _Eager(torch.autograd.Function):
+    """The same without torch's dispatcher, which costs more than a small kernel; and for several ranks.
 
-
-class _SharedBatch(torch.autograd.Function):
-    """The same over a batch that ranks share: two passes with a collective between them, each way.
-
-    ``fused`` chooses between the kernels and their twins, ``reduce`` sums a float64 tensor over the ranks.
+    ``reduce`` sums a float64 tensor over the ranks that share the batch, once each way; None for one rank. ``fused``
+    chooses between the kernels and their twins.
     """
 
     @staticmethod
     def forward(ctx, x, gamma, beta, eps, activation, negative_slope, reduce, fused):
+        how = eps, activation, negative_slope
+        if reduce is None:
+            totals = ()
+            y, stats = _bind_norm.forward(x, gamma, beta, *how)
+        else:
+            pieces = _bind_norm if fused else reference_norm
+            totals = (reduce(pieces.totals(x)),)
+            y, stats = pieces.normalise(x, *totals, gamma, beta, *how)
+        ctx.how, ctx.reduce, ctx.fused = how, reduce, fused
         ctx.set_materialize_grads(False)
-        totals = reduce((_bind_norm.totals if fused else reference_norm.totals)(x))
-        normalise = _bind_norm.normalise if fused else reference_norm.normalise
-        y, stats = normalise(x, totals, gamma, beta, eps, activation, negative_slope)
-        ctx.how = eps, activation, negative_slope, reduce
-        ctx.fused = fused
         ctx.mark_non_differentiable(stats)
-        ctx.save_for_backward(x, gamma, beta, stats, totals)
+        ctx.save_for_backward(x, gamma, beta, stats, *totals)
         return y, stats
 
     @staticmethod
-    def backward(ctx, gy, _):
-        x, gamma, beta, stats, totals = ctx.saved_tensors
-        _, activation, negative_slope, reduce = ctx.how
-        if gy is None:  # the other ranks wait for this one's share
-            gy = torch.zeros_like(x)
-        if torch.is_grad_enabled():
-            found = reference_norm.differentiable_backward(gy, x, gamma, beta, *ctx.how)
-        else:
-            pieces = (_bind_norm.backward_sums, _bind_norm.backward_input)
-            sums, of_input = pieces if ctx.fused else (reference_norm.backward_sums, reference_norm.backward_input)
-            both, gradients = sums(gy, x, stats, activation, negative_slope)
-            both = torch.cat([reduce(both[: 2 * x.shape[1]]), totals[-1:]])
-            gx = of_input(gy, x, stats, both, activation, negative_slope)
-            found = gx, gradients[0], gradients[1]
-        wanted = (g if want else None for g, want in zip(found, ctx.needs_input_grad, strict=False))
-        return *wanted, None, None, None, None, None
+    def backward(ctx, gy, gstats):
+        return *_gradients(ctx, gy, gstats), None, None
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Tell whether nothing traces, transforms or watches the call, so that it may bypass torch's dispatcher."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not is_functorch_wrapped_tensor(x)
+        and not torch._C._len_torch_dispatch_stack()
+    )
 
 
 # --- constant statistics ---------------------------------------------------------------------------------------------
@@ -198,13 +196,15 @@ def _number_a_channel(what: str, numbers_C: Tensor | None, x: Tensor) -> Tensor 
     """Require [C] numbers of the dtype of x or of its sums, and return them in the latter."""
     if numbers_C is None:
         return None
+    dtype = _bind.accumulation(x.dtype)
+    if isinstance(numbers_C, Tensor) and numbers_C.dtype == dtype and numbers_C.shape == x.shape[1:2]:
+        if numbers_C.device == x.device:
+            return numbers_C
+        raise UserError(f"{what}.device", f"equal x.device ({x.device})", str(numbers_C.device), "move one of them")
     _check.floating(what, numbers_C, least_axes=1)
     _check.shaped(what, numbers_C, x.shape[1:2], "one number a channel")
-    dtype = _bind.accumulation(x.dtype)
     if numbers_C.dtype != dtype:
         _check.alike(what, numbers_C, "x", x)
-    elif numbers_C.device != x.device:
-        raise UserError(f"{what}.device", f"equal x.device ({x.device})", str(numbers_C.device), "move one of them")
     return numbers_C.to(dtype)
 
 
@@ -265,10 +265,10 @@ def _by_batch(x, gamma, beta, eps, activation, negative_slope, reduce, impl):
     if reduce is None and (not fused or count == 0):
         y, mean, variance = reference_norm.batch_norm_act(x, gamma, beta, *how)
         return y, mean, variance, variance * (count / max(1, count - 1))
-    if reduce is None:
+    if reduce is None and not _is_plain(x):
         y, stats = _batch_norm_act(x, gamma, beta, *how)
     else:
-        y, stats = _SharedBatch.apply(x, gamma, beta, *how, reduce, fused)
+        y, stats = _Eager.apply(x, gamma, beta, *how, reduce, fused)
     return y, stats[MEAN], stats[VARIANCE], stats[UNBIASED]
 
 
