@@ -17,6 +17,7 @@ VERDICTS = (
     r"=+ ((?:ERROR|RACECHECK) SUMMARY: .*)$",
     r"(\d+ of \d+ goals met, \d+ lines.*)$",
     r"(error: .*)$",
+    r"=+ (Error: .*)$",
 )
 
 
@@ -82,7 +83,7 @@ def resources(logs: Path) -> list[str]:
         r"Compiling entry function '(\w+)' for '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads", text, re.S
     )
     spilling = [f"{name} ({arch}): {stores} bytes spilled" for name, arch, stores, _ in kernels if stores != "0"]
-    return [f"{len(kernels)} kernels compiled, {len(spilling)} spill registers", *spilling] if kernels else []
+    return [f"{len(kernels)} kernels compiled, {len(spilling)} of them spill registers", *spilling] if kernels else []
 
 
 def main(logs: Path, target: Path | None) -> None:

@@ -116,4 +116,4 @@ def test_the_page_names_kernels_that_spill(tmp_path: Path):
     )
     text = "".join(entry.format(*pair) + "8 bytes spill loads\n" for pair in (("_Zgood", 0), ("_Zbad", 8)))
     (tmp_path / "build.log").write_text(text)
-    assert resources(tmp_path) == ["2 kernels compiled, 1 spill registers", "_Zbad (sm_90a): 8 bytes spilled"]
+    assert resources(tmp_path) == ["2 kernels compiled, 1 of them spill registers", "_Zbad (sm_90a): 8 bytes spilled"]
