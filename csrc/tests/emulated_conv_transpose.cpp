@@ -169,9 +169,99 @@ void test_all_few() {
   }
 }
 
+// --- many channels --------------------------------------------------------------------------------------------------
+
+enum Ending { kStored, kAffine, kStatistics };
+
+void expect_totals(const Problem& p, const Tensor& y, const Tensor& totals) {
+  const auto channels = static_cast<size_t>(p.k.out);
+  std::vector<long double> sum(channels), squares(channels), size(channels);
+  for (size_t i = 0; i < p.raw.size(); ++i) {
+    const long double v = y.at(static_cast<int64_t>(i));  // statistics are those of what is stored
+    sum[p.channel(i)] += v;
+    squares[p.channel(i)] += v * v;
+    size[p.channel(i)] += std::fabs(v);
+  }
+  const double count = static_cast<double>(p.raw.size()) / static_cast<double>(channels);
+  for (size_t c = 0; c < channels; ++c) {
+    const auto at = static_cast<int64_t>(c);
+    // float32 within a band of at most 128 rows, about one of its values; float64 from there on.
+    EXPECT(std::fabs(totals.at(at) - static_cast<double>(sum[c])) <= 1e-5 * static_cast<double>(size[c]) + 1e-12);
+    const auto mean = static_cast<double>(sum[c]) / count, got = totals.at(at) / count;
+    const double variance = static_cast<double>(squares[c]) / count - mean * mean;
+    EXPECT(std::fabs(totals.at(at + p.k.out) / count - got * got - variance) <= 1e-5 * variance + 1e-12);
+  }
+}
+
+void test_gemm(const Case& c, int dtype, bool tf32, Ending ending, int64_t shift, unsigned seeds) {
+  const Problem p(c, dtype, kLast, shift);
+  const Tensor scale = Tensor::random(kF32, {c.out}, 5, 0.5, 1.5), offset = Tensor::random(kF32, {c.out}, 6);
+  const int activation = ending == kAffine ? (c.in % 2 ? kTanh : kLeakyRelu) : kLinear;
+  std::vector<double> expected = p.raw;
+  for (size_t i = 0; ending == kAffine && i < expected.size(); ++i) {
+    const auto channel = static_cast<int64_t>(p.channel(i));
+    expected[i] = activated(p.raw[i] * scale.at(channel) + offset.at(channel), activation);
+  }
+  Tensor first = p.output();
+  for (unsigned seed = 0; seed < seeds; ++seed) {
+    simt::set_seed(seed);
+    const Tensor y = p.output(shift), totals(kF64, {2, c.out});
+    const View y_view = p.view(y);
+    const Tensor workspace = scratch(cuda::conv_transpose_workspace_bytes(p.x_view, p.weight.view(), y_view, p.shape));
+    EXPECT_OK(cuda::conv_transpose(p.x_view, p.weight.view(), ending == kAffine ? scale.view() : View{},
+                                   ending == kAffine ? offset.view() : View{}, y_view,
+                                   ending == kStatistics ? totals.view() : View{}, p.shape, activation, kSlope, tf32,
+                                   gpu(&workspace)));
+    // tf32 keeps 10 bits of a fraction: each factor is off by up to 2^-11 of it.
+    expect_result(p, y, expected, ending == kAffine ? 1.5 : 1, tf32 && dtype == kF32 ? 1e-3 : 4e-7);
+    EXPECT(workspace.intact());
+    if (ending == kStatistics) expect_totals(p, y, totals);
+    if (seed == 0) first = y.clone();
+    EXPECT(y.same_bits(first));
+  }
+}
+
+constexpr Case kMany[] = {
+    {1, 1, 1, 1, 1, {4, 4}, {1, 1}, {0, 0}, {0, 0}},
+    {3, 64, 5, 4, 4, {4, 4}, {2, 2}, {1, 1}, {0, 0}},    // DCGAN's; a tap is whole stages
+    {1, 20, 40, 5, 3, {5, 5}, {2, 2}, {2, 2}, {1, 1}},   // phases of 4, 6 and 9 taps; padded channels
+    {3, 3, 3, 6, 7, {3, 3}, {1, 1}, {1, 1}, {0, 0}},     // several taps within a copy
+    {1, 64, 130, 3, 3, {3, 3}, {2, 2}, {1, 1}, {1, 1}},  // columns past whole tiles
+    {2, 8, 4, 4, 6, {3, 5}, {2, 3}, {1, 2}, {0, 1}},     // sides apart, phases of different sizes
+    {1, 9, 8, 3, 5, {1, 1}, {2, 2}, {0, 0}, {1, 1}},     // phases without a tap
+    {3, 40, 1, 9, 9, {2, 2}, {1, 1}, {0, 0}, {0, 0}},    // rows past a tile; one output channel
+};
+constexpr Case kLargeTiles[] = {
+    {3, 20, 130, 33, 33, {3, 3}, {2, 2}, {1, 1}, {1, 1}},  // 128 x 128
+    {1, 8, 40, 39, 40, {4, 4}, {4, 4}, {0, 0}, {0, 0}},    // 128 x 64
+};
+
+void test_all_gemm(const Case& c, bool large) {
+  for (const int dtype : {kF32, kF16, kBF16}) {
+    for (const bool tf32 : {false, true}) {
+      if (dtype != kF32 && tf32) continue;
+      test_gemm(c, dtype, tf32, kStatistics, 0, large ? 1 : kSeeds);
+      test_gemm(c, dtype, tf32, kAffine, 1, 1);
+      if (!large) test_gemm(c, dtype, tf32, kStored, 0, 1);
+    }
+  }
+}
+
+void test_refusals() {
+  say("refusals");
+  const Problem p(kMany[1], kF64, kLast, 0);
+  const Tensor y = p.output(), workspace = scratch(1 << 20);
+  const Status status = cuda::conv_transpose(p.x_view, p.weight.view(), View{}, View{}, p.view(y), View{}, p.shape,
+                                             kLinear, kSlope, false, gpu(&workspace));
+  EXPECT(status.code == kBadArgument && std::strstr(status.message, "float64") != nullptr);
+}
+
 }  // namespace
 
 int main() {
   test_all_few();
+  for (const Case& c : kMany) test_all_gemm(c, false);
+  for (const Case& c : kLargeTiles) test_all_gemm(c, true);
+  test_refusals();
   return passed("conv_transpose");
 }
