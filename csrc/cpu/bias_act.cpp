@@ -7,6 +7,7 @@
 #include "check.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "pattern.h"
 #include "run.h"
 
 namespace ganscale {
@@ -39,33 +40,22 @@ void run_act(const View& x, const View& bias, const View& y, int activation, dou
   });
 }
 
-// Fills `pattern` with the biases of the elements from `start` on.
-template <class A>
-void lay_out(A* pattern, const View& bias, int64_t start, int64_t count, int64_t channels, int64_t inner) {
-  int64_t channel = start / inner % channels, left = inner - start % inner;
-  A value = static_cast<A>(bias_of(bias, channel));
-  for (int64_t i = 0; i < count; ++i) {
-    pattern[i] = value;
-    if (--left == 0 && i + 1 < count) {
-      left = inner;
-      channel = channel + 1 == channels ? 0 : channel + 1;
-      value = static_cast<A>(bias_of(bias, channel));
-    }
-  }
-}
-
 template <class A>
 void pattern_act(const View& x, const View& bias, const View& y, int activation, double slope, const Exec& exec) {
   const int64_t channels = x.size[1], inner = x.size[2], period = channels * inner, total = x.size[0] * period;
   const bool repeats = period <= kStretch;
   const int64_t stretch = repeats ? kStretch / period * period : kStretch;
   const int64_t each = kPiece / stretch * stretch;
+  const auto value = [&](int64_t channel) { return bias_of(bias, channel); };
   cpu::parallel_for(exec.threads, ceil_div(total, each), [&](int64_t task) {
     A pattern[kStretch];
-    if (repeats) lay_out(pattern, bias, 0, stretch, channels, inner);
+    if (repeats) {
+      lay_out(pattern, 0, period, channels, inner, value);
+      repeat(pattern, period, stretch);
+    }
     for (int64_t start = task * each; start < std::min(total, (task + 1) * each); start += stretch) {
       const int64_t count = std::min(stretch, total - start);
-      if (!repeats) lay_out(pattern, bias, start, count, channels, inner);
+      if (!repeats) lay_out(pattern, start, count, channels, inner, value);
       cpu::kernels().pattern_act[x.dtype](at(x, start), pattern, at(y, start), count, activation, slope);
     }
   });

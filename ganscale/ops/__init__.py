@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ganscale import errors
 from ganscale.ops import _check, _choice, _extension, _register, reference
 from ganscale.ops._choice import use_impl
-from ganscale.ops.penalty import gradient_penalty
+from ganscale.ops.penalty import explain_choice, gradient_penalty
 
 __all__ = [
     "bias_act",
     "build_info",
     "channel_sum",
     "describe",
+    "explain_choice",
     "gradient_penalty",
     "interpolate",
     "piecewise_linear",
@@ -64,6 +66,9 @@ def bias_act(
     the kernels give the piecewise linear ones no second derivative at all, rather than zeros, which spares a gradient
     penalty whole backward passes. Under autocast the bias follows the dtype of x.
     """
+    if has_torch_function_unary(x):  # somebody watches torch's calls, and this one among them
+        options = {"activation": activation, "negative_slope": negative_slope, "impl": impl}
+        return handle_torch_function(bias_act, (x,), x, bias, **options)
     _check.floating("x", x, least_axes=1 if bias is None else 2)
     _check.activation(activation, negative_slope)
     if bias is not None:

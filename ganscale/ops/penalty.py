@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from ganscale.errors import UserError
-from ganscale.ops import _check, _choice, _register, reference
+from ganscale.ops import _check, _choice, _register, penalty_op, reference
+from ganscale.ops.penalty_plan import PenaltyChoice, Plan, explain, plan, unwatchable, without_compiling
+from ganscale.ops.penalty_trace import Session
+
+Critic = Callable[[Tensor], Tensor]
 
 
 def gradient_penalty(
-    critic: Callable[[Tensor], Tensor],
+    critic: Critic,
     x: Tensor,
     *,
     center: float = 1.0,
@@ -26,21 +30,57 @@ def gradient_penalty(
     in as a callable of x alone. The critic must treat samples apart (no batch norm), else "its gradient at sample n"
     means nothing. Differentiable in the critic's parameters where gradients are enabled at the call, and in x where x
     carries a graph; a norm of exactly 0 gives gradient 0. 16-bit gradients are summed, and returned, in float32.
+    A critic that is piecewise linear in x is differentiated by a shorter way to the same numbers (``explain_choice``
+    says whether, and why); a second derivative of the penalty needs ``impl="reference"``.
     Raises UserError where the critic's output does not depend on x, or has another batch size.
     """
     _check.floating("x", x, least_axes=2)
     _check.center(center)
+    impl = _choice.resolve(impl)
     keep_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
+    plain = impl == "reference" or unwatchable(x)
+    _choice.use_fused(impl, x, "sample_norm")  # warns, or raises, where there are no kernels
+    with torch.enable_grad(), without_compiling():
         point = x if x.requires_grad else x.detach().requires_grad_()
-        logits = critic(point)
-        _check_logits(logits, point)
-        (g,) = torch.autograd.grad(logits.sum(), point, create_graph=keep_graph, allow_unused=True)
-    if g is None:
-        raise UserError("the critic's output", "depend on its input", "no gradient", "remove .detach() from it")
+        if plain:
+            logits = critic(point)
+        else:
+            session = Session(point, impl=impl)
+            logits = session.run(getattr(critic, "_orig_mod", critic))  # of a module that torch.compile wraps
+            planned = plan(session, logits, x)
+            if planned:
+                return _fused(planned, float(center), bool(one_sided), keep_graph)
+            logits = session.real(logits)
+        g = _gradient(logits, point, keep_graph)
     fused = _choice.use_fused(impl, g, "sample_norm")
     penalty, _ = (_register.gp_penalty if fused else reference.gp_penalty)(g, float(center), bool(one_sided))
-    return penalty
+    return penalty if plain or not keep_graph else _with_zeros(penalty, logits, x, point)
+
+
+def explain_choice(critic: Critic, x: Tensor, *, impl: str = "auto") -> PenaltyChoice:
+    """Say which way ``gradient_penalty(critic, x, impl=impl)`` goes, and why.
+
+    Of ``x`` only shape, dtype and device matter; no layer is computed. The buffers of a critic that is a module, and
+    torch's random numbers, stay as they are.
+    """
+    _check.floating("x", x, least_axes=2)
+    return explain(critic, x, _choice.resolve(impl))
+
+
+def _fused(planned: Plan, center: float, one_sided: bool, keep_graph: bool) -> Tensor:
+    compiled = not _choice.obstacle(planned.x.device)
+    keep = keep_graph and any(tensor.requires_grad for tensor in planned.tensors)
+    with torch.set_grad_enabled(keep_graph):
+        return penalty_op.forward(planned.x, planned.tensors, planned.program, center, one_sided, compiled, keep)[0]
+
+
+def _gradient(logits: object, point: Tensor, keep_graph: bool) -> Tensor:
+    """The gradient of the summed logits, by ordinary autograd."""
+    _check_logits(logits, point)
+    (g,) = torch.autograd.grad(logits.sum(), point, create_graph=keep_graph, allow_unused=True)
+    if g is None:
+        raise UserError("the critic's output", "depend on its input", "no gradient", "remove .detach() from it")
+    return g
 
 
 def _check_logits(logits: object, x: Tensor) -> None:
@@ -51,3 +91,35 @@ def _check_logits(logits: object, x: Tensor) -> None:
         raise UserError("the critic", "return one row of logits a sample", got, "do not average over the batch")
     if not logits.requires_grad:
         raise UserError("the critic's output", "depend on its input", "no graph", "remove .detach() from it")
+
+
+# --- explicit zeros --------------------------------------------------------------------------------------------------
+
+
+class _Zeros(torch.autograd.Function):
+    """The identity on a penalty, with gradient zero for the tensors beside it: an optimiser expects one for each."""
+
+    @staticmethod
+    def forward(ctx, penalty: Tensor, *others: Tensor) -> Tensor:
+        ctx.save_for_backward(*others)
+        return penalty.view_as(penalty)
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[Tensor, ...]:
+        return g, *(torch.zeros_like(other) for other in ctx.saved_tensors)
+
+
+def _with_zeros(penalty: Tensor, logits: Tensor, x: Tensor, point: Tensor) -> Tensor:
+    """Give every parameter the logits depend on a gradient, as torch does where second derivatives are zeros."""
+    found = [x] if x.requires_grad else []
+    seen, waiting = {x.grad_fn, None}, [logits.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and leaf is not point:
+            found.append(leaf)
+        waiting += [source for source, _ in node.next_functions]
+    return _Zeros.apply(penalty, *found)
