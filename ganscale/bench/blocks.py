@@ -62,7 +62,7 @@ class PlainNorm(nn.Sequential):
     def ours(self, x: Tensor) -> Tensor:
         """Return the same of the same parameters by our operator."""
         norm, _ = self
-        return ops.batch_norm_act(
+        return ops.norm_act(
             x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
             training=True, momentum=norm.momentum, eps=norm.eps, activation="relu", impl="fused",
         )  # fmt: skip
