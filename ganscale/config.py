@@ -18,6 +18,7 @@ from ganscale.errors import ConfigError, nearest
 LossName = Literal["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
 PenaltyName = Literal["none", "wgan-gp", "wgan-gp-one-sided", "r1", "r2", "r1-r2"]
 ModelName = Literal["mlp", "dcgan"]
+ScoreName = Literal["fd", "kd", "precision", "recall", "density", "coverage", "modes-hit", "within-4-sigma"]
 MetricName = Literal["fd", "kd", "prdc"]
 Impl = Literal["auto", "reference", "fused"]
 
@@ -145,10 +146,11 @@ class SampleConfig(_Part):
 
 
 class CheckpointConfig(_Part):
-    """How often the full state is saved and how many saves are kept."""
+    """How often the full state is saved; the newest ``keep`` saves stay, and the best by an evaluated score."""
 
     every_kimg: Positive = 20.0
     keep: Annotated[int, Field(ge=1)] = 3
+    keep_best: ScoreName | None = "fd"
 
 
 class EvaluateConfig(_Part):
@@ -258,7 +260,7 @@ def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{name}"
 
 
-_OPTIONAL_KEYS = ("optim.decay_kimg", "runtime.address")
+_OPTIONAL_KEYS = ("checkpoint.keep_best", "optim.decay_kimg", "runtime.address")
 
 
 def _split_assignment(text: str) -> tuple[str, str]:

@@ -55,9 +55,10 @@ def _disk(config: RunConfig, parameters: dict[str, int]) -> int:
     pixels = config.sample.num * config.data.channels * math.prod(config.data.resolution)
     grids = config.train.kimg / config.sample.every_kimg + 2
     ticks = config.train.kimg / config.train.tick_kimg + 2
-    # one checkpoint more than kept, as the new one is whole before the oldest goes; a grid lies in samples/ and
+    # the newest ones, the best, and one more, as a new one is whole before the oldest goes; a grid lies in samples/ and
     # TensorBoard
-    return int(checkpoint * (config.checkpoint.keep + 1) + 2 * pixels * grids + 16_384 * ticks)
+    kept = config.checkpoint.keep + 1 + (config.checkpoint.keep_best is not None)
+    return int(checkpoint * kept + 2 * pixels * grids + 16_384 * ticks)
 
 
 def _memory(config: RunConfig, plan: Plan, generator: nn.Module, critic: nn.Module) -> int:

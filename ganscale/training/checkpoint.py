@@ -6,12 +6,14 @@ name, then renamed once. The manifest holds the size and SHA-256 of every part, 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -98,7 +100,12 @@ def newest(run_dir: Path) -> Path:
     found = names(run_dir / "checkpoints")
     if not found:
         raise CheckpointError(str(run_dir), "hold a checkpoint", "none", "let it train at least checkpoint.every_kimg")
-    verify(found[-1])
+    try:
+        verify(found[-1])
+    except CheckpointError:
+        if found[-1].exists():
+            raise
+        return newest(run_dir)  # the run trains, and has deleted it in favour of a newer one
     return found[-1]
 
 
@@ -115,10 +122,21 @@ def newest_good(run_dir: Path) -> tuple[Path | None, list[CheckpointError]]:
     return None, refused
 
 
-def prune(root: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints."""
+def prune(root: Path, keep: int, *, spare: Collection[str] = ()) -> None:
+    """Delete all but the newest ``keep`` checkpoints and those whose names are in ``spare``."""
     for path in names(root)[:-keep]:
-        remove_directory(path)
+        if path.name not in spare:
+            remove_directory(path)
+
+
+def digest(parts: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Return a short hash of all weights, to compare ranks and runs."""
+    found = hashlib.sha256()
+    for net in ("generator", "critic", "ema"):
+        for name, value in sorted(parts[net].items()):
+            found.update(name.encode())
+            found.update(value.contiguous().view(-1).view(torch.uint8).numpy() if value.numel() else b"")
+    return found.hexdigest()[:16]
 
 
 def _offer_previous(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 
 import torch
@@ -72,7 +71,13 @@ class TrainState:
             mine.copy_(theirs)
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
-        """Return everything as named CPU tensors with storage of their own, ready for a checkpoint (collective)."""
+        """Return everything as named CPU tensors with storage of their own, ready for a checkpoint.
+
+        Collective; the other ranks get an empty dict, as they write nothing.
+        """
+        statistics = self.stats.state()
+        if not self.group.is_main:
+            return {}
         parts = {name: _own(net.state_dict()) for name, net in self.nets.items()}
         for name, optimiser in self.optimisers.items():
             names = {parameter: key for key, parameter in self.nets[name].named_parameters()}
@@ -82,7 +87,9 @@ class TrainState:
                 for field, value in fields.items()
             }
             parts[f"optimiser-{name}"] = _own(rows)
-        parts["statistics"] = _own(self.stats.state())
+        parts["statistics"] = _own(statistics)
+        if self.group.device.type == "cuda":
+            torch.cuda.synchronize(self.group.device)  # the copies were queued; now they have happened
         return parts
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -102,7 +109,7 @@ class TrainState:
             for key, value in checkpoint.parts[f"optimiser-{name}"].items():
                 owner, _, field = key.rpartition("/")
                 parameter = parameters[owner]
-                value = value if field == "step" else value.to(parameter.device, copy=True)
+                value = value.to(parameter.device, copy=True)  # "step" as well: the fused Adam wants it there
                 if (
                     value.shape == parameter.shape
                 ):  # keep the parameter's memory layout: sums then run in the same order
@@ -110,14 +117,6 @@ class TrainState:
                 optimiser.state[parameter][field] = value
         self.stats.load(checkpoint.parts["statistics"])
         self.images = checkpoint.images
-
-    def digest(self) -> str:
-        """Return a short hash of all weights, to compare ranks and runs."""
-        digest = hashlib.sha256()
-        for name in ("generator", "critic", "ema"):
-            for key, value in sorted(self.nets[name].state_dict().items()):
-                digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
 
 def _adam(config: RunConfig, name: str, net: nn.Module) -> torch.optim.Adam:
@@ -136,8 +135,11 @@ def _adam(config: RunConfig, name: str, net: nn.Module) -> torch.optim.Adam:
 
 
 def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # clone(contiguous_format): channels_last weights are saved in plain order, and no two tensors share storage
-    return {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    # contiguous: channels_last weights are saved in plain order; pinned: copies from a GPU don't wait for each other
+    return {
+        name: torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda).copy_(t.detach(), non_blocking=True)
+        for name, t in tensors.items()
+    }
 
 
 def _is_image_net(net: nn.Module) -> bool:

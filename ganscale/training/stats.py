@@ -52,24 +52,24 @@ class Stats:
         """Add one number that every rank knows alike."""
         self._add(self._sums, name, torch.tensor([1.0, value], dtype=torch.float64, device=self._group.device))
 
-    def tick(self, *, flag: bool = False) -> tuple[dict[str, float], dict[str, Histogram], bool]:
-        """Return the means, the histograms, and whether any rank raised ``flag``, then start afresh.
+    def tick(self) -> tuple[dict[str, float], dict[str, Histogram]]:
+        """Return the means and the histograms over all ranks, then start afresh.
 
         Names must be the same on all ranks, which they are because every rank runs the same phases.
         """
         sum_names, count_names = sorted(self._sums), sorted(self._counts)
-        raised = torch.tensor([float(flag)], dtype=torch.float64, device=self._group.device)
-        flat = torch.cat([raised, *(self._sums[n] for n in sum_names), *(self._counts[n] for n in count_names)])
+        empty = torch.empty(0, dtype=torch.float64, device=self._group.device)
+        flat = torch.cat([empty, *(self._sums[n] for n in sum_names), *(self._counts[n] for n in count_names)])
         self._group.sum_([flat])
-        rows = flat[1 : 1 + 2 * len(sum_names)].view(-1, 2).tolist()
-        counts = flat[1 + 2 * len(sum_names) :].view(-1, _BINS).cpu().numpy()
+        rows = flat[: 2 * len(sum_names)].view(-1, 2).tolist()
+        counts = flat[2 * len(sum_names) :].view(-1, _BINS).cpu().numpy()
         self._sums, self._counts = {}, {}
         means = {name: total / count for name, (count, total) in zip(sum_names, rows, strict=True)}
         edges = _EDGES.numpy()
         histograms = {
             n: Histogram(edges=edges, counts=c.astype(np.int64)) for n, c in zip(count_names, counts, strict=True)
         }
-        return means, histograms, bool(flat[0] > 0)
+        return means, histograms
 
     def state(self) -> dict[str, Tensor]:
         """Return the running sums over all ranks as tensors for a checkpoint; nothing is reset."""

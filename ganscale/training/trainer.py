@@ -20,9 +20,11 @@ from ganscale.data import ShardedBatches, open_dataset
 from ganscale.errors import CheckpointError, NonFiniteError
 from ganscale.files import full_disk, is_full_disk
 from ganscale.training import checkpoint as checkpoints
+from ganscale.training.checkpoint_writer import CheckpointWriter
 from ganscale.training.cuda_graphs import GraphedPhases, refuse_where_impossible
 from ganscale.training.journal import Journal
 from ganscale.training.process_group import Group, solo_group
+from ganscale.training.pulse import Pulse
 from ganscale.training.random import Draws
 from ganscale.training.records import NullSink, Sink, StartRecord, TickRecord
 from ganscale.training.state import TrainState
@@ -31,11 +33,15 @@ from ganscale.training.step import build_phases, leave_gradients, train_step
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """How a call of ``train`` ended: images seen, the newest checkpoint, and whether it was asked to stop early."""
+    """How a call of ``train`` ended: images seen, the newest checkpoint, and whether it was asked to stop early.
+
+    ``checkpoint_stall_s`` is how long training has waited for its saves in all, on rank 0.
+    """
 
     images: int
     checkpoint: Path | None
     stopped: bool
+    checkpoint_stall_s: float
 
 
 def train(
@@ -49,7 +55,7 @@ def train(
 ) -> TrainResult:
     """Train until ``train.kimg`` real images were shown to the critic, in all, over all ranks.
 
-    ``run_dir`` exists. ``should_stop`` is asked once a tick on every rank; one yes stops all, after a checkpoint.
+    ``run_dir`` exists. ``should_stop`` is asked about once a second on every rank; one yes saves and stops all.
     ``resume_from`` is a checkpoint directory; it is verified before anything is changed. Raises ConfigError, DataError,
     CheckpointError, NonFiniteError (nothing was updated), RunFailed (disk full; says how to go on).
     """
@@ -68,7 +74,7 @@ class Trainer:
         self.gradients = GraphedPhases() if config.train.cuda_graphs else leave_gradients
         self.draws = Draws(config.train.seed, group.device)
         self.journal = Journal(run_dir)
-        self.newest: Path | None = None
+        self.resumed_from: Path | None = None
         self._saved_at = self._sampled_at = -1  # images at the last save and grid
         self._started = self._ticked = time.perf_counter()
         self._ticked_images = 0
@@ -79,6 +85,8 @@ class Trainer:
         if resume_from is not None:
             self._resume(resume_from, dataset.fingerprint)
         self._fingerprint = dataset.fingerprint
+        self.writer = CheckpointWriter(self.run_dir, self.config.checkpoint, newest=self.resumed_from)
+        self._stall_s = self._ticked_stall_s = 0.0  # how long training has waited for saves; up to the last tick
         self._begin(len(dataset))
         batches = ShardedBatches(
             dataset,
@@ -88,12 +96,17 @@ class Trainer:
             seed=self.config.data.seed,
             start_images=self.state.images,
         )
-        with closing(batches):
-            stopped = self._loop(iter(batches), should_stop)
-        self._finish()
-        return TrainResult(images=self.state.images, checkpoint=self.newest, stopped=stopped)
+        with self.writer, closing(batches):
+            stopped = self._loop(iter(batches), Pulse(self.group, should_stop))
+            self._finish()
+        return TrainResult(
+            images=self.state.images,
+            checkpoint=self.group.broadcast_object(self.writer.newest),  # and no rank ends before it is on the disk
+            stopped=stopped,
+            checkpoint_stall_s=self._stall_s,
+        )
 
-    def _loop(self, batches, should_stop: Callable[[], bool]) -> bool:
+    def _loop(self, batches, pulse: Pulse) -> bool:
         config, state = self.config, self.state
         while state.images < 1000 * config.train.kimg:
             before = state.images
@@ -105,10 +118,11 @@ class Trainer:
             if self._crossed(before, config.sample.every_kimg):
                 self._sample()
             # the tick comes before the save, so a checkpoint never holds statistics that a written line already has
-            stop = self._crossed(before, config.train.tick_kimg) and self._tick(should_stop(), partial=False)
+            if self._crossed(before, config.train.tick_kimg):
+                self._tick(partial=False)
             if self._crossed(before, config.checkpoint.every_kimg):
                 self._save()
-            if stop:
+            if pulse.beat():
                 return True
         return False
 
@@ -116,21 +130,26 @@ class Trainer:
         self._started = self._ticked = time.perf_counter()
         self._ticked_images = self.state.images
         if self.group.is_main:
+            self.writer.tidy()
             self.journal.rewind(self.state.images)
         self.sink.write(StartRecord(images=self.state.images, config=self.config, facts=self._facts(images_in_data)))
         if self.state.images == 0:
             self._sample()
 
     def _finish(self) -> None:
-        if self._sampled_at != self.state.images:
-            self._sample()
         if self._saved_at != self.state.images:
             self._save()  # before the partial tick resets the statistics that a resumed run goes on with
+        if self._sampled_at != self.state.images:
+            self._sample()
+        began = time.perf_counter()
+        self.writer.settle()
+        self._stall_s += time.perf_counter() - began
         if self._ticked_images != self.state.images:
-            self._tick(False, partial=True)
+            self._tick(partial=True)
 
-    def _tick(self, stop: bool, *, partial: bool) -> bool:
-        scalars, histograms, stop = self.state.stats.tick(flag=stop)
+    def _tick(self, *, partial: bool) -> None:
+        self.writer.check()
+        scalars, histograms = self.state.stats.tick()
         scalars |= {f"lr/{name}": o.param_groups[0]["lr"] for name, o in self.state.optimisers.items()}
         now = time.perf_counter()
         seconds = now - self._ticked
@@ -138,20 +157,20 @@ class Trainer:
             "kimg_per_s": (self.state.images - self._ticked_images) / 1000 / seconds,
             "tick_s": seconds,
             "elapsed_s": now - self._started,
+            "checkpoint_stall_s": self._stall_s - self._ticked_stall_s,
         }
         tick = TickRecord(
             images=self.state.images,
             scalars=scalars,
             histograms=histograms,
             timing=timing,
-            checkpoint=self.newest.name if self.newest else None,
+            checkpoint=self.writer.newest.name if self.group.is_main and self.writer.newest else None,
             partial=partial,
         )
-        self._ticked, self._ticked_images = now, self.state.images
+        self._ticked, self._ticked_images, self._ticked_stall_s = now, self.state.images, self._stall_s
         if self.group.is_main:
             self._on_disk(lambda: self.journal.append(tick))
         self.sink.write(tick)
-        return stop
 
     def _sample(self) -> None:
         self._sampled_at = self.state.images
@@ -163,20 +182,19 @@ class Trainer:
                 self.sink.write(record)
 
     def _save(self) -> None:
-        parts = self.state.parts()
+        began = time.perf_counter()
         self._saved_at = self.state.images
-        root = self.run_dir / "checkpoints"
+        self.writer.make_room(self.state.images)
+        parts = self.state.parts()
         if self.group.is_main:
             meta = {
                 "config": self.config.model_dump(mode="json"),
                 "data": self._fingerprint,
-                "weights": self.state.digest(),
                 "world_size": self.group.size,
                 "torch": torch.__version__,
             }
-            checkpoints.commit(root, self.state.images, parts, meta)
-            checkpoints.prune(root, self.config.checkpoint.keep)
-        self.newest = root / checkpoints.checkpoint_name(self.state.images)
+            self.writer.write(self.state.images, parts, meta)
+        self._stall_s += time.perf_counter() - began
 
     def _resume(self, path: Path, fingerprint: str) -> None:
         checkpoint = checkpoints.load(path)
@@ -185,7 +203,7 @@ class Trainer:
                 str(path), "be of the same data", f"fingerprint {fingerprint}", "restore the data or start a new run"
             )
         self.state.load(checkpoint)
-        self.newest = path
+        self.resumed_from = path
         self._saved_at = self.state.images
 
     def _crossed(self, before: int, every_kimg: float) -> bool:
@@ -219,6 +237,7 @@ class Trainer:
             raise full_disk(self.run_dir, self._way_on()) from error
 
     def _way_on(self) -> str:
-        if self.newest is None:
+        self.writer.settle()
+        if self.writer.newest is None:
             return "nothing was saved yet"
-        return f"saved up to {self.newest.name}; go on with ganscale launch --resume {self.run_dir}"
+        return f"saved up to {self.writer.newest.name}; go on with ganscale launch --resume {self.run_dir}"

@@ -17,6 +17,7 @@ from tiny_runs import SETTINGS, descendants, is_alive
 from ganscale.runtime import load
 
 PATIENCE_S = 150  # only where all else fails
+GRACE_S = 30  # what Kubernetes gives by default
 
 
 def start(runs: Path, workers: int, *, tick_kimg: float = 0.128) -> subprocess.Popen[str]:
@@ -58,6 +59,26 @@ def test_ctrl_c_saves_exits_130_and_leaves_no_process(tmp_path, workers):
     assert load(run_dir).checkpoint().images == last  # the very moment of the last tick, not an earlier save
     assert not (run_dir / ".ray").exists()
     assert not [pid for pid in children if is_alive(pid)]
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])
+def test_a_machine_that_is_taken_away_saves_within_seconds_however_long_a_tick_is(tmp_path, workers):
+    """SIGTERM comes to one process, as from an orchestrator, with a grace period of 30 s."""
+    process = start(tmp_path, workers, tick_kimg=90_000)
+    run_dir = tmp_path / "x"
+    wait_for((run_dir / "samples" / "kimg-000000.png").exists, process)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(1.0)  # some steps, so that there is something to save
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert time.monotonic() - began < GRACE_S, err
+    assert process.returncode == 130, err
+    assert f"go on with ganscale launch --resume {run_dir}" in err.splitlines()[-1]
+    saved = load(run_dir).checkpoint()
+    assert saved.images > 0
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["images"], line["partial"]) for line in lines] == [(saved.images, True)]
 
 
 def test_gpus_that_are_not_there_are_refused_in_one_line_with_nothing_written(tmp_path):

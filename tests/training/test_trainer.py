@@ -12,7 +12,9 @@ from ganscale.config import RunConfig, override
 from ganscale.errors import CheckpointError, NonFiniteError
 from ganscale.training import checkpoint as cp
 from ganscale.training import train
+from ganscale.training.process_group import solo_group
 from ganscale.training.records import SampleRecord, StartRecord, TickRecord
+from ganscale.training.state import TrainState
 
 
 def lines(run_dir: Path) -> list[dict]:
@@ -89,12 +91,64 @@ def test_a_crash_between_checkpoints_repeats_that_ground_and_ends_the_same(tmp_p
     assert lines(crashed) == lines(straight)
 
 
-def test_a_stop_is_obeyed_at_the_next_tick_and_saved(tmp_path: Path, tiny: RunConfig):
+def test_a_stop_is_obeyed_at_the_next_question_however_far_the_tick_is_and_saved(tmp_path: Path, tiny: RunConfig):
     (tmp_path / "run").mkdir()
-    result = train(tiny, tmp_path / "run", should_stop=lambda: True)
+    result = train(override(tiny, {"train.tick_kimg": 1e6}), tmp_path / "run", should_stop=lambda: True)
     assert result.stopped
-    assert result.images == 160
+    assert result.images == 16  # the first question comes after the first step
     assert cp.newest(tmp_path / "run") == result.checkpoint
+    assert [(tick["images"], tick["partial"]) for tick in lines(tmp_path / "run")] == [(16, True)]
+
+
+def test_a_run_stopped_between_ticks_goes_on_as_if_it_had_never_stopped(tmp_path: Path, tiny: RunConfig):
+    straight, broken = start(tmp_path / "straight", tiny), tmp_path / "broken"
+    start(broken, tiny, should_stop=lambda: True)
+    start(broken, tiny, resume_from=cp.newest(broken))
+    assert lines(broken) == lines(straight)
+    assert cp.load(cp.newest(broken)).meta["weights"] == cp.load(cp.newest(straight)).meta["weights"]
+
+
+def test_a_tick_names_only_a_checkpoint_that_is_on_the_disk(tmp_path: Path, tiny: RunConfig):
+    class Verify(Collect):
+        def write(self, record) -> None:
+            super().write(record)
+            if isinstance(record, TickRecord) and record.checkpoint is not None:
+                cp.verify(tmp_path / "run" / "checkpoints" / record.checkpoint)
+
+    sink = Verify()
+    often = override(tiny, {"checkpoint.every_kimg": 0.048, "checkpoint.keep": 99, "train.tick_kimg": 0.016})
+    start(tmp_path / "run", often, sink=sink)
+    named = [record.checkpoint for record in sink.records if isinstance(record, TickRecord)]
+    assert named[0] is None
+    assert len({name for name in named if name}) > 3
+
+
+def test_the_seconds_that_training_waits_for_saves_are_in_the_metrics(tmp_path: Path, tiny: RunConfig):
+    (tmp_path / "run").mkdir()
+    result = train(override(tiny, {"checkpoint.every_kimg": 0.048}), tmp_path / "run")
+    ticks = [json.loads(line)["timing"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < tick["checkpoint_stall_s"] < tick["tick_s"] for tick in ticks)
+    assert sum(tick["checkpoint_stall_s"] for tick in ticks) == pytest.approx(result.checkpoint_stall_s)
+
+
+def test_the_optimisers_of_a_resumed_run_keep_their_state_on_the_device_of_the_parameters(tiny: RunConfig):
+    state = TrainState(tiny, solo_group("cpu"))
+    for net in ("generator", "critic"):
+        for parameter in state.nets[net].parameters():
+            parameter.grad = torch.ones_like(parameter)
+        state.optimisers[net].step()
+    other = TrainState(tiny, solo_group("cpu"))
+    other.load(cp.Checkpoint(path=Path("x"), images=16, meta={}, parts=state.parts()))
+    for net, optimiser in other.optimisers.items():
+        for parameter, fields in optimiser.state.items():
+            for name, value in fields.items():
+                assert value.device == parameter.device, f"{net} {name}"
+                assert torch.equal(value, state.optimisers[net].state[_twin(state, other, net, parameter)][name])
+
+
+def _twin(state: TrainState, other: TrainState, net: str, parameter: torch.Tensor) -> torch.Tensor:
+    pairs = zip(other.nets[net].parameters(), state.nets[net].parameters(), strict=True)
+    return next(mine for theirs, mine in pairs if theirs is parameter)
 
 
 def test_a_non_finite_gradient_stops_before_the_update_and_names_the_parameter(tmp_path: Path, tiny: RunConfig):

@@ -1,0 +1,43 @@
+"""Which checkpoint is the best one, by the scores that evaluations of the run have written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ganscale.training.checkpoint import names
+
+
+def best_checkpoint(run_dir: Path, score: str | None) -> str | None:
+    """Return the name of the checkpoint with the best ``score`` ("fd", "recall", ...) among those that are there.
+
+    Read from ``evaluations/kimg-*.json``. Only values measured in one way compare, so the newest evaluation's stamp
+    decides which ones count. Equal scores: the newer one. None where no checkpoint has been evaluated by ``score``.
+    """
+    if score is None:
+        return None
+    found = [(path.name, _entry(run_dir / "evaluations" / f"{path.name}.json", score))
+             for path in names(run_dir / "checkpoints")]  # fmt: skip
+    rated = [(name, entry) for name, entry in found if entry is not None]
+    if not rated:
+        return None
+    reference = rated[-1][1]
+    sign = -1.0 if reference["better"] == "lower" else 1.0
+    comparable = [(name, entry) for name, entry in rated if entry["stamp"] == reference["stamp"]]
+    return max(comparable, key=lambda pair: (sign * pair[1]["value"], pair[0]))[0]
+
+
+def score_name(label: str) -> str:
+    """Return the name by which ``checkpoint.keep_best`` knows a score: "FD (in-domain CNN)" is ``fd``."""
+    return label.partition(" (")[0].lower().replace(" ", "-")
+
+
+def _entry(path: Path, score: str) -> dict[str, Any] | None:
+    """Return the value of ``score`` in the evaluation at ``path`` with its stamp, or None: a file may be of any age."""
+    try:
+        values = json.loads(path.read_text())["values"]
+        entry = next(entry for label, entry in values.items() if score_name(label) == score)
+        return {"value": float(entry["value"]), "better": entry["better"], "stamp": entry["stamp"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return None

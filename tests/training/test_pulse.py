@@ -1,0 +1,57 @@
+"""Laws of the question whether to stop: one answer for all ranks at one step, asked about once a second."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from ganscale.training.process_group import solo_group, torch_group
+from ganscale.training.pulse import Pulse
+
+STEPS, STOP_AT = 4000, 700
+
+
+def _rank_main(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    group, step, asked = torch_group("cpu"), 0, []
+
+    def should_stop() -> bool:
+        asked.append(step)
+        return rank == 1 and step >= STOP_AT  # only the other rank wants to
+
+    pulse = Pulse(group, should_stop, every_s=0.01)
+    stopped = None
+    for step in range(STEPS):  # noqa: B007: should_stop reads it
+        torch.randn(10_000 * (1 + rank)).sum()  # ranks of unequal speed; nothing but the pulse holds them together
+        if pulse.beat():
+            stopped = step
+            break
+    Path(folder, f"{rank}.json").write_text(json.dumps([stopped, asked]))
+    dist.destroy_process_group()
+
+
+def test_ranks_of_unequal_speed_ask_at_the_same_steps_and_stop_at_the_same_one(tmp_path: Path):
+    mp.spawn(_rank_main, args=(str(tmp_path),), nprocs=2)
+    (stopped, asked), other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert [stopped, asked] == other
+    assert stopped is not None
+    assert stopped >= STOP_AT
+    assert asked[:3] == [0, 2, 6]  # after the first step, then at most twice as many steps as before
+    assert len(asked) < STOP_AT / 2
+
+
+def test_one_process_is_asked_about_as_often_as_wanted():
+    asked = []
+    pulse = Pulse(solo_group("cpu"), lambda: bool(asked.append(time.perf_counter())), every_s=0.02)
+    began = time.perf_counter()
+    while time.perf_counter() - began < 1.0:
+        torch.ones(1000).sum()
+        assert not pulse.beat()
+    # half to twice as often, as other work on the machine makes steps uneven, and the first ones in doubling steps
+    assert 20 <= len(asked) <= 120
