@@ -15,7 +15,7 @@ from ganscale.bench.peers import functional_penalty_gradient, plain_critic, text
 CLAIM = "penalty"
 BATCH = 64
 EAGER, PIECEWISE, COMPILED = "eager autograd", "eager without zero terms", "torch.compile of torch.func"
-UNKNOWN_GOALS = {EAGER: 1.35}
+HOOKED_GOALS = {EAGER: 1.35}
 GOALS = {
     "f32": {EAGER: 1.6, PIECEWISE: 1.08, COMPILED: 1.55},
     "bf16": {EAGER: 1.45, PIECEWISE: 1.0},
@@ -78,14 +78,14 @@ def measure(settings: Settings) -> Iterator[Line]:
                 case = Case(claim=CLAIM, what="penalty + weight gradients", shape=shape, dtype=dtype, layout=layout)
                 judged = {"goals": GOALS[dtype], "tolerance": TOLERANCE[dtype]}
                 yield from compare(settings, case, peers=peers, ours=ours, graphs=True, **judged)
-        yield from _unknown_layer(settings, side, Case(claim=CLAIM, what="the same, one unknown layer", shape=shape))
+        yield from _hooked(settings, side, Case(claim=CLAIM, what="the same, one layer hooked", shape=shape))
 
 
-def _unknown_layer(settings: Settings, side: int, case: Case) -> Iterator[Line]:
-    """A critic that pads by reflection once is not fused; the way that all others can go spares the zeros alone."""
+def _hooked(settings: Settings, side: int, case: Case) -> Iterator[Line]:
+    """A critic whose layer carries a hook is not fused; the way that all others can go spares the zeros alone."""
     critic, x = setting(side, case.layout, settings.device)
-    [layer for layer in critic if isinstance(layer, nn.Conv2d)][-1].padding_mode = "reflect"
+    critic[0].register_forward_hook(lambda *_: None)
     peer = lambda: gradients(lambda x: textbook_penalty(critic, x), critic, x, "f32")  # noqa: E731
     ours = lambda: gradients(lambda x: ops.gradient_penalty(critic, x, impl="fused"), critic, x, "f32")  # noqa: E731
-    judged = {"goals": UNKNOWN_GOALS, "tolerance": TOLERANCE["f32"]}
+    judged = {"goals": HOOKED_GOALS, "tolerance": TOLERANCE["f32"]}
     yield from compare(settings, case, peers={EAGER: peer}, ours=ours, graphs=True, **judged)

@@ -43,7 +43,7 @@ class Gate:
 GATES = [
     Gate("penalty", PENALTY, "f32", "eager autograd", 1.35),
     Gate("penalty", PENALTY, "bf16", "eager autograd", 1.2),
-    Gate("penalty", "the same, one unknown layer", "f32", "eager autograd", 1.2),
+    Gate("penalty", "the same, one layer hooked", "f32", "eager autograd", 1.2),
     Gate("critic-step", STEP, "f32", "textbook loop", 1.1),
     Gate("critic-step", STEP, "bf16", "textbook loop, f32", 1.6),
     Gate("memory", f"{PENALTY}, peak", "f32", "eager autograd", 1 / 0.6),
