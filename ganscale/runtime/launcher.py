@@ -8,7 +8,6 @@ import datetime
 import json
 import platform
 import shutil
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -21,15 +20,15 @@ from ganscale.files import replace_text
 from ganscale.runtime.failures import reason_to_stop
 from ganscale.runtime.follow import Follower, OnTick
 from ganscale.runtime.placement import Plan, place
-from ganscale.runtime.planner import check_disk, find_resources, new_run_dir
+from ganscale.runtime.planner import check_disk, find_resources, new_run_dir, refuse_existing
 from ganscale.runtime.resume import Resumption, prepare_resume
+from ganscale.runtime.run_lock import RunLock
+from ganscale.runtime.stopping import SCRATCH, Stop, stop_signals
 
 if TYPE_CHECKING:
     from ganscale.runtime.run import Run
 
 CONFIG = "config.json"
-SCRATCH = ".ray"  # below the run directory, while it trains: Ray Train's state and the stop flag
-STOP_FLAG, STARTED_FLAG = "stop", "started"
 
 
 def launch(
@@ -66,9 +65,15 @@ def launch(
     placed = dataclasses.replace(placed, run_dir=str(run_dir))
     dataset = _preflight(config, run_dir)
     fresh = not run_dir.exists()
-    with _stop_signals(run_dir) as stop:
+    with stop_signals(run_dir, lambda: _stopped_words(run_dir)) as stop, RunLock(run_dir) as lock:
+        stop.guard(lock.check)
         try:
+            if resumption is None:
+                refuse_existing(run_dir)  # now that nobody else can make it
+            else:
+                resumption = prepare_resume(resume, config)  # who held the lock until now may have gone on
             _write_start(config, run_dir, placed, dataset, resumption, command)
+            stop.begin()
             if on_start is not None:
                 on_start(placed)
             with Follower(
@@ -113,8 +118,8 @@ def _write_start(
 ) -> None:
     from ganscale.data import write_quarantine
 
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / SCRATCH).mkdir(exist_ok=True)
+    shutil.rmtree(run_dir / SCRATCH, ignore_errors=True)  # one that was killed may have left its stop flag
+    (run_dir / SCRATCH).mkdir()
     if resumption is not None:
         resumption.discard_newer()
     write_quarantine(run_dir, dataset)
@@ -134,7 +139,7 @@ def _write_start(
 
 
 def _train(
-    config: RunConfig, run_dir: Path, plan: Plan, resumption: Resumption | None, stop: _Stop, verbose: bool
+    config: RunConfig, run_dir: Path, plan: Plan, resumption: Resumption | None, stop: Stop, verbose: bool
 ) -> dict[str, Any]:
     if plan.workers == 0:
         return _train_here(config, run_dir, plan, resumption, stop)
@@ -151,7 +156,7 @@ def _train(
 
 
 def _train_here(
-    config: RunConfig, run_dir: Path, plan: Plan, resumption: Resumption | None, stop: _Stop
+    config: RunConfig, run_dir: Path, plan: Plan, resumption: Resumption | None, stop: Stop
 ) -> dict[str, Any]:
     import torch
 
@@ -171,7 +176,7 @@ def _train_here(
                 run_dir,
                 group=solo_group(plan.device),
                 sink=board,
-                should_stop=stop.flag.exists,
+                should_stop=stop.is_wanted,
                 resume_from=resumption.checkpoint if resumption else None,
             )
     except (MemoryError, OSError) as error:
@@ -193,44 +198,6 @@ def _no_thread_tracebacks() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
-
-
-class _Stop:
-    """Turns the first SIGINT or SIGTERM into a flag file that every worker sees, the second into giving up at once."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir, self.flag, self.asked = run_dir, run_dir / SCRATCH / STOP_FLAG, 0
-
-    def listen(self) -> None:
-        """Take over both signals; signals reach the main thread only, so elsewhere nothing is done."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._on_signal)
-
-    def check(self) -> None:
-        """Raise Interrupted where the user has insisted."""
-        if self.asked > 1:
-            raise Interrupted(_stopped_words(self.run_dir))
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self.asked += 1
-        if self.flag.parent.is_dir():
-            self.flag.touch()
-        if self.asked > 2:
-            raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _stop_signals(run_dir: Path) -> Iterator[_Stop]:
-    stop = _Stop(run_dir)
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    stop.listen()
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _stopped_words(run_dir: Path) -> str:

@@ -90,15 +90,19 @@ def new_run_dir(config: RunConfig, runs_dir: str | Path, name: str | None) -> Pa
         raise UserError("--name", "be a plain directory name", name, "put the place into --runs-dir")
     if len(os.fsencode(name)) > LONGEST_NAME:
         raise UserError("--name", f"be at most {LONGEST_NAME} bytes long", name, "choose a shorter one")
-    run_dir = root / name
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    refuse_existing(root / name)
+    return root / name
+
+
+def refuse_existing(run_dir: Path) -> None:
+    """Raise UserError where ``run_dir`` holds something; what only a launch that came to nothing left is none."""
+    if run_dir.exists() and (not run_dir.is_dir() or any(not path.name.startswith(".") for path in run_dir.iterdir())):
         raise UserError(
             f"run directory {run_dir}",
             "not exist yet",
             "one that does",
             f"go on with --resume {run_dir} or use another --name",
         )
-    return run_dir
 
 
 def check_disk(run_dir: Path, needed_bytes: int) -> None:

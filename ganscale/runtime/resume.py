@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ganscale.config import RunConfig, from_mapping
 from ganscale.errors import CheckpointError, ConfigError, UserError
+from ganscale.files import remove_directory
 
 # what may change without the run becoming another one: how long, how often, where
 MAY_CHANGE = (
@@ -41,7 +41,7 @@ class Resumption:
 
         for path in names(self.run_dir / "checkpoints"):
             if path.name > self.checkpoint.name:
-                shutil.rmtree(path)
+                remove_directory(path)
 
 
 def read_page(run_dir: Path) -> dict[str, Any]:

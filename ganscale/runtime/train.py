@@ -20,8 +20,9 @@ from ray.train.v2.api.config import LoggingConfig
 
 from ganscale.errors import GanscaleError, RunFailed
 from ganscale.runtime.gate import FailureGate
-from ganscale.runtime.launcher import SCRATCH, STARTED_FLAG, with_way_on
+from ganscale.runtime.launcher import with_way_on
 from ganscale.runtime.placement import Plan
+from ganscale.runtime.stopping import SCRATCH, STARTED_FLAG
 
 EXCHANGE_TIMEOUT_S = 300
 FAILURES_BACKSTOP = 50  # the gate decides; Ray's counters never reset, so they only bound the life of a run

@@ -11,7 +11,7 @@ import torch
 
 from ganscale.config import from_mapping
 from ganscale.dashboards import TensorBoardSink
-from ganscale.runtime.launcher import SCRATCH, STARTED_FLAG, STOP_FLAG
+from ganscale.runtime.stopping import SCRATCH, STARTED_FLAG, STOP_FLAG
 from ganscale.training import checkpoint as checkpoints
 from ganscale.training.process_group import torch_group
 from ganscale.training.records import Record, TickRecord

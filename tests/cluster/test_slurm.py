@@ -188,7 +188,7 @@ def test_slurms_notice_before_the_end_sets_the_flag_that_makes_a_run_save_and_st
 
 
 def test_the_flag_is_the_one_that_the_trainer_looks_for():
-    from ganscale.runtime.launcher import SCRATCH, STOP_FLAG
+    from ganscale.runtime.stopping import SCRATCH, STOP_FLAG
 
     assert f'touch "$run_dir/{SCRATCH}/{STOP_FLAG}"' in SCRIPT.read_text()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import subprocess
@@ -14,6 +15,7 @@ from tiny_runs import tiny_config
 from ganscale.errors import CheckpointError, ConfigError, DataError, ResourceError, RunFailed, UserError
 from ganscale.runtime import launch, load, plan, planner
 from ganscale.runtime.resume import compare_settings
+from ganscale.runtime.run_lock import ourselves
 from ganscale.training.checkpoint import names, verify
 
 
@@ -77,6 +79,17 @@ def test_a_stopped_and_resumed_run_has_the_bits_of_one_that_never_stopped(run, t
     assert mine == theirs
     page = json.loads((second.path / "config.json").read_text())
     assert page["resumed"][0]["changes"] == {"train.kimg": [0.256, 0.512]}
+
+
+def test_what_a_killed_launch_left_stops_no_later_one(tmp_path):
+    (tmp_path / "x" / ".ray").mkdir(parents=True)
+    (tmp_path / "x" / ".ray" / "stop").touch()
+    (tmp_path / "x" / ".lock").write_text(dataclasses.replace(ourselves(), started="1").to_json())
+    first = launch(tiny_config(train__kimg=0.256), name="x", runs_dir=tmp_path, workers=0)
+    (first.path / ".ray").mkdir()
+    (first.path / ".ray" / "stop").touch()
+    assert launch(tiny_config(), resume=first.path, workers=0).checkpoint().images == 512
+    assert not (first.path / ".ray").exists()
 
 
 def test_settings_that_make_it_another_run_may_not_change_on_resume():

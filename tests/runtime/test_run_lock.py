@@ -1,0 +1,172 @@
+"""Laws of the lock: one writer a run, the dead give way, the living never do."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from tiny_runs import tiny_config
+
+from ganscale.errors import RunFailed, UserError
+from ganscale.runtime import launch
+from ganscale.runtime.run_lock import LOCK, STALE_S, Holder, RunLock, ourselves, parse_holder
+
+FORK = multiprocessing.get_context("fork")
+PATIENCE_S = 30
+
+
+def hold(run_dir: Path, told: Connection) -> None:
+    with RunLock(run_dir):
+        told.send(os.getpid())
+        signal.pause()
+
+
+@pytest.fixture
+def other(tmp_path: Path):
+    """A process that holds the lock of ``tmp_path``."""
+    mine, theirs = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=hold, args=(tmp_path, theirs))
+    process.start()
+    assert mine.recv() == process.pid
+    yield process
+    process.kill()
+    process.join()
+
+
+def write_lock(run_dir: Path, *, age_s: float, **changes: object) -> Holder:
+    holder = dataclasses.replace(ourselves(), **changes)
+    (run_dir / LOCK).write_text(holder.to_json())
+    then = time.time() - age_s
+    os.utime(run_dir / LOCK, (then, then))
+    return holder
+
+
+def test_a_second_writer_is_refused_with_the_process_host_and_time_of_the_first(tmp_path: Path, other):
+    with pytest.raises(UserError, match=rf"process {other.pid} on \S+ since 20\d\d-") as caught, RunLock(tmp_path):
+        pass
+    assert caught.value.exit_code == 2
+    assert parse_holder((tmp_path / LOCK).read_text()).pid == other.pid
+
+
+def test_a_launch_into_a_run_that_is_being_written_is_refused_and_touches_nothing(tmp_path: Path, other):
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=rf"written by one launch at a time, got one by process {other.pid}"):
+        launch(tiny_config(), name=tmp_path.name, runs_dir=tmp_path.parent, workers=0)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_a_resume_of_a_run_that_is_being_written_is_refused_and_touches_nothing(tmp_path: Path):
+    run = launch(tiny_config(train__kimg=0.256), name="x", runs_dir=tmp_path, workers=0)
+    assert not (run.path / LOCK).exists()
+    with RunLock(run.path):
+        before = {path.name: path.stat().st_mtime_ns for path in run.path.iterdir()}
+        with pytest.raises(UserError, match="written by one launch at a time"):
+            launch(tiny_config(), resume=run.path, workers=0)
+        assert {path.name: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once(tmp_path: Path, other):
+    other.kill()
+    other.join()
+    with RunLock(tmp_path) as lock:
+        assert parse_holder((tmp_path / LOCK).read_text()) == lock.holder
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [{"started": "1"}, {"pid": 2**22 + 1}])
+def test_a_pid_that_another_process_has_now_is_no_sign_of_life(tmp_path: Path, changes: dict):
+    write_lock(tmp_path, age_s=0, **changes)
+    with RunLock(tmp_path):
+        pass
+
+
+def test_a_holder_elsewhere_lives_as_long_as_it_touches_the_lock(tmp_path: Path):
+    write_lock(tmp_path, age_s=STALE_S / 2, host="far", machine="another boot")
+    with (
+        pytest.raises(UserError, match=r"far since .*; if it is dead, try again in (29|30|31) s"),
+        RunLock(tmp_path),
+    ):
+        pass
+    write_lock(tmp_path, age_s=STALE_S + 5, host="far", machine="another boot")
+    with RunLock(tmp_path):
+        pass
+
+
+def test_a_lock_that_nobody_can_read_counts_by_its_age(tmp_path: Path):
+    write_lock(tmp_path, age_s=0)
+    (tmp_path / LOCK).write_text("{")
+    with pytest.raises(UserError, match="got one by somebody; "), RunLock(tmp_path):
+        pass
+    old = time.time() - STALE_S - 5
+    os.utime(tmp_path / LOCK, (old, old))
+    with RunLock(tmp_path):
+        pass
+
+
+def test_a_folder_without_hard_links_is_locked_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*paths: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with RunLock(tmp_path):
+        with pytest.raises(UserError, match=f"process {os.getpid()} on "), RunLock(tmp_path):
+            pass
+        assert (tmp_path / LOCK).exists()
+
+
+def contend(run_dir: Path, ready: object, told: Connection) -> None:
+    ready.wait()
+    try:
+        with RunLock(run_dir):
+            told.send("held")
+            signal.pause()
+    except UserError:
+        told.send("refused")
+
+
+def test_of_many_who_take_over_a_dead_lock_at_once_exactly_one_gets_it(tmp_path: Path):
+    for attempt in range(5):
+        run_dir = tmp_path / str(attempt)
+        run_dir.mkdir()
+        write_lock(run_dir, age_s=0, started="1")
+        ready = FORK.Barrier(6)
+        pipes = [FORK.Pipe(duplex=False) for _ in range(6)]
+        processes = [FORK.Process(target=contend, args=(run_dir, ready, theirs)) for _, theirs in pipes]
+        for process in processes:
+            process.start()
+        assert sorted(mine.recv() for mine, _ in pipes) == ["held"] + 5 * ["refused"]
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def check_until_it_raises(lock: RunLock) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        lock.check()
+
+
+@pytest.mark.parametrize("taken", ["replaced", "gone"])
+def test_who_was_taken_for_dead_finds_out_and_stops(tmp_path: Path, taken: str):
+    with RunLock(tmp_path, beat_s=0.01) as lock:
+        lock.check()
+        (tmp_path / LOCK).unlink()
+        if taken == "replaced":
+            write_lock(tmp_path, age_s=0, host="far")
+        with pytest.raises(RunFailed, match="taken over by"):
+            check_until_it_raises(lock)
+    assert (tmp_path / LOCK).exists() == (taken == "replaced")  # another one's lock is not ours to delete
+
+
+def test_a_living_holder_touches_its_lock(tmp_path: Path):
+    with RunLock(tmp_path, beat_s=0.01):
+        os.utime(tmp_path / LOCK, (0, 0))
+        deadline = time.monotonic() + PATIENCE_S
+        while (tmp_path / LOCK).stat().st_mtime < 1:
+            assert time.monotonic() < deadline
