@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
     if (bias != nullptr) z += widen(bias[(first + i) / inner % channels]);
     narrow(activate(z, activation, slope), out.at[i]);
   }
-  *reinterpret_cast<Pack<T, width>*>(y + first) = out;
+  store_pack(y + first, out);
 }
 
 template <class T, int width>
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads)
   Pack<T, width> out;
 #pragma unroll
   for (int i = 0; i < width; ++i) narrow(backward_at(widen(g.at[i]), widen(v.at[i]), activation, slope), out.at[i]);
-  *reinterpret_cast<Pack<T, width>*>(gx + first) = out;
+  store_pack(gx + first, out);
 }
 
 template <class T>

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads)
   Pack<T, width> o;
 #pragma unroll
   for (int i = 0; i < width; ++i) narrow(share * widen(r.at[i]) + rest * widen(f.at[i]), o.at[i]);
-  *reinterpret_cast<Pack<T, width>*>(out + index) = o;
+  store_pack(out + index, o);
 }
 
 template <class T, int width>

@@ -153,6 +153,21 @@ struct alignas(sizeof(T) * width) Pack {
 template <class T>
 constexpr int kWide = 16 / sizeof(T);
 
+// One store to global memory; the compiler may take the assignment of a struct of 16 bytes apart.
+template <class T, int width>
+__device__ __forceinline__ void store_pack(T* to, const Pack<T, width>& pack) {
+#ifndef GS_EMULATED
+  if constexpr (sizeof pack == 16) {
+    uint32_t bits[4];
+    memcpy(bits, &pack, 16);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(bits[0]),
+                 "r"(bits[1]), "r"(bits[2]), "r"(bits[3]) : "memory");
+    return;
+  }
+#endif
+  *reinterpret_cast<Pack<T, width>*>(to) = pack;
+}
+
 inline bool aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 template <class A>
