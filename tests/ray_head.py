@@ -72,7 +72,7 @@ def ray_head(home: Path, *, cpus: int = 2, gpus: int = 0) -> Iterator[RayHead]:
         tree = tree_of(home)
         process.terminate()  # with --block the head ends its node and itself
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+            process.wait(8)  # it drains its node for up to 30 s, which nobody needs here
         end_all(tree, home)
         process.wait(5)
 

@@ -91,10 +91,9 @@ async def _close(pieces: AsyncGenerator[str, None]) -> None:
 async def _receive(server: JobServer, job_id: str) -> AsyncGenerator[str, None]:
     url = f"{server.url}/api/jobs/{job_id}/logs/tail"
     timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_S)
-    async with (
-        aiohttp.ClientSession(headers=server.headers, timeout=timeout) as session,
-        session.ws_connect(url, heartbeat=HEARTBEAT_S, max_msg_size=0) as socket,
-    ):
+    async with aiohttp.ClientSession(headers=server.headers, timeout=timeout) as session:
+        # never closed politely: the server reads no closing frame while it sends, so that one would wait for the job
+        socket = await session.ws_connect(url, heartbeat=HEARTBEAT_S, max_msg_size=0)
         async for message in socket:
             if message.type == aiohttp.WSMsgType.TEXT:
                 yield message.data

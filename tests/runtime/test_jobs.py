@@ -7,6 +7,7 @@ import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,6 +195,19 @@ def test_a_connection_that_is_cut_again_and_again_loses_no_line_and_repeats_none
         assert proxy.left == 0  # all cuts were made
     assert [line for line in lines if line.startswith("line")] == [f"line {n} ümläut" for n in range(count)]
     assert "\n".join(lines) == head.server.logs(job_id).rstrip("\n")
+
+
+def test_who_stops_following_is_free_at_once_while_the_job_prints_on(head, tmp_path):
+    job_id = run_job(
+        head, sys.executable, "-uc", "import time\nwhile True: print('more'); time.sleep(0.1)", root=tmp_path
+    )
+    lines = follow(head.server, job_id)
+    assert "more" in lines
+    began = time.monotonic()
+    lines.close()
+    assert time.monotonic() - began < 5
+    assert call("stop", job_id).exit_code == 0
+    assert call("logs", "-f", job_id).exit_code == 130
 
 
 def test_no_token_and_a_wrong_one_are_told_apart_in_one_line(head, tmp_path, monkeypatch):
