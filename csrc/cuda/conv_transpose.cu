@@ -257,6 +257,10 @@ Status conv_transpose(const View& x, const View& weight, const View& scale, cons
   Plan plan{};
   const Status planned = plan_gemm(x, weight, y, shape, plain, &plan);
   if (planned.code != kOk) return planned;
+  if (exec.workspace == nullptr || exec.workspace_bytes < plan.bytes()) {
+    return fail(kBadArgument, "workspace must hold %lld bytes, got %lld", static_cast<long long>(plan.bytes()),
+                static_cast<long long>(exec.workspace_bytes));
+  }
   if (x.dtype == kF32) return run_gemm<float>(x, weight, scale, shift, y, totals, plan, activation, slope, plain, exec);
   if (x.dtype == kF16) return run_gemm<f16>(x, weight, scale, shift, y, totals, plan, activation, slope, false, exec);
   return run_gemm<bf16>(x, weight, scale, shift, y, totals, plan, activation, slope, false, exec);

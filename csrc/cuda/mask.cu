@@ -103,8 +103,9 @@ __global__ void __launch_bounds__(kThreads)
       add_bias(z[k], bias, first, fold, inner, channels);
 #pragma unroll
       for (int i = 0; i < width; ++i) {
+        const A below = slope == A(0) && z[k][i] <= A(0) ? A(0) : slope * z[k][i];  // a NaN stays a NaN
         bits |= static_cast<uint32_t>(z[k][i] > A(0)) << i;
-        z[k][i] = z[k][i] > A(0) ? z[k][i] : slope * z[k][i];
+        z[k][i] = z[k][i] > A(0) ? z[k][i] : below;
       }
       store_narrow(x + first, z[k]);
     }

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, int width>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     affine_act_kernel(const T* __restrict__ x,                           // [rows, columns]
                       const typename Number<T>::Acc* __restrict__ mean,  // [C] or null
                       const typename Number<T>::Acc* __restrict__ scale, const typename Number<T>::Acc* __restrict__ shift,
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, int width>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     backward_kernel(const T* __restrict__ gy, const T* __restrict__ x,  // [rows, columns]
                     const typename Number<T>::Acc* __restrict__ mean,   // [C] or null
                     const typename Number<T>::Acc* __restrict__ scale, const typename Number<T>::Acc* __restrict__ shift,

@@ -97,7 +97,7 @@ struct Gradients {
 // --- first stage ----------------------------------------------------------------------------------------------------
 
 template <class T, int width, class Sums>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     column_sums_kernel(Sums sums, double* __restrict__ partial /* [2, columns, bands] */, Walk walk) {
   using A = typename Number<T>::Acc;
   GS_SHARED(A, joined, 2 * width * kThreads);  // [2 width][line][lane]

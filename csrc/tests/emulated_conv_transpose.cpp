@@ -134,9 +134,9 @@ void test_few(const Case& c, int dtype, Layout layout, int activation, int64_t s
     const Tensor y = p.output(shift);
     const View y_view = p.view(y), bias = with_bias ? p.bias.view() : View{};
     const Tensor workspace =
-        scratch(cuda::conv_transpose_few_workspace_bytes(p.x_view, p.weight.view(), y_view, p.shape));
-    EXPECT_OK(cuda::conv_transpose_few(p.x_view, p.weight.view(), bias, y_view, p.shape, activation, kSlope,
-                                       gpu(&workspace)));
+        scratch(conv_transpose_few_workspace_bytes(p.x_view, p.weight.view(), y_view, p.shape, gpu()));
+    EXPECT_OK(conv_transpose_few(p.x_view, p.weight.view(), bias, y_view, p.shape, activation, kSlope,
+                                 gpu(&workspace)));
     expect_result(p, y, expected, 1, dtype == kF64 ? 1e-15 : 4e-7);
     if (seed == 0) first = y.clone();
     EXPECT(y.same_bits(first));
@@ -207,11 +207,12 @@ void test_gemm(const Case& c, int dtype, bool tf32, Ending ending, int64_t shift
     simt::set_seed(seed);
     const Tensor y = p.output(shift), totals(kF64, {2, c.out});
     const View y_view = p.view(y);
-    const Tensor workspace = scratch(cuda::conv_transpose_workspace_bytes(p.x_view, p.weight.view(), y_view, p.shape));
-    EXPECT_OK(cuda::conv_transpose(p.x_view, p.weight.view(), ending == kAffine ? scale.view() : View{},
-                                   ending == kAffine ? offset.view() : View{}, y_view,
-                                   ending == kStatistics ? totals.view() : View{}, p.shape, activation, kSlope, tf32,
-                                   gpu(&workspace)));
+    const Tensor workspace =
+        scratch(conv_transpose_workspace_bytes(p.x_view, p.weight.view(), y_view, p.shape, gpu()));
+    EXPECT_OK(conv_transpose(p.x_view, p.weight.view(), ending == kAffine ? scale.view() : View{},
+                             ending == kAffine ? offset.view() : View{}, y_view,
+                             ending == kStatistics ? totals.view() : View{}, p.shape, activation, kSlope, tf32,
+                             gpu(&workspace)));
     // tf32 keeps 10 bits of a fraction: each factor is off by up to 2^-11 of it.
     expect_result(p, y, expected, ending == kAffine ? 1.5 : 1, tf32 && dtype == kF32 ? 1e-3 : 4e-7);
     EXPECT(workspace.intact());
@@ -250,10 +251,17 @@ void test_all_gemm(const Case& c, bool large) {
 void test_refusals() {
   say("refusals");
   const Problem p(kMany[1], kF64, kLast, 0);
-  const Tensor y = p.output(), workspace = scratch(1 << 20);
-  const Status status = cuda::conv_transpose(p.x_view, p.weight.view(), View{}, View{}, p.view(y), View{}, p.shape,
-                                             kLinear, kSlope, false, gpu(&workspace));
+  const Tensor workspace = scratch(1 << 20);
+  const auto run = [&](const Problem& of, const Tensor* scratch) {
+    const Tensor y = of.output();
+    return conv_transpose(of.x_view, of.weight.view(), View{}, View{}, of.view(y), View{}, of.shape, kLinear, kSlope,
+                          false, gpu(scratch));
+  };
+  Status status = run(p, &workspace);
   EXPECT(status.code == kBadArgument && std::strstr(status.message, "float64") != nullptr);
+  const Tensor little(kF64, {2});
+  status = run(Problem(kMany[1], kF32, kLast, 0), &little);
+  EXPECT(status.code == kBadArgument && std::strstr(status.message, "workspace") != nullptr);
 }
 
 }  // namespace
