@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ganscale import ops
-from ganscale.bench.lines import LAYOUTS, Case, Line, Settings, compare
+from ganscale.bench.lines import LAYOUTS, Case, Line, Settings, compare, tolerance
 
 CLAIM = "blocks"
 EAGER, EAGER_NCHW, COMPILED = "eager", "eager, nchw", "torch.compile"
@@ -21,7 +21,6 @@ UP = {"stride": 2, "padding": 1}
 LAYERS = ((512, 256, 4), (256, 128, 8), (128, 64, 16))  # CI, CO, side of the input
 OUTPUT = (64, 3, 32)
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-TOLERANCE = {"f32": 1e-3, "bf16": 0.1}  # other orders of summation; single flips of a ReLU at 0 count in full
 
 
 class PlainBlock(nn.Sequential):
@@ -114,8 +113,8 @@ def lines_of(
         peers[EAGER_NCHW] = call(plain, x.contiguous(), plain)
         peers[COMPILED] = call(torch.compile(net, dynamic=False))
     ours = call(net.ours)
-    tolerance = TOLERANCE[case.dtype]
-    yield from compare(settings, case, peers=peers, ours=ours, goals=goals, tolerance=tolerance, graphs=True)
+    judged = {"goals": goals, "tolerance": tolerance(case.dtype, settings.device)}
+    yield from compare(settings, case, peers=peers, ours=ours, graphs=True, **judged)
 
 
 def placed(net: nn.Module, x: Tensor, layout: str) -> nn.Module:

@@ -77,6 +77,13 @@ class Case:
         return Line(**common, peer=peer, peer_value=peer_value, our_value=our_value, **more)
 
 
+def tolerance(dtype: str, device: str) -> float:
+    """Return by how much of their norm equal results may differ: other orders of summation, single flips of a ReLU at
+    0, and products with the digits of the type (on a GPU float32 convolutions may be TF32, with 10 bits).
+    """
+    return 0.1 if dtype == "bf16" else 1e-2 if device == "cuda" else 1e-3
+
+
 def compare(
     settings: Settings,
     case: Case,

@@ -46,7 +46,7 @@ def facts(device: str, *, rounds: int, memory_kept: int, command: str) -> dict[s
         major, minor = torch.cuda.get_device_capability()
         machine = f"{torch.cuda.get_device_name()} (compute capability {major}.{minor}), CUDA {torch.version.cuda}"
         machine += f", cuDNN {torch.backends.cudnn.version()}; host {cpu}"
-        clock = "the device's events"
+        clock = f"the device's events, float32 convolutions {'in TF32' if torch.backends.cudnn.allow_tf32 else 'exact'}"
     else:
         machine = f"{cpu}, {os.cpu_count()} cores, 1 thread used; load {os.getloadavg()[0]:.1f} at the start"
         clock = "process time"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ganscale import ops
-from ganscale.bench.lines import LAYOUTS, Case, Line, Settings, compare
+from ganscale.bench.lines import LAYOUTS, Case, Line, Settings, compare, tolerance
 from ganscale.bench.peers import functional_penalty_gradient, plain_critic, textbook_penalty, without_zero_terms
 
 CLAIM = "penalty"
@@ -20,8 +20,6 @@ GOALS = {
     "f32": {EAGER: 1.6, PIECEWISE: 1.08, COMPILED: 1.55},
     "bf16": {EAGER: 1.45, PIECEWISE: 1.0},
 }
-# Summed in another order; 16-bit products differ in their last of 8 bits, and sums of thousands of them less.
-TOLERANCE = {"f32": 1e-3, "bf16": 0.1}
 
 
 def gradients(penalty: Callable[[Tensor], Tensor], critic: nn.Module, x: Tensor, dtype: str) -> list[Tensor]:
@@ -76,7 +74,7 @@ def measure(settings: Settings) -> Iterator[Line]:
             for layout in settings.layouts if dtype == "f32" else ("nhwc",):
                 peers, ours = contenders(side, layout, dtype, settings)
                 case = Case(claim=CLAIM, what="penalty + weight gradients", shape=shape, dtype=dtype, layout=layout)
-                judged = {"goals": GOALS[dtype], "tolerance": TOLERANCE[dtype]}
+                judged = {"goals": GOALS[dtype], "tolerance": tolerance(dtype, settings.device)}
                 yield from compare(settings, case, peers=peers, ours=ours, graphs=True, **judged)
         yield from _hooked(settings, side, Case(claim=CLAIM, what="the same, one layer hooked", shape=shape))
 
@@ -87,5 +85,5 @@ def _hooked(settings: Settings, side: int, case: Case) -> Iterator[Line]:
     critic[0].register_forward_hook(lambda *_: None)
     peer = lambda: gradients(lambda x: textbook_penalty(critic, x), critic, x, "f32")  # noqa: E731
     ours = lambda: gradients(lambda x: ops.gradient_penalty(critic, x, impl="fused"), critic, x, "f32")  # noqa: E731
-    judged = {"goals": HOOKED_GOALS, "tolerance": TOLERANCE["f32"]}
+    judged = {"goals": HOOKED_GOALS, "tolerance": tolerance("f32", settings.device)}
     yield from compare(settings, case, peers={EAGER: peer}, ours=ours, graphs=True, **judged)

@@ -15,9 +15,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ganscale.bench.lines import Case, Line, Settings, compare
+from ganscale.bench.lines import Case, Line, Settings, compare, tolerance
 from ganscale.bench.peers import PlainGenerator, copy_parameters, plain_critic, textbook_penalty
-from ganscale.bench.penalty import BATCH, TOLERANCE
+from ganscale.bench.penalty import BATCH
 from ganscale.config import RunConfig, from_mapping
 from ganscale.losses import ADVERSARIAL, PENALTIES
 from ganscale.models import build_critic
@@ -98,7 +98,7 @@ def measure_critic_step(settings: Settings) -> Iterator[Line]:
                 peers[TEXTBOOK_F32] = lambda g=gradients, net=plain: g(textbook_critic_loss, net, "f32")
             what = "real + fake + penalty, all gradients"
             case = Case(claim=CRITIC_STEP, what=what, shape=shape_of(side), dtype=dtype)
-            judged = {"goals": CRITIC_GOALS[dtype], "tolerance": TOLERANCE[dtype]}
+            judged = {"goals": CRITIC_GOALS[dtype], "tolerance": tolerance(dtype, settings.device)}
             yield from compare(settings, case, peers=peers, ours=ours, graphs=True, **judged)
 
 
