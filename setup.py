@@ -46,6 +46,10 @@ EXTRAS = {
         "pytorch-msssim",
         "scikit-learn",
         "shap",
+        # A real S3 server for the tests of storage; flask is what moto's server runs on.
+        "moto[s3]",
+        "flask",
+        "flask-cors",
         # The C++ tests are built by the test run itself.
         "cmake>=3.24",
         "ninja",
