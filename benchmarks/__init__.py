@@ -1,1 +1,1 @@
-"""Measurements of what the project claims: one file a claim, each a ratio against a named peer in the same run."""
+"""Measurements of whole commands and the check of a GPU; those of operators are in ``ganscale.bench``."""

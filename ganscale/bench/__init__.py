@@ -30,22 +30,40 @@ class Claim:
 
 
 CLAIMS: dict[str, Claim] = {
-    "penalty": Claim(summary="gradient penalty with all weight gradients", module="ganscale.bench.penalty"),
-    "blocks": Claim(summary="conv-transpose blocks and whole generators", module="ganscale.bench.blocks"),
+    "penalty": Claim(
+        summary="the gradient penalty of WGAN-GP with its gradients in all weights", module="ganscale.bench.penalty"
+    ),
+    "blocks": Claim(
+        summary="output layer, batch norm with ReLU, up-sampling blocks, whole generator trunks",
+        module="ganscale.bench.blocks",
+    ),
     "critic-step": Claim(
-        summary="the critic's loss with all gradients", module="ganscale.bench.steps", function="measure_critic_step"
+        summary="the critic's loss with all gradients, as the trainer composes it from models, losses and operators",
+        module="ganscale.bench.steps",
+        function="measure_critic_step",
     ),
     "iteration": Claim(
-        summary="whole WGAN-GP iterations of the trainer", module="ganscale.bench.steps", function="measure_iteration"
+        summary="whole WGAN-GP iterations: the trainer's own step with all its bookkeeping, against a bare loop",
+        module="ganscale.bench.steps",
+        function="measure_iteration",
     ),
     "memory": Claim(
-        summary="peak memory of the penalty", module="ganscale.bench.accounting", function="measure_memory"
+        summary="bytes of tensors alive at once while the penalty and its gradients are computed",
+        module="ganscale.bench.accounting",
+        function="measure_memory",
     ),
     "counts": Claim(
-        summary="convolutions that the penalty runs", module="ganscale.bench.accounting", function="measure_counts"
+        summary="convolutions that the penalty and its gradients run",
+        module="ganscale.bench.accounting",
+        function="measure_counts",
     ),
-    "roofline": Claim(summary="share of the measured memory bandwidth", module="ganscale.bench.roofline"),
-    "elementwise": Claim(summary="every elementwise operator", module="ganscale.bench.elementwise"),
+    "roofline": Claim(
+        summary="share of the copy bandwidth, on a GPU also of the matrix rate, measured beside it",
+        module="ganscale.bench.roofline",
+    ),
+    "elementwise": Claim(
+        summary="every elementwise operator against its plain-torch twin", module="ganscale.bench.elementwise"
+    ),
 }
 
 

@@ -38,18 +38,25 @@ def words(line: Line) -> str:
     return f"{head}: {line.peer} {texts[6]}, ours {texts[7]}, ratio {texts[8]}{met}"
 
 
-def markdown(title: str, facts: Mapping[str, str], lines: Iterable[Line], *, closing: Sequence[str] = ()) -> str:
-    """Return a page: the title, a line a fact, and one table a claim."""
+def markdown(title: str, facts: Mapping[str, str], lines: Iterable[Line], *, summaries: Mapping[str, str]) -> str:
+    """Return a page: the title, a line a fact, and one table a claim under its summary."""
     by_claim: dict[str, list[Line]] = {}
     for line in lines:
         by_claim.setdefault(line.claim, []).append(line)
     page = [f"# {title}", "", *(f"- {name}: {_escaped(value)}" for name, value in facts.items()), ""]
     page += ["A ratio is the peer's number over ours: above 1 ours is better. Losses stand here like wins.", ""]
     for claim, rows in by_claim.items():
-        page += [f"## {claim}", "", "| " + " | ".join(COLUMNS[1:]) + " |", "|---" * (len(COLUMNS) - 1) + "|"]
+        page += [
+            f"## {claim}",
+            "",
+            f"{summaries[claim][:1].upper()}{summaries[claim][1:]}.",
+            "",
+            "| " + " | ".join(COLUMNS[1:]) + " |",
+            "|---" * (len(COLUMNS) - 1) + "|",
+        ]
         page += ["| " + " | ".join(_escaped(text) for text in cells(line)[1:]) + " |" for line in rows]
         page.append("")
-    return "\n".join([*page, *closing]).rstrip() + "\n"
+    return "\n".join(page).rstrip() + "\n"
 
 
 def verdict(lines: Sequence[Line]) -> str:

@@ -49,7 +49,7 @@ def bench(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded: its profiler chats on every start
     names = _claims(only)
     _refuse_missing(device, out)
-    from ganscale.bench import Settings, measure
+    from ganscale.bench import CLAIMS, Settings, measure
     from ganscale.bench.machine import facts, prepare
     from ganscale.bench.writing import markdown, verdict, words
 
@@ -64,7 +64,9 @@ def bench(
         note(words(line))
         lines.append(line)
     if out is not None:
-        out.write_text(markdown(f"Operators against their peers, {device}", head, lines), encoding="utf-8")
+        summaries = {name: CLAIMS[name].summary for name in names}
+        page = markdown(f"Operators against their peers, {device}", head, lines, summaries=summaries)
+        out.write_text(page, encoding="utf-8")
     if as_json:
         result_json({"facts": head, "lines": lines})
     else:

@@ -32,7 +32,8 @@ def test_a_ratio_above_one_means_ours_is_better_and_a_goal_is_judged_by_it():
 
 def test_losses_are_written_like_wins():
     lines = [CASE.line("eager", 10.0, 20.0, goal=1.5), CASE.line("a | b", 10.0, 5.0)]
-    page = markdown("Title", {"date": "today"}, lines)
+    page = markdown("Title", {"date": "today"}, lines, summaries={"penalty": "what it is"})
+    assert "## penalty\n\nWhat it is.\n" in page
     assert "| something | 2x3 | f32 | nhwc | eager | 10 ms | 20 ms | 0.50 | 1.50 | NO |" in page
     assert "a \\| b" in page
     assert words(lines[0]).endswith("ratio 0.50, goal 1.50 NOT met")
