@@ -87,9 +87,35 @@ def _ray() -> Check:
     found = _package("ray", "training with workers", extras=("pandas", "pyarrow", "fsspec"))
     if found.status != "ok":
         return found
-    # Ray's GCS and raylet listen on all interfaces, also when its dashboard is bound to localhost
-    said = f"{found.said}; while it runs its ports are open to the network: keep them behind a firewall"
-    return Check(name="ray", status="ok", said=said)
+    return found
+
+
+def _ray_ports() -> Check:
+    from ganscale.runtime.listening import asks_for_token, in_words, ray_listeners
+
+    listeners = ray_listeners()
+    if not listeners:
+        return Check(name="ray ports", status="ok", said=f"nothing of Ray runs here; {_token()}")
+    asked = {True: "a token is asked for", False: "no token is asked for", None: "its dashboard does not answer"}
+    said = f"{in_words(listeners)}; {asked[asks_for_token(listeners)]}; {_token()}"
+    if asks_for_token(listeners) is False:
+        remedy = "whoever reaches these ports can run programs here: start Ray with RAY_AUTH_MODE=token"
+        return Check(name="ray ports", status="note", said=said, remedy=remedy)
+    # GCS and raylet listen on all interfaces, also where the dashboard is bound to localhost
+    remedy = "" if all(one.is_local for one in listeners) else "keep these ports behind a firewall"
+    return Check(name="ray ports", status="note" if remedy else "ok", said=said, remedy=remedy)
+
+
+def _token() -> str:
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return "RAY_AUTH_MODE turns the token off"
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "our token is in RAY_AUTH_TOKEN"
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not path.exists():
+        return f"no token yet in {path}"
+    others = path.stat().st_mode & 0o077
+    return f"our token is in {path}" + (", readable by others: chmod 600" if others else "")
 
 
 def _data() -> Check:
@@ -133,6 +159,7 @@ CHECKS: dict[str, Callable[[], Check]] = {
     "torch": _torch,
     "CUDA": _cuda,
     "ray": _ray,
+    "ray ports": _ray_ports,
     "tensorboard": lambda: _package("tensorboard", "the dashboard"),
     "captum": lambda: _package("captum", "integrated gradients"),
     "data": _data,
