@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ganscale.errors import UserError
 from ganscale.ops import _check, _choice, _register, penalty_op, reference
-from ganscale.ops.penalty_plan import PenaltyChoice, Plan, explain, plan, unwatchable, without_compiling
+from ganscale.ops.penalty_plan import PenaltyChoice, Plan, explain, plain, plan, without_compiling
 from ganscale.ops.penalty_trace import Session
 
 Critic = Callable[[Tensor], Tensor]
@@ -38,11 +38,11 @@ def gradient_penalty(
     _check.center(center)
     impl = _choice.resolve(impl)
     keep_graph = torch.is_grad_enabled()
-    plain = impl == "reference" or unwatchable(x)
+    left_alone = bool(plain(critic, x, impl))
     _choice.use_fused(impl, x, "sample_norm")  # warns, or raises, where there are no kernels
     with torch.enable_grad(), without_compiling():
         point = x if x.requires_grad else x.detach().requires_grad_()
-        if plain:
+        if left_alone:
             logits = critic(point)
         else:
             session = Session(point, impl=impl)
@@ -54,7 +54,7 @@ def gradient_penalty(
         g = _gradient(logits, point, keep_graph)
     fused = _choice.use_fused(impl, g, "sample_norm")
     penalty, _ = (_register.gp_penalty if fused else reference.gp_penalty)(g, float(center), bool(one_sided))
-    return penalty if plain or not keep_graph else _with_zeros(penalty, logits, x, point)
+    return penalty if left_alone or not keep_graph else _with_zeros(penalty, logits, x, point)
 
 
 def explain_choice(critic: Critic, x: Tensor, *, impl: str = "auto") -> PenaltyChoice:

@@ -43,6 +43,10 @@ class Sweeps:
     compiled: bool  # masks are bits, read and written by the compiled kernels
     masks: dict[int, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        kernels = {node.tensors[0] for node in self.program.nodes if node.kind == "conv"}
+        self.tensors = [self._laid_out(t)[0] if i in kernels else t for i, t in enumerate(self.tensors)]
+
     # --- F -----------------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> None:
@@ -68,7 +72,8 @@ class Sweeps:
         for value in range(len(self.program.nodes), 0, -1):
             q, ours = self._laid_out(*adjoints.pop(value))
             if value in self.program.kept:
-                kept[value], ours = q, False
+                kept[value] = q = q if ours else q.clone()
+                ours = False
             node = self.program.nodes[value - 1]
             if node.kind == "act":
                 q = q if ours else q.clone()

@@ -20,16 +20,23 @@ from ganscale.ops.penalty_program import Program, parse
 
 HALF_START = 64.0  # D starts here in float16, whose numbers below 6e-5 lose digits; a power of two, so nothing rounds
 
+CONVERTS_FROM = 2.0  # elements of images for each weight of a convolution, from which channels_last gains
+
 
 def _sweeps(text: str, tensors: list[Tensor], x: Tensor, compiled: bool) -> Sweeps:
-    return Sweeps(parse(text), tensors, x.shape[0], format_of(x), compiled)
+    program = parse(text)
+    return Sweeps(program, tensors, x.shape[0], format_of(x, program), compiled)
 
 
-def format_of(x: Tensor) -> torch.memory_format:
-    """The memory format that all images take: that of x."""
-    if not _bind.channels_last(x):
-        return torch.contiguous_format
-    return torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+def format_of(x: Tensor, program: Program) -> torch.memory_format:
+    """The memory format that all images take: that of x, but channels_last where oneDNN convolves faster so.
+
+    That is where there is more to convolve than there are weights to convert, which are converted in every sweep.
+    """
+    onednn = x.device.type == "cpu" and x.dtype != torch.float64 and torch.backends.mkldnn.enabled
+    if x.ndim == 4 and (_bind.channels_last(x) or (onednn and x.shape[0] * program.reuse >= CONVERTS_FROM)):
+        return torch.channels_last
+    return torch.channels_last_3d if x.ndim == 5 and _bind.channels_last(x) else torch.contiguous_format
 
 
 def _start(dtype: torch.dtype) -> float:
@@ -40,10 +47,9 @@ def _forward(
     x: Tensor, tensors: list[Tensor], program: str, center: float, one_sided: bool, compiled: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
     """F and D: penalties and norms [N], g, and what T and W need: adjoints and masks."""
-    x = _bind.dense(x)
     with torch.autocast(x.device.type, enabled=False):
         sweeps = _sweeps(program, tensors, x, compiled)
-        sweeps.forward(x)
+        sweeps.forward(x.contiguous(memory_format=sweeps.format))
         shape = (sweeps.rows, *sweeps.program.nodes[-1].shape)
         q_L = torch.full(shape, _start(x.dtype), dtype=x.dtype, device=x.device)
         g, kept = sweeps.adjoint(q_L)
@@ -69,11 +75,12 @@ forward = custom_op(
 
 @forward.register_fake
 def _(x, tensors, program, center, one_sided, compiled, keep):
-    plan, rows, layout = parse(program), x.shape[0], format_of(_bind.dense(x))
+    plan, rows = parse(program), x.shape[0]
+    layout = format_of(x, plan)
     norm = x.new_empty(rows, dtype=_bind.accumulation(x.dtype))
     if not keep:
         return norm, torch.empty_like(norm), norm.new_empty(0, dtype=_dtype_of_g(x)), [], []
-    g = torch.empty_like(_bind.dense(x), dtype=_dtype_of_g(x))
+    g = _empty(x, x.shape, layout, _dtype_of_g(x))
     kept = [_empty(x, (rows, *plan.shape(value)), layout) for value in plan.kept]
     return norm, torch.empty_like(norm), g, kept, _empty_masks(plan, x, layout, compiled)
 
@@ -136,13 +143,14 @@ def _backward(
         del u
         if dtype == torch.float16:
             found = {index: gradient / HALF_START for index, gradient in found.items()}
-        return [_dense_like(found.get(index), tensors[index]) for index in wanted]
+        return [_laid_out_like(found.get(index), tensors[index]) for index in wanted]
 
 
-def _dense_like(gradient: Tensor | None, tensor: Tensor) -> Tensor:
+def _laid_out_like(gradient: Tensor | None, tensor: Tensor) -> Tensor:
     if gradient is None:
-        return torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-    return gradient.contiguous()
+        return torch.zeros_like(tensor)
+    layout = torch.empty_like(tensor, device="meta").stride()
+    return gradient if gradient.stride() == layout else torch.empty_like(tensor).copy_(gradient)
 
 
 backward = custom_op(
@@ -156,7 +164,7 @@ backward = custom_op(
 
 @backward.register_fake
 def _(to_penalty, norm, g, tensors, kept, masks, program, center, one_sided, compiled, wanted):
-    return [torch.empty_like(tensors[index], memory_format=torch.contiguous_format) for index in wanted]
+    return [torch.empty_like(tensors[index]) for index in wanted]
 
 
 def _forward_context(ctx, inputs, output):

@@ -67,19 +67,21 @@ def call(func: Callable, args: tuple, kwargs: dict, impl: str) -> object:
     return func(*args, **kwargs) if result is NotImplemented else result
 
 
-def _relu(impl: str, input: Tensor, inplace: bool = False) -> object:
+def _relu(impl: str, /, input: Tensor, inplace: bool = False) -> object:
     return NotImplemented if inplace or not _fits(input) else piecewise_linear(input, 0.0, impl)
 
 
-def _leaky_relu(impl: str, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> object:
+def _leaky_relu(impl: str, /, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> object:
     if inplace or negative_slope < 0 or not _fits(input):
         return NotImplemented
     return piecewise_linear(input, float(negative_slope), impl)
 
 
-def _bias_act(impl: str, x: Tensor, bias: Tensor | None = None, **options: object) -> object:
-    activation = options["activation"]
-    if activation not in ("relu", "leaky_relu") or not _fits(x) or _choice.use_fused(impl, x, activation):
+def _bias_act(impl: str, /, x: Tensor, bias: Tensor | None = None, **options: object) -> object:
+    activation = options.get("activation")
+    if activation not in ("relu", "leaky_relu") or not _fits(x) or options.get("impl") == "fused":
+        return NotImplemented
+    if _choice.use_fused(impl, x, activation):
         return NotImplemented
     slope = options.get("negative_slope", 0.2) if activation == "leaky_relu" else 0.0
     return piecewise_linear(reference.bias_act(x, bias, "linear", 0.0), slope, impl)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -58,6 +59,13 @@ class Program:
         """The nodes with a weight among the ``wanted`` tensors, and what the tangents of their inputs need."""
         readers = [k for k, node in enumerate(self.nodes, 1) if node.kind in PARAMETRIC and node.tensors[0] in wanted]
         return self._steps(self._ancestors(readers))
+
+    @functools.cached_property
+    def reuse(self) -> float:
+        """Outputs of convolutions of one sample, for each weight of theirs; 0 without convolutions."""
+        convolutions = [(node.shape, node.options[-1]) for node in self.nodes if node.kind == "conv"]
+        weights = sum(size for _, size in convolutions)
+        return sum(math.prod(shape) for shape, _ in convolutions) / weights if weights else 0.0
 
     @functools.cached_property
     def roots(self) -> tuple[int, ...]:

@@ -134,7 +134,7 @@ def _conv(axes: int) -> Recorder:
             for n, p, d, k, s in zip(shape[2:], padding, dilation, kernel, stride, strict=True)
         ]
         require(min(sides) > 0 and shape[1] == weight.shape[1] * groups, "gets an input of unusual shape")
-        options = (stride, padding, dilation, False, (0,) * axes, groups)
+        options = (stride, padding, dilation, False, (0,) * axes, groups, weight.numel())
         return session.add("conv", [h], tensors, options, (weight.shape[0], *sides), _product_dtype(session, h))
 
     return record
@@ -152,7 +152,7 @@ def _conv_transpose(axes: int) -> Recorder:
             for n, p, d, k, s, e in zip(shape[2:], padding, dilation, weight.shape[2:], stride, extra, strict=True)
         ]
         require(min(sides) > 0 and shape[1] == weight.shape[0], "gets an input of unusual shape")
-        options = (stride, padding, dilation, True, extra, groups)
+        options = (stride, padding, dilation, True, extra, groups, weight.numel())
         return session.add(
             "conv", [h], tensors, options, (weight.shape[1] * groups, *sides), _product_dtype(session, h)
         )

@@ -32,12 +32,12 @@ class Rule(NamedTuple):
 
 
 def _convolve(node: Node, h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    stride, padding, dilation, transposed, output_padding, groups = node.options
+    stride, padding, dilation, transposed, output_padding, groups, _ = node.options
     return aten.convolution(h, w, b, stride, padding, dilation, transposed, output_padding, groups)
 
 
 def _convolve_backward(node: Node, q: Tensor, h: Tensor, w: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
-    stride, padding, dilation, transposed, output_padding, groups = node.options
+    stride, padding, dilation, transposed, output_padding, groups, _ = node.options
     return aten.convolution_backward(q, h, w, None, stride, padding, dilation, transposed, output_padding, groups, mask)
 
 
