@@ -15,6 +15,7 @@ from ganscale.cli.group import VerbGroup
 from ganscale.cli.jobs import list_jobs, logs, status, stop
 from ganscale.cli.launch import launch
 from ganscale.cli.listing import list_names
+from ganscale.cli.plan import plan
 from ganscale.cli.report import report
 from ganscale.cli.submit import submit
 
@@ -34,6 +35,6 @@ def main(ctx: click.Context) -> None:
 
 _TRAINING = (launch, submit, status, logs, stop, list_jobs)
 _RUNS = (generate, evaluate, explain, report, dashboard)
-_MACHINE = (list_names, doctor, bench)
+_MACHINE = (list_names, plan, doctor, bench)
 for _verb in (*_TRAINING, *_RUNS, *_MACHINE):
     main.add_command(_verb)

@@ -95,16 +95,22 @@ def _saved_at(net: nn.Module, x: torch.Tensor) -> int:
 
 
 def _seconds(config: RunConfig, plan: Plan) -> float | None:
-    """Time real steps on noise, after one to warm up, and scale them to ``train.kimg``; start-up is not in it."""
+    """Scale the time of an image to ``train.kimg``; start-up and exchange are not in it."""
+    per_image = seconds_per_image(config, plan.batch_per_worker, device=plan.device, threads=plan.threads)
+    return 1000 * config.train.kimg * per_image / max(1, plan.workers)
+
+
+def seconds_per_image(config: RunConfig, batch: int, *, device: str, threads: int) -> float:
+    """Time one worker's real steps on noise, after one to warm up: seconds for an image of a step on ``batch``."""
     from ganscale.training.process_group import solo_group
     from ganscale.training.random import Draws
     from ganscale.training.state import TrainState
     from ganscale.training.step import build_phases, train_step
 
-    batch = min(plan.batch_per_worker, PROBE_BATCH)
+    batch = min(batch, PROBE_BATCH)
     probe = override(config, {"train.batch": batch})
-    group, threads = solo_group(plan.device), torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
+    group, threads_before = solo_group(device), torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         state, phases, draws = TrainState(probe, group), build_phases(probe), Draws(0, group.device)
         shape = (batch, config.data.channels, *config.data.resolution)
@@ -117,7 +123,6 @@ def _seconds(config: RunConfig, plan: Plan) -> float | None:
                 train_step(state, phases, real, draws, lambda: torch.autocast(group.device.type, enabled=False))
         if group.device.type == "cuda":
             torch.cuda.synchronize()
-        seconds_per_image = (time.perf_counter() - marks[1]) / (cycle * batch)
+        return (time.perf_counter() - marks[1]) / (cycle * batch)
     finally:
-        torch.set_num_threads(threads)
-    return 1000 * config.train.kimg * seconds_per_image / max(1, plan.workers)
+        torch.set_num_threads(threads_before)

@@ -1,0 +1,155 @@
+"""What more workers bring, by the stated model: against numbers worked out by hand, and laws of the ring."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from ganscale.cli import main
+from ganscale.config import override
+from ganscale.errors import UserError
+from ganscale.presets import preset
+from ganscale.runtime.scaling import Link, Machines, Sum, expect, gradient_sums, ring_bytes, ring_s, steps_up_to
+
+FAST, SLOW = Link(latency_s=1e-5, bytes_per_s=2e10), Link(latency_s=1e-4, bytes_per_s=1e9)
+MACHINES = Machines(per_node=8, inside=FAST, between=SLOW)
+SUMS = [Sum(name="critic", bytes=8_000_000, every=1), Sum(name="generator", bytes=16_000_000, every=4)]
+
+
+@pytest.mark.parametrize(
+    ("size", "ranks", "link", "seconds"),
+    [
+        (8_000_000, 1, FAST, 0.0),
+        (8_000_000, 2, FAST, 2 * (1e-5 + 4e6 / 2e10)),  # .42 ms
+        (8_000_000, 8, FAST, 14 * (1e-5 + 1e6 / 2e10)),  # .84 ms
+        (8_000_000, 16, SLOW, 30 * (1e-4 + 5e5 / 1e9)),  # 18 ms
+        (0, 16, SLOW, 30 * 1e-4),
+    ],
+)
+def test_the_time_of_a_ring(size, ranks, link, seconds):
+    assert ring_s(size, ranks, link) == pytest.approx(seconds)
+
+
+def test_what_a_rank_sends_nears_twice_the_gradient_and_never_reaches_it():
+    assert [ring_bytes(100, ranks) for ranks in (1, 2, 4)] == [0, 100, 150]
+    assert 199 < ring_bytes(100, 256) < 200
+
+
+@pytest.mark.parametrize(
+    ("workers", "nodes", "share", "compute_s", "exchange_s", "sent"),
+    [
+        (1, 1, 64, 0.064, 0.0, 0.0),
+        (2, 1, 32, 0.032, 0.00042 + (2 * (1e-5 + 8e6 / 2e10)) / 4, 8e6 + 16e6 / 4),
+        (8, 1, 8, 0.008, 0.00084 + (14 * (1e-5 + 2e6 / 2e10)) / 4, 14e6 + 28e6 / 4),
+        (16, 2, 4, 0.004, 0.018 + (30 * (1e-4 + 1e6 / 1e9)) / 4, 15e6 + 30e6 / 4),
+        (64, 8, 1, 0.001, 126 * (1e-4 + 125e3 / 1e9) + 126 * (1e-4 + 250e3 / 1e9) / 4, 15.75e6 + 31.5e6 / 4),
+    ],
+)
+def test_a_step_worked_out_by_hand(workers, nodes, share, compute_s, exchange_s, sent):
+    found = expect(64, workers, image_s=1e-3, sums=SUMS, machines=MACHINES)
+    assert (found.workers, found.nodes, found.share) == (workers, nodes, share)
+    assert found.compute_s == pytest.approx(compute_s)
+    assert found.exchange_s == pytest.approx(exchange_s)
+    assert found.exchange_bytes == pytest.approx(sent)
+    assert found.step_s == pytest.approx(compute_s + exchange_s)
+    assert found.images_per_s == pytest.approx(64 / (compute_s + exchange_s))
+    assert found.efficiency == pytest.approx(compute_s / (compute_s + exchange_s))
+
+
+def test_efficiency_is_the_gain_in_speed_per_worker():
+    one = expect(64, 1, image_s=1e-3, sums=SUMS, machines=MACHINES)
+    for workers in (2, 4, 16, 64):
+        many = expect(64, workers, image_s=1e-3, sums=SUMS, machines=MACHINES)
+        assert many.efficiency == pytest.approx(many.images_per_s / one.images_per_s / workers)
+
+
+def test_one_worker_more_than_a_node_holds_makes_the_network_count():
+    def exchange(workers: int) -> float:
+        return expect(72, workers, image_s=1e-3, sums=SUMS, machines=MACHINES).exchange_s
+
+    assert exchange(8) < exchange(9) / 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [("critic", 80, 1), ("generator", 40, 1)]),
+        ({"optim.critic.repeats": 5}, [("critic", 80, 1), ("generator", 40, 5)]),
+        ({"penalty.name": "wgan-gp"}, [("critic", 80, 1), ("generator", 40, 1)]),  # in the critic's own sum
+        (
+            {"penalty.name": "wgan-gp", "penalty.every": 16},
+            [("critic", 80, 1), ("critic-penalty", 80, 16), ("generator", 40, 1)],
+        ),
+    ],
+)
+def test_the_sums_are_those_of_the_phases_that_train(settings, expected):
+    from ganscale.training.step import build_phases
+
+    config = override(preset("dcgan-fashion"), {"optim.critic.repeats": 1, "penalty.name": "none"} | settings)
+    sums = gradient_sums(config, {"critic": 20, "generator": 10})
+    assert [(one.name, one.bytes, one.every) for one in sums] == expected
+    assert [(phase.name, phase.every) for phase in build_phases(config)] == [(one.name, one.every) for one in sums]
+
+
+@pytest.mark.parametrize(
+    ("workers", "batch", "sizes"), [(1, 64, [1]), (8, 64, [1, 2, 4, 8]), (6, 12, [1, 2, 4, 6]), (3, 9, [1, 3])]
+)
+def test_sizes_to_compare_divide_the_batch_and_end_with_the_one_asked_for(workers, batch, sizes):
+    assert list(steps_up_to(workers, batch)) == sizes
+
+
+@pytest.mark.parametrize(("workers", "image_s"), [(48, 1e-3), (0, 1e-3), (2, 0.0), (2, -1.0)])
+def test_what_makes_no_sense_is_refused(workers, image_s):
+    with pytest.raises(UserError):
+        expect(64, workers, image_s=image_s, sums=SUMS, machines=MACHINES)
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+SMALL = ("--set", "model.width=4", "--set", "model.latent=8")
+
+
+def test_the_verb_prints_a_row_a_size_and_every_assumption():
+    done = call("plan", "--gpus", 16, "--step-ms", 64, "--network", "100:8", "--json", *SMALL)
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    rows = facts["sizes"]
+    assert [row["workers"] for row in rows] == [1, 2, 4, 8, 16]
+    assert [row["nodes"] for row in rows] == [1, 1, 1, 1, 2]
+    assert rows[0]["step_s"] == pytest.approx(0.064)
+    assert rows[0]["efficiency"] == 1
+    assert rows[0]["memory_bytes"] > rows[-1]["memory_bytes"]
+    sums = [4 * facts["parameters"][name] for name in ("critic", "generator")]
+    assert rows[-1]["exchange_bytes"] == pytest.approx(sum(ring_bytes(size, 16) for size in sums))
+    assert rows[-1]["exchange_s"] == pytest.approx(sum(ring_s(size, 16, SLOW) for size in sums))
+    told = call("plan", "--gpus", 16, "--step-ms", 64, "--network", "100:8", *SMALL)
+    assert [line.removeprefix("assumed: ") for line in told.stderr.splitlines()] == facts["assumptions"]
+    assert len(told.stdout.splitlines()) == 1 + len(rows)
+
+
+def test_without_a_given_step_one_is_measured_here_and_said_to_be():
+    facts = json.loads(call("plan", "--workers", 2, "--json", *SMALL).stdout)
+    assert facts["sizes"][0]["step_s"] > 0
+    assert "as measured here on" in facts["assumptions"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "--gpus or --workers must be given, and not both, got neither"),
+        (("--gpus", 2, "--workers", 2), "got both"),
+        (("--gpus", 48, "--step-ms", 1), "train.batch must be divisible by the 48 workers, got 64"),
+        (("--gpus", 2, "--network", "fast"), "--network must be MICROSECONDS:GBIT"),
+        (("--gpus", 2, "--inside", "1:0"), "--inside must be MICROSECONDS:GBIT"),
+        (("--gpus", 2, "--step-ms", 0), "--step-ms must be a number above 0"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, words):
+    done = call("plan", *arguments)
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
