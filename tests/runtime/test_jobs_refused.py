@@ -8,7 +8,6 @@ import socket
 import threading
 from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
 
 import click
 import pytest
@@ -257,8 +256,3 @@ def test_lines_do_not_depend_on_how_the_text_was_cut(size):
     got = [line for start in range(0, len(TEXT), size) for line in lines.feed(TEXT[start : start + size])]
     assert got + lines.rest() == ["first", "", "third, with ümläut\r", "no end"]
     assert lines.rest() == []
-
-
-def test_the_name_of_the_limit_and_of_the_grace_are_said_in_the_documents():
-    page = (Path(__file__).resolve().parents[2] / "docs" / "cluster.md").read_text()
-    assert f"{jobs.STOP_S} s" in page
