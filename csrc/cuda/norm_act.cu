@@ -69,16 +69,17 @@ __global__ void __launch_bounds__(kThreads, 2)
   load_channels(m, mean, channel, A(0));
   load_channels(s, scale, channel, A(1));
   load_channels(h, shift, channel, A(0));
-#pragma unroll 4
-  for (int step = 0; step < share.steps; ++step) {
-    const int64_t at = share.at + step * share.stride;
-    A v[width];
-    load_wide(v, x + at);
+  Pack<T, width> in[4] = {};
+  walk_rows<4>(
+      share, [&](int k, int64_t at) { in[k] = *reinterpret_cast<const Pack<T, width>*>(x + at); },
+      [&](int k, int64_t at) {
+        A v[width];
+        widen_all(v, in[k]);
 #pragma unroll
-    for (int i = 0; i < width; ++i) v[i] = multiply_add(v[i] - m[i], s[i], h[i]);
-    activate_all(v, activation, slope);
-    store_narrow(y + at, v);
-  }
+        for (int i = 0; i < width; ++i) v[i] = multiply_add(v[i] - m[i], s[i], h[i]);
+        activate_all(v, activation, slope);
+        store_narrow(y + at, v);
+      });
 }
 
 template <class T, int width>
@@ -99,22 +100,27 @@ __global__ void __launch_bounds__(kThreads, 2)
   load_channels(h, shift, channel, A(0));
   load_channels(slant, terms, channel, A(0));
   load_channels(offset, terms == nullptr ? nullptr : terms + walk.channels, channel, A(0));
-#pragma unroll 2
-  for (int step = 0; step < share.steps; ++step) {
-    const int64_t at = share.at + step * share.stride;
-    A g[width], v[width], z[width];
-    load_wide(g, gy + at);
-    load_wide(v, x + at);
+  Pack<T, width> in[2] = {}, gradient[2] = {};
+  walk_rows<2>(
+      share,
+      [&](int k, int64_t at) {
+        in[k] = *reinterpret_cast<const Pack<T, width>*>(x + at);
+        gradient[k] = *reinterpret_cast<const Pack<T, width>*>(gy + at);
+      },
+      [&](int k, int64_t at) {
+        A g[width], v[width], z[width];
+        widen_all(g, gradient[k]);
+        widen_all(v, in[k]);
 #pragma unroll
-    for (int i = 0; i < width; ++i) {
-      v[i] -= m[i];
-      z[i] = multiply_add(v[i], s[i], h[i]);  // as forward: the same side of the kink
-    }
-    backward_all(g, z, activation, slope);
+        for (int i = 0; i < width; ++i) {
+          v[i] -= m[i];
+          z[i] = multiply_add(v[i], s[i], h[i]);  // as forward: the same side of the kink
+        }
+        backward_all(g, z, activation, slope);
 #pragma unroll
-    for (int i = 0; i < width; ++i) g[i] = s[i] * g[i] - (v[i] * slant[i] + offset[i]);
-    store_narrow(gx + at, g);
-  }
+        for (int i = 0; i < width; ++i) g[i] = s[i] * g[i] - (v[i] * slant[i] + offset[i]);
+        store_narrow(gx + at, g);
+      });
 }
 
 // --- launchers ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ constexpr int64_t kLongRun = 64;    // I from which a block reads one channel
 constexpr int64_t kBlocks = 1024;   // wanted of the first stage
 constexpr int64_t kLeastLines = 8;  // steps of a thread, to pay for joining a block
 constexpr int64_t kMostLines = 512;
+constexpr int kAhead = 4;           // rows a thread has under way
 constexpr int64_t kSteps = 64;  // of a thread along runs, before its sums go on in float64
 
 // --- what is summed -------------------------------------------------------------------------------------------------
@@ -39,9 +40,18 @@ struct Moments {
     return of;
   }
   template <int width>
-  __device__ __forceinline__ void add(int64_t at, const Channels<width>& of, A (&first)[width], A (&second)[width]) const {
+  struct Row {
+    Pack<T, width> x;
+  };
+  template <int width>
+  __device__ __forceinline__ void read(Row<width>& row, int64_t at) const {
+    row.x = *reinterpret_cast<const Pack<T, width>*>(x + at);
+  }
+  template <int width>
+  __device__ __forceinline__ void add(const Row<width>& row, const Channels<width>& of, A (&first)[width],
+                                      A (&second)[width]) const {
     A v[width];
-    load_wide(v, x + at);
+    widen_all(v, row.x);
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       v[i] -= of.shift[i];
@@ -76,10 +86,20 @@ struct Gradients {
     return of;
   }
   template <int width>
-  __device__ __forceinline__ void add(int64_t at, const Channels<width>& of, A (&first)[width], A (&second)[width]) const {
+  struct Row {
+    Pack<T, width> gy, x;
+  };
+  template <int width>
+  __device__ __forceinline__ void read(Row<width>& row, int64_t at) const {
+    row.gy = *reinterpret_cast<const Pack<T, width>*>(gy + at);
+    row.x = *reinterpret_cast<const Pack<T, width>*>(x + at);
+  }
+  template <int width>
+  __device__ __forceinline__ void add(const Row<width>& row, const Channels<width>& of, A (&first)[width],
+                                      A (&second)[width]) const {
     A g[width], v[width], z[width];
-    load_wide(g, gy + at);
-    load_wide(v, x + at);
+    widen_all(g, row.gy);
+    widen_all(v, row.x);
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       v[i] -= of.mean[i];
@@ -107,8 +127,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     int channel[width];
     channels_of(channel, share.column, walk);
     const auto of = sums.template load<width>(channel);
-#pragma unroll 4
-    for (int step = 0; step < share.steps; ++step) sums.add(share.at + step * share.stride, of, first, second);
+    typename Sums::template Row<width> rows[kAhead] = {};
+    walk_rows<kAhead>(
+        share, [&](int k, int64_t at) { sums.read(rows[k], at); },
+        [&](int k, int64_t) { sums.add(rows[k], of, first, second); });
   }
 #pragma unroll
   for (int i = 0; i < width; ++i) {
@@ -147,13 +169,20 @@ __global__ void __launch_bounds__(kThreads, 2)
   while (left > 0) {
     A first[width] = {}, second[width] = {};
     const int steps = static_cast<int>(left < kSteps ? left : kSteps);
-#pragma unroll 4
-    for (int step = 0; step < steps; ++step) {
-      sums.add(at, of, first, second);
-      pack += pack_step;
-      const bool next = pack >= packs;
-      pack -= next ? packs : 0;
-      at += kThreads * width + (row_step + next) * apart;  // all channels of a row lie between two of its runs
+    for (int step = 0; step < steps; step += kAhead) {
+      typename Sums::template Row<width> rows_read[kAhead] = {};
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (step + k < steps) sums.read(rows_read[k], at);
+        pack += pack_step;
+        const bool next = pack >= packs;
+        pack -= next ? packs : 0;
+        at += kThreads * width + (row_step + next) * apart;  // all channels of a row lie between two of its runs
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (step + k < steps) sums.add(rows_read[k], of, first, second);
+      }
     }
 #pragma unroll
     for (int i = 0; i < width; ++i) {

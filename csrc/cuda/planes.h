@@ -64,10 +64,14 @@ __device__ __forceinline__ void backward_all(A (&g)[count], const A (&z)[count],
 // --- packs ----------------------------------------------------------------------------------------------------------
 
 template <class T, int width>
-__device__ __forceinline__ void load_wide(typename Number<T>::Acc (&to)[width], const T* from) {
-  const auto pack = *reinterpret_cast<const Pack<T, width>*>(from);
+__device__ __forceinline__ void widen_all(typename Number<T>::Acc (&to)[width], const Pack<T, width>& pack) {
 #pragma unroll
   for (int i = 0; i < width; ++i) to[i] = widen(pack.at[i]);
+}
+
+template <class T, int width>
+__device__ __forceinline__ void load_wide(typename Number<T>::Acc (&to)[width], const T* from) {
+  widen_all(to, *reinterpret_cast<const Pack<T, width>*>(from));
 }
 
 template <class T, int width>
@@ -75,7 +79,7 @@ __device__ __forceinline__ void store_narrow(T* to, const typename Number<T>::Ac
   Pack<T, width> pack;
 #pragma unroll
   for (int i = 0; i < width; ++i) narrow(from[i], pack.at[i]);
-  *reinterpret_cast<Pack<T, width>*>(to) = pack;
+  store_pack(to, pack);
 }
 
 // --- rows and columns -----------------------------------------------------------------------------------------------
@@ -158,6 +162,23 @@ __device__ __forceinline__ void channels_of(int (&channel)[width], int64_t colum
     channel[i] = channel[i - 1] + next;
     if (next) place = 0;
     if (channel[i] == walk.channels) channel[i] = 0;
+  }
+}
+
+// Calls load(k, at) for up to `ahead` rows and then use(k, at) for each of them, over all rows of the share: loads written
+// one after the other are under way together, which branches between them would prevent.
+template <int ahead, class Load, class Use>
+__device__ __forceinline__ void walk_rows(const Share& share, Load load, Use use) {
+  for (int step = 0; step < share.steps; step += ahead) {
+    const int64_t at = share.at + step * share.stride;
+#pragma unroll
+    for (int k = 0; k < ahead; ++k) {
+      if (step + k < share.steps) load(k, at + k * share.stride);
+    }
+#pragma unroll
+    for (int k = 0; k < ahead; ++k) {
+      if (step + k < share.steps) use(k, at + k * share.stride);
+    }
   }
 }
 
