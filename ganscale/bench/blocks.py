@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ganscale import ops
-from ganscale.bench.lines import LAYOUTS, Case, Line, Settings, compare, tolerance
+from ganscale.bench.lines import LAYOUTS, Case, Line, Settings, compare
 
 CLAIM = "blocks"
 EAGER, EAGER_NCHW, COMPILED = "eager", "eager, nchw", "torch.compile"
 UP = {"stride": 2, "padding": 1}
 LAYERS = ((512, 256, 4), (256, 128, 8), (128, 64, 16))  # CI, CO, side of the input
 OUTPUT = (64, 3, 32)
+# A ReLU that flips at 0 counts in full: one among millions is a change of 1e-3; 16-bit rounding flips one in 300.
+FLIPS = {"f32": 1e-2, "bf16": 0.15}
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -111,9 +113,10 @@ def lines_of(
     if not settings.quick:
         plain = placed(type(net)(*arguments(net)), x, "nchw")
         peers[EAGER_NCHW] = call(plain, x.contiguous(), plain)
+        torch.compiler.reset()  # else the limit of recompilations is reached, and the peer is silently eager
         peers[COMPILED] = call(torch.compile(net, dynamic=False))
     ours = call(net.ours)
-    judged = {"goals": goals, "tolerance": tolerance(case.dtype, settings.device)}
+    judged = {"goals": goals, "tolerance": FLIPS[case.dtype]}
     yield from compare(settings, case, peers=peers, ours=ours, graphs=True, **judged)
 
 

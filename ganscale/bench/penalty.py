@@ -45,6 +45,7 @@ def setting(side: int, layout: str, device: str, *, batch: int = BATCH) -> tuple
 def compiled_gradients(critic: nn.Module, x: Tensor) -> Callable[[], object]:
     """Return the compiled functional form; it compiles on its first call, and may fail there."""
     parameters = {name: p.detach() for name, p in critic.named_parameters()}
+    torch.compiler.reset()  # else the limit of recompilations is reached, and the peer is silently eager
     compiled = torch.compile(functional_penalty_gradient(critic), dynamic=False)
     return lambda: compiled(parameters, x)
 
