@@ -36,7 +36,12 @@ def gradient_penalty(
     """
     _check.floating("x", x, least_axes=2)
     _check.center(center)
-    impl = _choice.resolve(impl)
+    # Inside torch.compile the penalty is a graph break: its passes cannot be compiled, and are watched as they run.
+    penalise = torch._disable_dynamo(_penalise) if torch.compiler.is_compiling() else _penalise
+    return penalise(critic, x, float(center), bool(one_sided), _choice.resolve(impl))
+
+
+def _penalise(critic: Critic, x: Tensor, center: float, one_sided: bool, impl: str) -> Tensor:
     keep_graph = torch.is_grad_enabled()
     left_alone = bool(plain(critic, x, impl))
     _choice.use_fused(impl, x, "sample_norm")  # warns, or raises, where there are no kernels
@@ -49,11 +54,11 @@ def gradient_penalty(
             logits = session.run(getattr(critic, "_orig_mod", critic))  # of a module that torch.compile wraps
             planned = plan(session, logits, x)
             if planned:
-                return _fused(planned, float(center), bool(one_sided), keep_graph)
+                return _fused(planned, center, one_sided, keep_graph)
             logits = session.real(logits)
         g = _gradient(logits, point, keep_graph)
     fused = _choice.use_fused(impl, g, "sample_norm")
-    penalty, _ = (_register.gp_penalty if fused else reference.gp_penalty)(g, float(center), bool(one_sided))
+    penalty, _ = (_register.gp_penalty if fused else reference.gp_penalty)(g, center, one_sided)
     return penalty if left_alone or not keep_graph else _with_zeros(penalty, logits, x, point)
 
 
