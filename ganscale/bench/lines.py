@@ -27,6 +27,11 @@ class Settings:
         return (32,) if self.quick else (32, 64)
 
     @property
+    def batches(self) -> tuple[int, ...]:
+        """Return the batch sizes that critics are measured at; 64 pictures do not fill a GPU."""
+        return (64, 256) if self.device == "cuda" else (64,)
+
+    @property
     def layouts(self) -> tuple[str, ...]:
         """Return the memory layouts that are measured; the trainer's own first."""
         return ("nhwc",) if self.quick else ("nhwc", "nchw")

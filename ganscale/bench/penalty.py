@@ -16,6 +16,7 @@ CLAIM = "penalty"
 BATCH = 64
 EAGER, PIECEWISE, COMPILED = "eager autograd", "eager without zero terms", "torch.compile of torch.func"
 HOOKED_GOALS = {EAGER: 1.35}
+CUDA_GOALS = {EAGER: 1.4}  # at the larger batch
 GOALS = {
     "f32": {EAGER: 1.6, PIECEWISE: 1.08, COMPILED: 1.55},
     "bf16": {EAGER: 1.45, PIECEWISE: 1.0},
@@ -50,9 +51,11 @@ def compiled_gradients(critic: nn.Module, x: Tensor) -> Callable[[], object]:
     return lambda: compiled(parameters, x)
 
 
-def contenders(side: int, layout: str, dtype: str, settings: Settings) -> tuple[dict[str, Callable], Callable]:
+def contenders(
+    settings: Settings, side: int, batch: int, layout: str, dtype: str
+) -> tuple[dict[str, Callable], Callable]:
     """Return the peers and ours as calls without arguments."""
-    critic, x = setting(side, layout, settings.device)
+    critic, x = setting(side, layout, settings.device, batch=batch)
     light = without_zero_terms(critic)
     peers: dict[str, Callable[[], object]] = {
         EAGER: lambda: gradients(lambda x: textbook_penalty(critic, x), critic, x, dtype),
@@ -70,14 +73,21 @@ def contenders(side: int, layout: str, dtype: str, settings: Settings) -> tuple[
 def measure(settings: Settings) -> Iterator[Line]:
     """Yield the lines of this claim."""
     for side in settings.sides:
-        shape = f"{BATCH}x3x{side}x{side}"
-        for dtype in ("f32", "bf16"):
-            for layout in settings.layouts if dtype == "f32" else ("nhwc",):
-                peers, ours = contenders(side, layout, dtype, settings)
-                case = Case(claim=CLAIM, what="penalty + weight gradients", shape=shape, dtype=dtype, layout=layout)
-                judged = {"goals": GOALS[dtype], "tolerance": tolerance(dtype, settings.device)}
-                yield from compare(settings, case, peers=peers, ours=ours, graphs=True, **judged)
-        yield from _hooked(settings, side, Case(claim=CLAIM, what="the same, one layer hooked", shape=shape))
+        for batch in settings.batches:
+            yield from _measure(settings, side, batch)
+        case = Case(claim=CLAIM, what="the same, one layer hooked", shape=f"{BATCH}x3x{side}x{side}")
+        yield from _hooked(settings, side, case)
+
+
+def _measure(settings: Settings, side: int, batch: int) -> Iterator[Line]:
+    what, shape = "penalty + weight gradients", f"{batch}x3x{side}x{side}"
+    for dtype in ("f32", "bf16"):
+        goals = GOALS[dtype] if settings.device == "cpu" else CUDA_GOALS if batch > BATCH else {}
+        judged = {"goals": goals, "tolerance": tolerance(dtype, settings.device)}
+        for layout in settings.layouts if dtype == "f32" else ("nhwc",):
+            peers, ours = contenders(settings, side, batch, layout, dtype)
+            case = Case(claim=CLAIM, what=what, shape=shape, dtype=dtype, layout=layout)
+            yield from compare(settings, case, peers=peers, ours=ours, graphs=True, **judged)
 
 
 def _hooked(settings: Settings, side: int, case: Case) -> Iterator[Line]:
@@ -86,5 +96,6 @@ def _hooked(settings: Settings, side: int, case: Case) -> Iterator[Line]:
     critic[0].register_forward_hook(lambda *_: None)
     peer = lambda: gradients(lambda x: textbook_penalty(critic, x), critic, x, "f32")  # noqa: E731
     ours = lambda: gradients(lambda x: ops.gradient_penalty(critic, x, impl="fused"), critic, x, "f32")  # noqa: E731
-    judged = {"goals": HOOKED_GOALS, "tolerance": tolerance("f32", settings.device)}
+    goals = HOOKED_GOALS if settings.device == "cpu" else {}
+    judged = {"goals": goals, "tolerance": tolerance("f32", settings.device)}
     yield from compare(settings, case, peers={EAGER: peer}, ours=ours, graphs=True, **judged)
