@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int k = 0; k < kAhead; ++k) {
     const Index first = start + k * (kThreads * width);
-    if (first < total) load_wide(z[k], x + first);
+    if (first < total) widen_all(z[k], load_pack<width>(x + first));
   }
 #pragma unroll
   for (int k = 0; k < kAhead; ++k) {
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int k = 0; k < kAhead; ++k) {
     const int64_t first = start + k * (kThreads * width);
     if (first < total) {
-      load_wide(v[k], x + first);
+      widen_all(v[k], load_pack<width>(x + first));
       bits[k] = static_cast<uint32_t>(mask[first / 8]) >> first % 8;
     }
   }

@@ -153,7 +153,24 @@ struct alignas(sizeof(T) * width) Pack {
 template <class T>
 constexpr int kWide = 16 / sizeof(T);
 
-// One store to global memory; the compiler may take the assignment of a struct of 16 bytes apart.
+// One load from global memory that this kernel also writes; the compiler may take the copy of a struct apart there.
+template <int width, class T>
+__device__ __forceinline__ Pack<T, width> load_pack(const T* from) {
+#ifndef GS_EMULATED
+  if constexpr (sizeof(Pack<T, width>) == 16) {
+    uint32_t bits[4];
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits[0]), "=r"(bits[1]), "=r"(bits[2]), "=r"(bits[3])
+                 : "l"(__cvta_generic_to_global(from)) : "memory");
+    Pack<T, width> pack;
+    memcpy(&pack, bits, 16);
+    return pack;
+  }
+#endif
+  return *reinterpret_cast<const Pack<T, width>*>(from);
+}
+
+// One store to global memory, which may be taken apart likewise.
 template <class T, int width>
 __device__ __forceinline__ void store_pack(T* to, const Pack<T, width>& pack) {
 #ifndef GS_EMULATED
