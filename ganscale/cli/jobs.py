@@ -85,6 +85,7 @@ def _facts(job: Job) -> dict[str, Any]:
         "started": job.started,
         "ended": job.ended,
         "exit_code": code,
+        "reason": None if failure is None else str(failure),
     }
 
 

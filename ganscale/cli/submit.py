@@ -94,7 +94,7 @@ def _config(options: dict[str, Any]) -> RunConfig | None:
     if resume is not None:
         from ganscale.runtime.resume import config_to_resume
 
-        resume = options["resume"] = _as_nodes_see(resume)
+        resume = options["resume"] = _as_nodes_see(resume, options["runs_dir"])
         if not (Path(resume) / "config.json").is_file():
             check_paths(compose(options["preset"], **given), resume)
             return None
@@ -104,9 +104,12 @@ def _config(options: dict[str, Any]) -> RunConfig | None:
     return config
 
 
-def _as_nodes_see(path: str) -> str:
-    """Return ``path`` in full where it is one of this machine, which the nodes may share."""
-    return str(Path(path).absolute()) if Path(path).exists() else path
+def _as_nodes_see(run: str, runs_dir: str) -> str:
+    """Return the path of ``run`` in full where it is one of this machine, which the nodes may share."""
+    for path in (Path(run), Path(runs_dir) / run):
+        if path.is_dir():
+            return str(path.absolute())
+    return run
 
 
 def _order(

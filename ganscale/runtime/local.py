@@ -96,7 +96,7 @@ def cluster_resources(address: str | None) -> Resources:
             cpus=int(total.get("CPU", 0)),
             gpus=int(total.get("GPU", 0)),
             memory_bytes=int(total["memory"]) if "memory" in total else None,
-            where=f"the cluster at {address}" if address else "this Ray",
+            where=f"the cluster at {address}" if address not in (None, "auto") else "this Ray",
         )
 
 
@@ -116,7 +116,7 @@ def require_token(*, create: bool, insecure: bool = False) -> Path | None:
             remedy = "unset it; --insecure (of launch and the verbs for jobs) goes on without any protection"
             raise UserError("RAY_AUTH_MODE", "not turn authentication off", "disabled", remedy)
         return None
-    if "RAY_AUTH_TOKEN" in os.environ:
+    if os.environ.get("RAY_AUTH_TOKEN"):
         return None
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if path.exists():

@@ -107,6 +107,9 @@ def test_stop_leaves_a_checkpoint_of_the_last_tick_and_says_how_to_go_on(head, t
     assert not (run_dir / ".ray").exists()
     assert json.loads(call("status", job_id, "--json").stdout)["status"] == "STOPPED"
     assert call("logs", "-f", job_id).exit_code == 130
+    resumed = json.loads(call("submit", "--resume", "x", "--kimg", 200_000, "--dry-run", "--json").stdout)
+    asked = main.commands["launch"].make_context("launch", resumed["command"][2:]).params
+    assert (asked["resume"], asked["kimg"], asked["name"]) == (str(run_dir), 200_000, None)
     again = call("stop", job_id)
     assert (again.exit_code, "had ended already" in again.stdout) == (0, True)
 

@@ -75,6 +75,8 @@ def test_the_token_is_read_as_ray_reads_it_and_kept_to_its_owner(tmp_path, monke
     path.chmod(0o644)
     assert find_token(insecure=False) == "0123abcd"
     assert path.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    assert find_token(insecure=False) == "0123abcd"
     monkeypatch.setenv("RAY_AUTH_TOKEN", "from-the-environment")
     assert find_token(insecure=False) == "from-the-environment"
 
