@@ -16,16 +16,24 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from ganscale import errors
 from ganscale.ops import _check, _choice, _extension, _register, reference
 from ganscale.ops._choice import use_impl
+from ganscale.ops.conv_transpose import conv_transpose_act, conv_transpose_norm_act
+from ganscale.ops.norm import affine_act, batch_norm_act, channel_moments, norm_act
 from ganscale.ops.penalty import explain_choice, gradient_penalty
 
 __all__ = [
+    "affine_act",
+    "batch_norm_act",
     "bias_act",
     "build_info",
+    "channel_moments",
     "channel_sum",
+    "conv_transpose_act",
+    "conv_transpose_norm_act",
     "describe",
     "explain_choice",
     "gradient_penalty",
     "interpolate",
+    "norm_act",
     "piecewise_linear",
     "sample_norm",
     "use_impl",

@@ -27,6 +27,8 @@ PAYS_FROM = {
     "batch_norm_act": 2**16,
     "affine_act": 2**16,
     "channel_moments": 2**16,
+    "conv_transpose_few": 2**12,
+    "conv_transpose_act": 2**14,
 }
 
 _default = "auto"

@@ -1,10 +1,235 @@
-"""Transposed convolution with what follows it in a generator: bias, batch norm, activation.
+"""Transposed convolution with what follows it in a generator: bias or batch norm, and the activation.
 
-N batch, C channels, H height, W width.
+On the CPU up to four output channels have a kernel of their own; more are oneDNN's, through torch, and one pass of ours
+does the rest. N batch, C channels, H height, W width, K kernel side.
 """
 
 from __future__ import annotations
 
-from ganscale.ops._bind_conv import few as conv_transpose_few
+import contextlib
+from collections.abc import Callable, Iterator
 
-__all__ = ["conv_transpose_few"]
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from ganscale.errors import UserError
+from ganscale.ops import _bind, _check, _choice, _register, norm, reference_conv
+from ganscale.ops._bind_conv import few as conv_transpose_few
+from ganscale.ops._register import _at_once
+
+__all__ = ["conv_transpose_act", "conv_transpose_few", "conv_transpose_norm_act"]
+
+FEW_CHANNELS = 4  # kFewChannels of the core
+IN_PLACE = {
+    "linear": lambda z, _: z,
+    "relu": lambda z, _: torch.relu_(z),
+    "leaky_relu": torch.nn.functional.leaky_relu_,
+    "tanh": lambda z, _: torch.tanh_(z),
+}
+
+Pair = tuple[int, int]
+Reduce = Callable[[Tensor], Tensor]
+
+# --- bias and activation ---------------------------------------------------------------------------------------------
+
+
+def _out_size(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, output_padding: Pair) -> Pair:
+    sides = zip(x.shape[2:], weight.shape[2:], stride, padding, output_padding, strict=True)
+    height, width = ((side - 1) * step - 2 * pad + kernel + extra for side, kernel, step, pad, extra in sides)
+    return height, width
+
+
+def _forward(x, weight, bias, stride, padding, output_padding, activation, negative_slope):
+    stride, padding, output_padding = tuple(stride), tuple(padding), tuple(output_padding)
+    if weight.shape[1] <= FEW_CHANNELS:
+        size = _out_size(x, weight, stride, padding, output_padding)
+        return conv_transpose_few(x, weight, bias, size, stride, padding, activation, negative_slope)
+    z = torch.conv_transpose2d(x, weight, bias, stride, padding, output_padding)
+    return IN_PLACE[activation](z, negative_slope)
+
+
+_conv_transpose_act = custom_op(
+    "ganscale::conv_transpose_act",
+    _forward,
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] output_padding, "
+    "str activation, float negative_slope) -> Tensor",
+)
+
+
+@_conv_transpose_act.register_fake
+def _(x, weight, bias, stride, padding, output_padding, activation, negative_slope):
+    if weight.shape[1] > FEW_CHANNELS:
+        return torch.conv_transpose2d(x, weight, bias, stride, padding, output_padding)
+    x = _bind.dense(x)
+    format_ = torch.channels_last if _bind.channels_last(x) else torch.contiguous_format
+    shape = (x.shape[0], weight.shape[1], *_out_size(x, weight, stride, padding, output_padding))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=format_)
+
+
+def _context(ctx, inputs, output):
+    x, weight, _, *ctx.conv, ctx.activation, ctx.negative_slope = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, output)
+
+
+def _gradients(ctx, gy):
+    if gy is None:
+        return (None,) * 8
+    x, weight, y = ctx.saved_tensors
+    to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
+    slope, total = _register.act_backward, _register.channel_sum
+    if _at_once(gy):
+        slope, total = _bind.act_backward, _bind.channel_sum
+    gz = gy if ctx.activation == "linear" else slope(gy, y, ctx.activation, ctx.negative_slope)
+    gx = gw = None
+    if to_x or to_weight:  # with the bias's gradient asked for as well, torch would compute the weight's for its sake
+        stride, padding, output_padding = ctx.conv
+        mask = [to_x, to_weight, False]
+        gx, gw, _ = torch.ops.aten.convolution_backward.default(
+            gz, x, weight, None, stride, padding, [1, 1], True, output_padding, 1, mask
+        )
+    return gx, gw, total(gz) if to_bias else None, None, None, None, None, None
+
+
+_conv_transpose_act.register_autograd(_gradients, setup_context=_context)
+
+
+class _Eager(torch.autograd.Function):
+    """The same without torch's dispatcher, which costs more than a small kernel."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        y = _forward(*inputs)
+        _context(ctx, inputs, y)
+        return y
+
+    backward = staticmethod(_gradients)
+
+
+# --- public ----------------------------------------------------------------------------------------------------------
+
+
+def _pair(what: str, value: int | Pair, least: int) -> Pair:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
+        raise UserError(what, f"be an integer of at least {least}, or one for each side", value, "correct it")
+    return pair
+
+
+def _checked(x, weight, bias, stride, padding, output_padding) -> tuple[Pair, Pair, Pair]:
+    _check.floating("x", x, least_axes=2)
+    _check.floating("weight", weight, least_axes=2)
+    if x.ndim != 4 or weight.ndim != 4:
+        got = f"{x.ndim} and {weight.ndim} axes"
+        raise UserError("x and weight", "be [N, C, H, W] and [C, O, KH, KW]", got, "add the missing axes")
+    _check.alike("weight", weight, "x", x)
+    if weight.shape[0] != x.shape[1]:
+        got = f"{weight.shape[0]} for x with {x.shape[1]}"
+        raise UserError("weight", "have as many input channels (axis 0) as x has channels", got, "transpose it")
+    if bias is not None:
+        _check.floating("bias", bias, least_axes=1)
+        _check.alike("bias", bias, "x", x)
+        _check.shaped("bias", bias, weight.shape[1:2], "one number an output channel")
+    stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
+    output_padding = _pair("output_padding", output_padding, 0)
+    if any(extra >= step for extra, step in zip(output_padding, stride, strict=True)):
+        raise UserError("output_padding", f"be less than stride {stride}", output_padding, "make it smaller")
+    size = _out_size(x, weight, stride, padding, output_padding)
+    if min(size) < 1 or min(weight.shape[1:]) < 1:
+        got, remedy = f"{size[0]}x{size[1]}", "use less padding or a larger input"
+        raise UserError("the output", "be at least 1x1 of 1 channel", got, remedy)
+    return stride, padding, output_padding
+
+
+@contextlib.contextmanager
+def _cast_once(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
+    """Under autocast cast these as torch does for a convolution, and switch it off for what is inside."""
+    device = next(t for t in tensors if t is not None).device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        yield tensors
+        return
+    dtype = torch.get_autocast_dtype(device)
+    cast = tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    with torch.autocast(device, enabled=False):
+        yield cast
+
+
+def conv_transpose_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    output_padding: int | Pair = 0,
+    activation: str = "relu",
+    negative_slope: float = 0.2,
+    impl: str = "auto",
+) -> Tensor:
+    """Return act(conv_transpose2d(x, weight) + bias) for x [N, C, H, W], weight [C, O, KH, KW], bias [O].
+
+    Groups and dilation are 1; sizes as torch.nn.functional.conv_transpose2d has them. ``activation`` is "linear",
+    "relu", "leaky_relu" or "tanh". Twice differentiable in x, weight and bias; the piecewise linear activations have no
+    second derivative at all, rather than zeros. Under autocast x, weight and bias are cast as torch casts them for a
+    convolution. Raises UserError for shapes, dtypes or numbers that do not fit together.
+    """
+    _check.activation(activation, negative_slope)
+    with _cast_once(x, weight, bias) as (x, weight, bias):
+        conv = _checked(x, weight, bias, stride, padding, output_padding)
+        few = weight.shape[1] <= FEW_CHANNELS
+        fused = _choice.use_fused(impl, x, "conv_transpose_few" if few else "conv_transpose_act")
+        if not fused or not x.numel():
+            run = reference_conv.conv_transpose_act
+        else:
+            run = _Eager.apply if norm.is_plain(x) else _conv_transpose_act
+        return run(x, weight, bias, *conv, activation, float(negative_slope))
+
+
+def conv_transpose_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    output_padding: int | Pair = 0,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "relu",
+    negative_slope: float = 0.2,
+    sum_over_ranks: Reduce | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Return act(batch_norm(conv_transpose2d(x, weight) + bias)), running statistics and all; see ``norm_act``.
+
+    x [N, C, H, W], weight [C, O, KH, KW], the rest [O]. Batch statistics take away what a bias adds, so in training it
+    only moves the running mean and its gradient is exactly 0. gamma, beta and the statistics stay float32 under
+    autocast. Raises UserError as ``conv_transpose_act`` and ``norm_act`` do.
+    """
+    with _cast_once(x, weight, bias) as (x, weight, bias):
+        conv = _checked(x, weight, bias, stride, padding, output_padding)
+        z = torch.conv_transpose2d(x, weight, None, *conv)
+        if bias is not None:
+            bias = bias.to(_bind.accumulation(x.dtype))
+        return norm.norm_act(
+            z,
+            gamma,
+            beta,
+            running_mean,
+            running_var,
+            offset=bias,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            activation=activation,
+            negative_slope=negative_slope,
+            sum_over_ranks=sum_over_ranks,
+            impl=impl,
+        )

@@ -111,7 +111,7 @@ class _Eager(torch.autograd.Function):
         return *_gradients(ctx, gy, gstats), None, None
 
 
-def _is_plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
     """Tell whether nothing traces, transforms or watches the call, so that it may bypass torch's dispatcher."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
@@ -265,7 +265,7 @@ def _by_batch(x, gamma, beta, eps, activation, negative_slope, reduce, impl):
     if reduce is None and (not fused or count == 0):
         y, mean, variance = reference_norm.batch_norm_act(x, gamma, beta, *how)
         return y, mean, variance, variance * (count / max(1, count - 1))
-    if reduce is None and not _is_plain(x):
+    if reduce is None and not is_plain(x):
         y, stats = _batch_norm_act(x, gamma, beta, *how)
     else:
         y, stats = _Eager.apply(x, gamma, beta, *how, reduce, fused)
@@ -303,6 +303,7 @@ def norm_act(
     running_var: Tensor | None,
     *,
     training: bool,
+    offset: Tensor | None = None,
     momentum: float = 0.1,
     eps: float = 1e-5,
     activation: str = "relu",
@@ -310,16 +311,21 @@ def norm_act(
     sum_over_ranks: Reduce | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Return act(nn.BatchNorm(x)) for x [N, C, ...], running statistics and all.
+    """Return act(nn.BatchNorm(x + offset)) for x [N, C, ...], running statistics and all.
 
     In training, or without running statistics, the batch's own statistics are used (see ``batch_norm_act``), and the
     running ones move towards them in place by ``momentum``, the variance unbiased, as nn.BatchNorm2d does. Otherwise
-    the running statistics are constants.
+    the running statistics are constants. ``offset`` [C] is a bias of the layer before, 0 by default: batch statistics
+    take away what it adds, so that it only moves the running mean and its gradient is exactly 0.
     """
     if training or running_mean is None or running_var is None:
+        if offset is not None:  # a gradient of zeros, at the price of one number a channel
+            offset = _number_a_channel("offset", offset, x)
+            beta = 0 * offset if beta is None else _number_a_channel("beta", beta, x) + 0 * offset
         y, mean, _, unbiased = _by_batch(x, gamma, beta, eps, activation, negative_slope, sum_over_ranks, impl)
         if training and running_mean is not None and running_var is not None and x.numel():
             with torch.no_grad():
+                mean = mean if offset is None else mean + offset
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
                 running_var.lerp_(unbiased.to(running_var.dtype), momentum)
         return y
@@ -327,6 +333,8 @@ def norm_act(
     rstd = (running_var.to(dtype) + eps).rsqrt()
     scale = rstd if gamma is None else gamma.to(dtype) * rstd
     shift = torch.zeros_like(rstd) if beta is None else beta
+    if offset is not None:
+        shift = shift + offset * scale
     return affine_act(
         x, scale, shift, mean=running_mean, activation=activation, negative_slope=negative_slope, impl=impl
     )
