@@ -8,6 +8,7 @@
 #   GPU_PYTHON            the Python (python3); PYTHONPATH is kept, so packages may lie beside it
 #   GANSCALE_CUDA_ARCHS   the targets (those of the GPU in the machine)
 #   GPU_CHECK_STAGES      which stages, in order (all): build tests memcheck racecheck initcheck synccheck bench
+#   GPU_CHECK_BENCH       more options for ganscale bench, as --quick or --only penalty,blocks
 #   GPU_CHECK_PAGE        where the page goes
 #   GPU_CHECK_DRY         a command that runs in place of every stage's, as true or false; no GPU is needed then
 set -uo pipefail
@@ -98,7 +99,10 @@ sanitizer_stage() {
     "${pytest[@]}" -q -k small tests/ops
 }
 
-bench_stage() { "$python" -m ganscale bench ops --device cuda --out "$logs/bench.md"; }
+bench_stage() {
+  # shellcheck disable=SC2086  # several words on purpose
+  "$python" -m ganscale bench ops --device cuda --out "$logs/bench.md" ${GPU_CHECK_BENCH:-}
+}
 
 run() {
   local name=$1 start=$SECONDS status

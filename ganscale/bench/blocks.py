@@ -110,9 +110,12 @@ def lines_of(
         return forward_backward(of, net, x) if backward else forward(of, x)
 
     peers = {EAGER: call(net)}
+    # on a GPU a compilation takes longer than all measurements: only where it is a goal, and for whole networks
+    compiled = settings.device == "cpu" or COMPILED in goals or isinstance(net, PlainTrunk)
     if not settings.quick:
         plain = placed(type(net)(*arguments(net)), x, "nchw")
         peers[EAGER_NCHW] = call(plain, x.contiguous(), plain)
+    if compiled and not settings.quick:
         torch.compiler.reset()  # else the limit of recompilations is reached, and the peer is silently eager
         peers[COMPILED] = call(torch.compile(net, dynamic=False))
     ours = call(net.ours)

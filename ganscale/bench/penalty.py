@@ -61,7 +61,8 @@ def contenders(
         EAGER: lambda: gradients(lambda x: textbook_penalty(critic, x), critic, x, dtype),
         PIECEWISE: lambda: gradients(lambda x: textbook_penalty(light, x), critic, x, dtype),
     }
-    if dtype == "f32" and not settings.quick:
+    usual = settings.device == "cpu" or (layout == "nhwc" and batch > BATCH)  # on a GPU, one compilation a side
+    if dtype == "f32" and usual and not settings.quick:
         peers[COMPILED] = compiled_gradients(critic, x)
 
     def ours() -> list[Tensor]:
