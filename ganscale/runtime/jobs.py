@@ -112,8 +112,15 @@ def submit(server: JobServer, words: Sequence[str], package: Package, *, job_id:
 
 
 def follow_to_end(server: JobServer, job_id: str) -> Iterator[str]:
-    """Yield the lines of a job's log until it ends; then raise what the job came to, unless it is done."""
-    yield from follow(server, job_id)
+    """Yield the lines of a job's log until it ends; then raise what the job came to, unless it is done.
+
+    Raises Interrupted on Ctrl-C, which ends the following and not the job.
+    """
+    try:
+        yield from follow(server, job_id)
+    except KeyboardInterrupt:
+        words = f"no longer watching {job_id}, which goes on: ganscale logs -f {job_id}, or ganscale stop {job_id}"
+        raise Interrupted(words) from None
     failure = outcome(server.job(job_id))
     if failure is not None:
         raise failure
