@@ -93,9 +93,13 @@ def forward(call: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], list[Te
 
 
 def forward_backward(call: Callable[[Tensor], Tensor], net: nn.Module, x: Tensor) -> Callable[[], list[Tensor]]:
-    """Return forward and backward (to the input and every parameter) as a call without arguments."""
+    """Return forward and backward (to the input and every parameter of ``net``) as a call without arguments.
+
+    ``call`` itself is not run yet: a compiled one may fail.
+    """
     leaf = x.detach().requires_grad_()
-    gy = torch.randn_like(call(leaf).detach())
+    with torch.no_grad():
+        gy = torch.randn_like(net(leaf))
     wanted = [leaf, *net.parameters()]
     return lambda: list(torch.autograd.grad(call(leaf), wanted, gy))
 
