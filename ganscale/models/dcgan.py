@@ -13,7 +13,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ganscale.errors import ConfigError
-from ganscale.models.layers import BiasAct, GlobalBatchNorm, init_normal
+from ganscale.models.layers import BatchNormAct, BiasAct, ConvTransposeAct, ConvTransposeNormAct, init_normal
 
 WIDEST = 8  # no layer has more than WIDEST * width channels, as in the paper
 
@@ -48,20 +48,11 @@ class DCGANGenerator(nn.Module):
         self.latent = latent
         self.start = (sizes[0], resolution[0] >> blocks, resolution[1] >> blocks)
         self.project = nn.Linear(latent, self.start[0] * self.start[1] * self.start[2], bias=False)
-        self.project_norm = nn.Sequential(GlobalBatchNorm(sizes[0]), nn.ReLU(inplace=True))
+        self.project_norm = BatchNormAct(sizes[0], "relu")
         self.blocks = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False),
-                    GlobalBatchNorm(narrow),
-                    nn.ReLU(inplace=True),
-                )
-                for wide, narrow in pairwise(sizes)
-            )
+            *(ConvTransposeNormAct(wide, narrow, 4, stride=2, padding=1) for wide, narrow in pairwise(sizes))
         )
-        self.to_image = nn.Sequential(
-            nn.ConvTranspose2d(sizes[-1], channels, 4, stride=2, padding=1, bias=False), BiasAct(channels, "tanh")
-        )
+        self.to_image = ConvTransposeAct(sizes[-1], channels, 4, stride=2, padding=1, activation="tanh")
         init_normal(self)
 
     def forward(self, z_ND: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Legend: N batch, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,31 +14,72 @@ from torch import Tensor, nn
 from ganscale import ops
 
 
-class GlobalBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the *global* batch (Ioffe and Szegedy 2015, arXiv:1502.03167).
+class BatchNormAct(nn.BatchNorm2d):
+    """Batch norm over the *global* batch (Ioffe and Szegedy 2015, arXiv:1502.03167) and an activation: act(norm(x)).
 
-    ``sum_over_ranks`` is a differentiable all-reduce, set by the trainer where several ranks share a batch; without it
-    this is exactly ``nn.BatchNorm2d``. torch's own SyncBatchNorm refuses CPU tensors, hence this one. Two small
-    collectives a layer: the mean first, then the centred squares, because E[x^2] - E[x]^2 cancels.
+    ``sum_over_ranks``, a differentiable all-reduce of a float64 tensor, is set by the trainer where several ranks share
+    a batch; torch's own SyncBatchNorm refuses CPU tensors. Parameters and statistics are those of ``nn.BatchNorm2d``.
     """
 
     sum_over_ranks: Callable[[Tensor], Tensor] | None = None
 
+    def __init__(self, channels: int, activation: str = "linear", *, negative_slope: float = 0.2) -> None:
+        super().__init__(channels)
+        self.activation = activation
+        self.negative_slope = negative_slope
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        if self.sum_over_ranks is None or not self.training:
-            return super().forward(x_NCHW)
-        x = x_NCHW.to(self.weight.dtype)  # statistics in full precision also under autocast
-        count = x.new_tensor([x.numel() // x.shape[1]])
-        totals = self.sum_over_ranks(torch.cat([x.sum(dim=(0, 2, 3)), count]))
-        mean_C, count = totals[:-1] / totals[-1], totals[-1]
-        centred = x - mean_C[:, None, None]
-        var_C = self.sum_over_ranks(centred.square().sum(dim=(0, 2, 3))) / count
-        with torch.no_grad():
+        return ops.norm_act(x_NCHW, self.weight, self.bias, self.running_mean, self.running_var, **self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the operators of ``ops`` are told beside tensors; a step of training is counted by it."""
+        if self.training:
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean_C, self.momentum)
-            self.running_var.lerp_(var_C * count / (count - 1), self.momentum)
-        scale_C = self.weight * (var_C + self.eps).rsqrt()
-        return (centred * scale_C[:, None, None] + self.bias[:, None, None]).to(x_NCHW.dtype)
+        return {
+            "training": self.training,
+            "momentum": self.momentum,
+            "eps": self.eps,
+            "activation": self.activation,
+            "negative_slope": self.negative_slope,
+            "sum_over_ranks": self.sum_over_ranks,
+        }
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation}"
+
+
+class ConvTransposeNormAct(nn.Module):
+    """A generator's block, act(norm(conv_transpose(x))): x [N, CI, h, w] -> [N, CO, H, W]."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, stride: int, padding: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(channels_in, channels_out, kernel, stride=stride, padding=padding, bias=False)
+        self.norm = BatchNormAct(channels_out, "relu")
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        conv, norm = self.conv, self.norm
+        return ops.conv_transpose_norm_act(
+            x_NCHW, conv.weight, None, norm.weight, norm.bias, norm.running_mean, norm.running_var,
+            stride=conv.stride, padding=conv.padding, output_padding=conv.output_padding, **norm.settings(),
+        )  # fmt: skip
+
+
+class ConvTransposeAct(nn.Module):
+    """A generator's last layer, act(conv_transpose(x) + bias): x [N, CI, h, w] -> [N, CO, H, W]."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, *, stride: int, padding: int, activation: str
+    ) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(channels_in, channels_out, kernel, stride=stride, padding=padding)
+        self.activation = activation
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        conv = self.conv
+        return ops.conv_transpose_act(
+            x_NCHW, conv.weight, conv.bias, stride=conv.stride, padding=conv.padding,
+            output_padding=conv.output_padding, activation=self.activation,
+        )  # fmt: skip
 
 
 class BiasAct(nn.Module):

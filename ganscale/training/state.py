@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ganscale.config import RunConfig
 from ganscale.errors import CheckpointError
 from ganscale.models import build_critic, build_generator
-from ganscale.models.layers import GlobalBatchNorm
+from ganscale.models.layers import BatchNormAct
 from ganscale.training.checkpoint import Checkpoint
 from ganscale.training.process_group import Group
 from ganscale.training.stats import Stats
@@ -38,7 +38,7 @@ class TrainState:
         self.nets["ema"] = copy.deepcopy(self.nets["generator"]).eval().requires_grad_(False)
         if group.size > 1:
             for module in self.nets["generator"].modules():
-                if isinstance(module, GlobalBatchNorm):
+                if isinstance(module, BatchNormAct):
                     module.sum_over_ranks = group.sum_differentiable
         self.optimisers = {name: _adam(config, name, self.nets[name]) for name in ("generator", "critic")}
         self.images = 0

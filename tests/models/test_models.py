@@ -9,7 +9,7 @@ from torch import nn
 from ganscale.config import MODEL_NAMES, RunConfig, from_mapping
 from ganscale.errors import ConfigError
 from ganscale.models import MODELS, build_critic, build_generator
-from ganscale.models.layers import GlobalBatchNorm
+from ganscale.models.layers import BatchNormAct
 
 
 def config(name: str, resolution: object, channels: int = 1, *, width: int = 4) -> RunConfig:
@@ -59,9 +59,9 @@ def test_a_critic_treats_every_sample_apart(name: str):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3])
-def test_global_batch_norm_over_one_rank_is_batch_norm(scale: float):
+def test_batch_norm_over_one_rank_is_that_of_torch(scale: float):
     torch.manual_seed(0)
-    ours, truth = GlobalBatchNorm(3).double(), nn.BatchNorm2d(3).double()
+    ours, truth = BatchNormAct(3).double(), nn.BatchNorm2d(3).double()
     ours.sum_over_ranks = lambda x: x
     x = scale + torch.randn(4, 3, 5, 5, dtype=torch.float64)
     x_ours, x_truth = x.clone().requires_grad_(), x.clone().requires_grad_()
