@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ganscale import ops
 from ganscale.config import RunConfig, override
 from ganscale.errors import ConfigError
 from ganscale.runtime.placement import Resources, place
@@ -115,27 +116,39 @@ def test_one_worker_on_a_gpu_may_use_it(tiny: RunConfig):
     assert place(override(tiny, {"train.cuda_graphs": True}), machine).device == "cuda"
 
 
+@pytest.fixture
+def fixed_algorithms():
+    """Without this cuDNN may sum in the order in which threads happen to finish."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    yield
+    torch.backends.cudnn.deterministic = before
+
+
+def distance(a: TrainState, b: TrainState, net: str) -> float:
+    """Return |a - b| over the parameters of one network."""
+    pairs = zip(a.nets[net].parameters(), b.nets[net].parameters(), strict=True)
+    return sum((x.detach() - y.detach()).square().sum().item() for x, y in pairs) ** 0.5
+
+
 @pytest.mark.gpu
+@pytest.mark.usefixtures("fixed_algorithms")
 @pytest.mark.parametrize(
     "changes",
     [{}, {"train.precision": "bf16"}, {"loss.name": "relativistic", "penalty.every": 3}, {"ops.impl": "fused"}],
 )
 def test_captured_steps_equal_eager_steps_loss_for_loss(tiny: RunConfig, changes: dict):
-    config = override(tiny, {"model.width": 16, **changes})
-    from ganscale import ops
-
+    rates = {"optim.generator.lr": 2e-3, "optim.critic.lr": 2e-3}  # so that the losses move far from their beginning
+    config = override(tiny, {"model.width": 16, **rates, **changes})
     before = ops.use_impl(config.ops.impl)
     try:
         eager, eager_means = trained(config, leave_gradients, "cuda")
         captured, captured_means = trained(config, GraphedPhases(), "cuda")
     finally:
         ops.use_impl(before)
-    # cuDNN may choose other algorithms while capturing, so sums may run in another order: rounding of float32
-    # (bfloat16: 2^-9 a product), grown over the steps
-    close = 3e-2 if config.train.precision == "bf16" else 2e-3
-    assert captured_means.keys() == eager_means.keys()
-    for name, value in eager_means.items():
-        assert captured_means[name] == pytest.approx(value, rel=close, abs=close), name
-    for name, truth in tensors(eager).items():
-        if name.startswith(("generator/", "critic/")):
-            torch.testing.assert_close(tensors(captured)[name], truth, rtol=close, atol=close, msg=name)
+    # Equal bits are usual; a convolution that takes another algorithm while it is captured differs by rounding, which
+    # Adam lets grow. Draws that were not renewed would leave the networks apart by a quarter of their way.
+    assert captured_means == pytest.approx(eager_means, rel=1e-2)
+    start = TrainState(config, solo_group("cuda"))
+    for net in ("generator", "critic"):
+        assert distance(captured, eager, net) <= 0.02 * distance(eager, start, net), net
