@@ -134,6 +134,7 @@ class JobServer:
             gpus=int(sum(total.get("GPU", 0) for total in totals)),
             memory_bytes=int(sum(total.get("memory", 0) for total in totals)) or None,
             where=f"the cluster at {self.url}",
+            nodes=tuple((int(total.get("CPU", 0)), int(total.get("GPU", 0))) for total in totals),
         )
 
     def jobs(self) -> list[Job]:

@@ -23,6 +23,12 @@ class Resources:
     memory_bytes: int | None
     where: str  # "this machine", "the cluster at ADDRESS"
     threads_limit: int | None = None  # what OMP_NUM_THREADS allows
+    nodes: tuple[tuple[int, int], ...] = ()  # cores and GPUs of each node, where there are several
+
+    def seats(self, threads: int, *, on_gpu: bool) -> int:
+        """Return how many workers with so many threads (and a GPU) find a place: none is spread over nodes."""
+        nodes = self.nodes or ((self.cpus, self.gpus),)
+        return sum(min(cpus // threads, gpus) if on_gpu else cpus // threads for cpus, gpus in nodes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,8 +114,7 @@ def place(
     if config.train.cuda_graphs and not (on_gpu and ranks == 1):
         got = f"true with {_count(ranks, 'worker')} on {'GPUs' if on_gpu else 'the CPU'}"
         raise ConfigError("train.cuda_graphs", "be false but for one worker on a GPU", got, "leave it out")
-    threads = cores // ranks
-    threads = min(threads, CPUS_PER_GPU) if on_gpu else threads
+    threads = _threads(resources, cores, ranks, on_gpu)
     return Plan(
         workers=count,
         device="cuda" if on_gpu else "cpu",
@@ -145,6 +150,17 @@ def _cores(resources: Resources, cpus: int | None) -> int:
         rule = f"be 1 to {resources.cpus}, the CPU cores of {resources.where}"
         raise ResourceError("--cpus", rule, cpus, f"use --cpus {resources.cpus}")
     return cpus
+
+
+def _threads(resources: Resources, cores: int, ranks: int, on_gpu: bool) -> int:
+    """Return the cores of each worker: an equal share, but not so many that a node could not hold its workers."""
+    seats = resources.seats(1, on_gpu=on_gpu)
+    if ranks > seats:
+        needs = "a GPU and a core" if on_gpu else "a core"
+        rule = f"be at most {seats}, as each needs {needs} of one node of {resources.where}"
+        raise ResourceError("the number of workers", rule, ranks, f"use --{'gpus' if on_gpu else 'workers'} {seats}")
+    share = min(cores // ranks, CPUS_PER_GPU) if on_gpu else cores // ranks
+    return next(threads for threads in range(share, 0, -1) if resources.seats(threads, on_gpu=on_gpu) >= ranks)
 
 
 def _what_would_work(resources: Resources) -> str:
