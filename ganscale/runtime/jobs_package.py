@@ -18,6 +18,7 @@ from pathlib import Path
 from ganscale.errors import UserError
 
 LIMIT_BYTES = 95 << 20  # the server takes 100 MiB; zip headers and a margin are within the rest
+MOST_FILES = 20_000  # a folder with more is somebody's home or data, and looking through it would take minutes
 LARGEST = 3  # files that a refusal names
 
 # everything whose name begins with a dot (.git, .venv, .env, caches) stays as well
@@ -108,6 +109,16 @@ def collect(root: Path, *, exclude: Sequence[str] = (), keep_out: Iterable[Path]
     left_out: list[str] = []
     for name, path in _walk(root, "", tuple(p.rstrip("/") for p in exclude), kept_out, left_out):
         files[name] = path.stat().st_size
+        if len(files) > MOST_FILES:
+            top, (count, _) = max(
+                Package(root=root, files=files, left_out=()).by_entry().items(), key=lambda e: e[1][0]
+            )
+            raise UserError(
+                f"the upload of {root}",
+                f"be at most {MOST_FILES} files",
+                f"more, of which at least {count} in {top}",
+                "name a smaller --working-dir, or leave files out with --exclude",
+            )
     return Package(root=root, files=files, left_out=tuple(left_out))
 
 

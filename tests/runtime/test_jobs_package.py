@@ -115,6 +115,18 @@ def test_many_small_files_are_named_by_their_folder(tmp_path):
         collect(tmp_path).check()
 
 
+def test_a_home_folder_by_mistake_is_noticed_before_all_of_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("ganscale.runtime.jobs_package.MOST_FILES", 20)
+    for number in range(30):
+        sparse(tmp_path / "photos" / f"{number:02}.jpg", 1)
+    sparse(tmp_path / "zebra.txt", 1)
+    with pytest.raises(
+        UserError, match="be at most 20 files, got more, of which at least 21 in photos; name a smaller"
+    ):
+        collect(tmp_path)
+    assert set(collect(tmp_path, exclude=("photos",)).files) == {"zebra.txt"}
+
+
 def test_an_empty_directory_and_a_missing_one(tmp_path):
     assert collect(tmp_path).files == {}
     with pytest.raises(UserError, match="--working-dir must be a directory"):
