@@ -7,10 +7,8 @@ and a full disk is recognised and worded in one place.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from ganscale.errors import RunFailed
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ASIDE, _OLD = ".tmp-", ".old-"  # what carries these names is unfinished or done with
+_ADDRESS = ".address"  # in a working copy of a run that is kept in an object store: where
 
 
 def cache_dir() -> Path:
@@ -26,8 +25,29 @@ def cache_dir() -> Path:
     return Path(os.environ.get("GANSCALE_CACHE") or Path.home() / ".cache" / "ganscale")
 
 
+def address_of(run_dir: Path) -> str | None:
+    """Return the address of the object store that keeps the run of which ``run_dir`` is a working copy, or None."""
+    try:
+        return (run_dir / _ADDRESS).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+def set_address(run_dir: Path, address: str) -> None:
+    """Make ``run_dir`` a working copy of the run at ``address``."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    replace_text(run_dir / _ADDRESS, address + "\n")
+
+
+def name_for_users(run_dir: Path) -> str:
+    """Return what a user calls the run in ``run_dir``: its address in an object store, or its path."""
+    return address_of(run_dir) or str(run_dir)
+
+
 def sha256_of(file: Path) -> str:
     """Return the SHA-256 of the content of ``file`` in hexadecimal."""
+    import hashlib  # here: it takes ten milliseconds, for which `--help` need not wait
+
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -52,7 +72,7 @@ def written_aside(target: Path) -> Iterator[Path]:
     Where the block raises, ``target`` stays as it was and nothing else is left. Not brought to the disk: a crash of the
     machine, not of the process, may lose the file.
     """
-    aside = target.with_name(f"{_ASIDE}{uuid.uuid4().hex[:8]}-{target.name}")
+    aside = target.with_name(f"{_ASIDE}{os.urandom(4).hex()}-{target.name}")
     try:
         yield aside
         os.replace(aside, target)
@@ -74,7 +94,7 @@ def new_directory(target: Path) -> Iterator[Path]:
     Every file and the directory are on the disk before the rename. An older ``target`` is replaced. Where the block
     raises, nothing is left and an older ``target`` stays as it was.
     """
-    aside = target.with_name(f"{_ASIDE}{target.name}-{uuid.uuid4().hex[:8]}")
+    aside = target.with_name(f"{_ASIDE}{target.name}-{os.urandom(4).hex()}")
     try:
         aside.mkdir(parents=True)
         yield aside
@@ -91,7 +111,7 @@ def new_directory(target: Path) -> Iterator[Path]:
 
 def remove_directory(path: Path) -> None:
     """Delete the directory ``path``, if it is there, so that nobody ever sees half of it under its name."""
-    old = path.with_name(f"{_OLD}{path.name}-{uuid.uuid4().hex[:8]}")
+    old = path.with_name(f"{_OLD}{path.name}-{os.urandom(4).hex()}")
     try:
         path.rename(old)
     except FileNotFoundError:

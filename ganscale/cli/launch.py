@@ -15,6 +15,7 @@ from ganscale.cli.output import note, result, result_json, table
 from ganscale.cli.params import Amount, WholeNumber, find_run, json_option
 from ganscale.cli.progress import Progress
 from ganscale.errors import UserError
+from ganscale.files import name_for_users
 
 if TYPE_CHECKING:
     from ganscale.config import RunConfig
@@ -29,7 +30,13 @@ RECIPE = (
         "--workers", metavar="N", type=WholeNumber(0), help="Ray workers (default 1); 0: this process, no Ray."
     ),
     click.option("--name", metavar="NAME", help="Name of the run (default: that of the preset)."),
-    click.option("--runs-dir", metavar="DIR", default="runs", show_default=True, help="Where runs are kept."),
+    click.option(
+        "--runs-dir",
+        metavar="DIR",
+        default="runs",
+        show_default=True,
+        help="Where runs are kept: a folder, or s3://BUCKET/PREFIX.",
+    ),
     click.option("--kimg", metavar="X", type=Amount(), help="Train on X thousand images in all."),
     click.option("--resume", metavar="RUN", help="Go on in RUN's own directory, from its newest good checkpoint."),
     click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change one setting; may be repeated."),
@@ -44,7 +51,7 @@ class _Request:
     """What the command line asked for, as ``runtime.launch`` takes it."""
 
     config: RunConfig
-    resume: Path | None
+    resume: Path | str | None
     placement: dict[str, Any]
     where: dict[str, Any]
 
@@ -98,12 +105,18 @@ def launch(
         _train(request, verbose=verbose, as_json=as_json)
 
 
-def _place_to_resume(resume: str | None, runs_dir: str, name: str | None) -> Path | None:
-    """Return the run directory, or the checkpoint in one, that ``--resume`` names."""
+def _place_to_resume(resume: str | None, runs_dir: str, name: str | None) -> Path | str | None:
+    """Return the run directory, or the checkpoint in one, that ``--resume`` names; an address stays one."""
     if resume is None:
         return None
     if name is not None:
         raise UserError("--name", "be left out beside --resume", name, "a resumed run keeps its directory and name")
+    if "://" in resume:
+        return resume
+    if "://" in runs_dir and not Path(resume).exists():
+        from ganscale.runtime.storage import child
+
+        return child(runs_dir, resume)
     path = Path(resume)
     if path.parent.name == "checkpoints":
         find_run(str(path.parent.parent))
@@ -196,9 +209,9 @@ def what_was_written(path: Path) -> dict[str, list[str]]:
 
 def _say_what_next(run: Run) -> None:
     written = what_was_written(run.path)
-    shown = Path(run.path)
-    if shown.is_absolute() and shown.is_relative_to(Path.cwd()):
-        shown = shown.relative_to(Path.cwd())
+    shown = name_for_users(run.path)
+    if Path(shown).is_absolute() and Path(shown).is_relative_to(Path.cwd()):
+        shown = Path(shown).relative_to(Path.cwd())
     result(f"wrote {shown}: {', '.join(written['files'])}")
     result(f"next: ganscale generate {shown}")
     result(f"      ganscale explain {shown} --method kernel-shap")

@@ -76,7 +76,14 @@ def run_argument(function: Function) -> Function:
 
 
 def find_run(text: str, *, runs_dir: str | Path = "runs") -> Path:
-    """Return the run directory that ``text`` names: a path, or a name below ``runs_dir``; raises ``UserError``."""
+    """Return the run directory that ``text`` names; raises ``UserError``.
+
+    ``text`` is a path, a name below ``runs_dir``, or an address in an object store, whose working copy is returned.
+    """
+    if "://" in text:
+        from ganscale.runtime.remote import open_run
+
+        return open_run(text)
     for path in (Path(text), Path(runs_dir) / text):
         if (path / "config.json").is_file():
             return path

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from ganscale.config import RunConfig, override
 from ganscale.errors import GanscaleError, Interrupted, RunFailed, UserError
-from ganscale.files import replace_text
+from ganscale.files import name_for_users, replace_text
 from ganscale.runtime.failures import reason_to_stop
 from ganscale.runtime.follow import Follower, OnTick
+from ganscale.runtime.place import Place, find_place, held
 from ganscale.runtime.placement import Plan, place
-from ganscale.runtime.planner import check_disk, find_resources, new_run_dir, refuse_existing
+from ganscale.runtime.planner import check_disk, find_resources, refuse_existing
 from ganscale.runtime.resume import Resumption, prepare_resume
-from ganscale.runtime.run_lock import RunLock
 from ganscale.runtime.stopping import SCRATCH, Stop, stop_signals
 
 if TYPE_CHECKING:
@@ -59,19 +59,20 @@ def launch(
 
     address = address or config.runtime.address
     config = with_absolute_data(config)
-    resumption = prepare_resume(resume, config) if resume is not None else None
-    run_dir = resumption.run_dir if resumption else new_run_dir(config, runs_dir, name)
+    where = find_place(config, runs_dir, name, resume)
+    run_dir, resumption = where.run_dir, None
+    if where.resume is not None and where.address is None:
+        prepare_resume(where.resume, config)  # refuse before anything is touched
     placed = place(config, find_resources(address), workers=workers, gpus=gpus, cpus=cpus, address=address)
-    placed = dataclasses.replace(placed, run_dir=str(run_dir))
+    placed = dataclasses.replace(placed, run_dir=str(where.address or run_dir))
     dataset = _preflight(config, run_dir)
     fresh = not run_dir.exists()
-    with stop_signals(run_dir, lambda: _stopped_words(run_dir)) as stop, RunLock(run_dir) as lock:
-        stop.guard(lock.check)
+    with stop_signals(run_dir, lambda: _stopped_words(run_dir)) as stop, held(where, stop):
         try:
-            if resumption is None:
+            if where.resume is None:
                 refuse_existing(run_dir)  # now that nobody else can make it
             else:
-                resumption = prepare_resume(resume, config)  # who held the lock until now may have gone on
+                resumption = prepare_resume(where.resume, config)  # who held the lock until now may have gone on
             _write_start(config, run_dir, placed, dataset, resumption, command)
             stop.begin()
             if on_start is not None:
@@ -79,10 +80,12 @@ def launch(
             with Follower(
                 run_dir / "metrics.jsonl", on_tick, after_images=resumption.images if resumption else -1
             ) as follower:
-                result = _train(config, run_dir, placed, resumption, stop, verbose)
+                result = _train(config, where, placed, resumption, stop, verbose)
         except UserError:
             if fresh and not (run_dir / "metrics.jsonl").exists():  # nothing was trained, so nothing is left behind
                 shutil.rmtree(run_dir, ignore_errors=True)
+                if where.address is not None:
+                    where.store.delete(where.store.list())
             raise
         finally:
             shutil.rmtree(run_dir / SCRATCH, ignore_errors=True)
@@ -139,10 +142,15 @@ def _write_start(
 
 
 def _train(
-    config: RunConfig, run_dir: Path, plan: Plan, resumption: Resumption | None, stop: Stop, verbose: bool
+    config: RunConfig, where: Place, plan: Plan, resumption: Resumption | None, stop: Stop, verbose: bool
 ) -> dict[str, Any]:
+    if where.address is not None:
+        from ganscale.runtime.mirror import Mirror, discard_newer
+
+        discard_newer(where.store, resumption.checkpoint.name if resumption else "")
+        Mirror(where.run_dir, where.store).send()  # what the workers start from, wherever they are
     if plan.workers == 0:
-        return _train_here(config, run_dir, plan, resumption, stop)
+        return _train_here(config, where, plan, resumption, stop)
     from ganscale.runtime.local import ray_session
 
     cpus = plan.workers * plan.threads if plan.address is None else None
@@ -152,11 +160,11 @@ def _train(
         stop.check()
         from ganscale.runtime.train import train_with_ray
 
-        return train_with_ray(config, run_dir, plan, check=stop.check)
+        return train_with_ray(config, where.run_dir, plan, check=stop.check, address=where.address)
 
 
 def _train_here(
-    config: RunConfig, run_dir: Path, plan: Plan, resumption: Resumption | None, stop: Stop
+    config: RunConfig, where: Place, plan: Plan, resumption: Resumption | None, stop: Stop
 ) -> dict[str, Any]:
     import torch
 
@@ -164,11 +172,12 @@ def _train_here(
     from ganscale.training.process_group import solo_group
     from ganscale.training.trainer import train
 
-    threads = torch.get_num_threads()
+    threads, run_dir = torch.get_num_threads(), where.run_dir
     torch.set_num_threads(plan.threads)
     try:
         with (
             _no_thread_tracebacks(),
+            mirrored(where, config),
             TensorBoardSink(run_dir / "tensorboard", purge_images=resumption.images if resumption else None) as board,
         ):
             result = train(
@@ -187,6 +196,15 @@ def _train_here(
     finally:
         torch.set_num_threads(threads)
     return {"images": result.images, "stopped": result.stopped}
+
+
+def mirrored(where: Place, config: RunConfig) -> contextlib.AbstractContextManager:
+    """Return a context that keeps the store of ``where`` equal to its folder, if it has one."""
+    if where.address is None:
+        return contextlib.nullcontext()
+    from ganscale.runtime.mirror import Mirror
+
+    return Mirror(where.run_dir, where.store, config.checkpoint)
 
 
 @contextlib.contextmanager
@@ -217,7 +235,7 @@ def _saved_words(run_dir: Path) -> str:
     saved = newest_good(run_dir)[0]
     if saved is None:
         return "nothing was saved yet"
-    return f"saved {saved.name}; go on with ganscale launch --resume {run_dir}"
+    return f"saved {saved.name}; go on with ganscale launch --resume {name_for_users(run_dir)}"
 
 
 def _versions() -> dict[str, str]:

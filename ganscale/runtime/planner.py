@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from ganscale.config import RunConfig
 from ganscale.errors import ResourceError, UserError
 from ganscale.runtime.placement import Plan, Resources, place
 from ganscale.runtime.resume import prepare_resume
+from ganscale.runtime.storage import is_uri
 
 LONGEST_NAME = 200  # file systems take 255; Ray adds to it
 SPARE_DISK_BYTES = 64 << 20  # left free beside what the run will write
@@ -39,10 +41,25 @@ def plan(
     address = address or config.runtime.address
     resources = resources or find_resources(address)
     placed = place(config, resources, workers=workers, gpus=gpus, cpus=cpus, address=address)
-    run_dir = prepare_resume(resume, config).run_dir if resume is not None else new_run_dir(config, runs_dir, name)
-    placed = dataclasses.replace(placed, run_dir=str(run_dir), estimate=estimate(config, placed, measure=measure))
+    run_dir, shown = _run_dir_to_be(config, runs_dir, name, resume)
+    placed = dataclasses.replace(placed, run_dir=shown, estimate=estimate(config, placed, measure=measure))
     check_disk(run_dir, placed.estimate.disk_bytes)
     return placed
+
+
+def _run_dir_to_be(
+    config: RunConfig, runs_dir: str | Path, name: str | None, resume: str | Path | None
+) -> tuple[Path, str]:
+    """Return the directory that a launch would write, and what users call it."""
+    from ganscale.runtime.place import find_place
+    from ganscale.runtime.remote import open_run
+
+    where = find_place(config, runs_dir, name, resume)
+    if where.resume is not None:
+        if is_uri(resume):
+            open_run(str(resume))
+        prepare_resume(where.resume, config)
+    return where.run_dir, str(where.address or where.run_dir)
 
 
 def find_resources(address: str | None) -> Resources:
@@ -76,14 +93,15 @@ def _usable_cores() -> int:
     return cores
 
 
-def new_run_dir(config: RunConfig, runs_dir: str | Path, name: str | None) -> Path:
+def new_run_dir(config: RunConfig, runs_dir: str | Path, name: str | None, *, taken: Collection[str] = ()) -> Path:
     """Return the directory of a new run: ``runs_dir/name``, or the first free one named after the preset.
 
-    Raises UserError where ``name`` is no plain name or the directory exists with something in it.
+    ``taken`` names runs that are kept elsewhere. Raises UserError where ``name`` is no plain name or the directory
+    exists with something in it.
     """
     root = Path(runs_dir).absolute()
     if name is None:
-        taken = {path.name for path in root.iterdir()} if root.is_dir() else set()
+        taken = {*taken, *(path.name for path in root.iterdir())} if root.is_dir() else set(taken)
         names = (config.preset if n == 1 else f"{config.preset}-{n}" for n in range(1, len(taken) + 2))
         return root / next(free for free in names if free not in taken)
     if not name or name.startswith(".") or Path(name).name != name:

@@ -10,6 +10,7 @@ from typing import Any
 from ganscale.config import RunConfig, from_mapping
 from ganscale.errors import CheckpointError, ConfigError, UserError
 from ganscale.files import remove_directory
+from ganscale.runtime.storage import is_uri
 
 # what may change without the run becoming another one: how long, how often, where
 MAY_CHANGE = (
@@ -60,7 +61,14 @@ def read_page(run_dir: Path) -> dict[str, Any]:
 
 
 def config_to_resume(place: str | Path) -> RunConfig:
-    """Return the config of the run whose directory, or one of whose checkpoints, is ``place``; raises UserError."""
+    """Return the config of the run whose directory, or one of whose checkpoints, is ``place``; raises UserError.
+
+    ``place`` may be an address in an object store.
+    """
+    if is_uri(place):
+        from ganscale.runtime.remote import read_remote_page, split_address
+
+        return from_mapping(read_remote_page(split_address(str(place))[0])["config"])
     return from_mapping(read_page(_split(place)[0])["config"])
 
 

@@ -11,7 +11,9 @@ import numpy as np
 
 from ganscale.config import RunConfig, from_mapping
 from ganscale.errors import UserError
+from ganscale.files import address_of
 from ganscale.runtime.resume import read_page
+from ganscale.runtime.storage import is_uri
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +28,7 @@ STEPS_BETWEEN = 8  # images from one latent to the next when interpolating
 
 
 def load(path: str | Path) -> Run:
-    """Open the run directory ``path``; raises UserError where there is none or it is none."""
+    """Open the run directory, or the run in an object store, at ``path``; raises UserError where there is none."""
     return Run(path)
 
 
@@ -34,6 +36,10 @@ class Run:
     """A trained run. Everything is made from the averaged generator (EMA) of its newest checkpoint."""
 
     def __init__(self, path: str | Path) -> None:
+        if is_uri(path):
+            from ganscale.runtime.remote import open_run
+
+            path = open_run(str(path))
         self.path = Path(path).absolute()
         self.page: dict[str, Any] = read_page(self.path)  # config.json: config, versions, command, created, placement
         self.config: RunConfig = from_mapping(self.page["config"])
@@ -83,7 +89,9 @@ class Run:
         """
         from ganscale.runtime.evaluation import evaluate_run
 
-        return evaluate_run(self, num=num, metrics=metrics, data=data, untrained=untrained)
+        found = evaluate_run(self, num=num, metrics=metrics, data=data, untrained=untrained)
+        self.publish()
+        return found
 
     def explain(
         self,
@@ -103,7 +111,7 @@ class Run:
         """
         from ganscale.runtime.explain_fanout import explain_run
 
-        return explain_run(
+        explanation = explain_run(
             self,
             method,
             target=target,
@@ -113,12 +121,23 @@ class Run:
             options=options or {},
             address=address or self.config.runtime.address,
         )
+        self.publish()
+        return explanation
 
     def report(self) -> Path:
         """Write ``report.html``, one self-contained page, and return its path."""
         from ganscale.dashboards import write_report
 
-        return write_report(self.path)
+        page = write_report(self.path)
+        self.publish()
+        return page
+
+    def publish(self) -> None:
+        """Send what was added here to the object store that keeps the run, where there is one."""
+        if address_of(self.path) is not None:
+            from ganscale.runtime.remote import publish
+
+            publish(self.path)
 
 
 class Networks:

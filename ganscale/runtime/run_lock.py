@@ -56,7 +56,7 @@ def ourselves() -> Holder:
         host=socket.gethostname(),
         pid=os.getpid(),
         started=_started(os.getpid()),
-        machine=_machine(),
+        machine=this_machine(),
         since=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
@@ -72,7 +72,7 @@ def parse_holder(text: str) -> Holder | None:
 
 def is_alive(holder: Holder | None, age_s: float) -> bool:
     """Whether ``holder``, last touched ``age_s`` ago, still runs."""
-    if holder is not None and holder.machine and holder.machine == _machine():
+    if holder is not None and holder.machine and holder.machine == this_machine():
         return bool(holder.started) and _started(holder.pid) == holder.started
     return age_s < STALE_S
 
@@ -80,9 +80,18 @@ def is_alive(holder: Holder | None, age_s: float) -> bool:
 def in_use(where: object, holder: Holder | None, age_s: float) -> UserError:
     """Return the refusal of a second writer."""
     remedy = "wait until it has ended, or use another --name"
-    if holder is None or holder.machine != _machine():
+    if holder is None or holder.machine != this_machine():
         remedy += f"; if it is dead, try again in {max(1, round(STALE_S - age_s))} s"
     return UserError(f"run {where}", "be written by one launch at a time", f"one by {holder or 'somebody'}", remedy)
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether a living process of this machine or another one writes ``run_dir``."""
+    lock = RunLock(run_dir)
+    try:
+        return is_alive(lock._read(), lock._age_s())
+    except OSError:
+        return False
 
 
 class RunLock:
@@ -194,8 +203,8 @@ class RunLock:
             probe.unlink(missing_ok=True)
 
 
-def _machine() -> str:
-    """Return what makes a pid unique: this boot of this kernel, and the pid namespace (containers have their own)."""
+def this_machine() -> str:
+    """Return what makes a pid unique, "" where it cannot be told: the boot of the kernel and the pid namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

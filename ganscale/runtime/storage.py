@@ -134,6 +134,13 @@ class ObjectStore:
         start = len(self._base) + 1
         return {info.path[start:]: _entry(info) for info in found if info.is_file}
 
+    def children(self) -> set[str]:
+        """Return the first parts of the names below the prefix."""
+        from pyarrow.fs import FileSelector
+
+        selector = FileSelector(self._base, recursive=False, allow_not_found=True)
+        return {info.base_name for info in self._patiently("list", lambda: self._fs.get_file_info(selector))}
+
     def entry(self, name: str) -> Entry | None:
         """Return the entry of one object, or None where there is none."""
         info = self._patiently(f"find {name}", lambda: self._fs.get_file_info(self._path(name)))

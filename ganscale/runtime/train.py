@@ -22,7 +22,9 @@ from ganscale.errors import GanscaleError, RunFailed
 from ganscale.runtime.gate import FailureGate
 from ganscale.runtime.launcher import with_way_on
 from ganscale.runtime.placement import Plan
+from ganscale.runtime.run_lock import this_machine
 from ganscale.runtime.stopping import SCRATCH, STARTED_FLAG
+from ganscale.runtime.storage import ObjectStore, child
 
 EXCHANGE_TIMEOUT_S = 300
 FAILURES_BACKSTOP = 50  # the gate decides; Ray's counters never reset, so they only bound the life of a run
@@ -46,18 +48,41 @@ class _Trainer(TorchTrainer):
         return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
 
-def train_with_ray(config: Any, run_dir: Path, plan: Plan, *, check: Callable[[], None]) -> dict[str, Any]:
+def train_with_ray(
+    config: Any, run_dir: Path, plan: Plan, *, check: Callable[[], None], address: str | None = None
+) -> dict[str, Any]:
     """Train ``config`` into ``run_dir`` on ``plan``; Ray must be connected. Returns ``{"images", "stopped"}``.
+
+    With ``address``, that of the run in an object store, workers may be on machines that do not see ``run_dir``.
 
     ``check`` is called a few times a second from this thread, and may raise to give up. Raises the workers' own errors
     where they are ours, else RunFailed in one line.
     """
-    scratch = run_dir / SCRATCH
+    if address is None:
+        return _train(config, run_dir, plan, check, None, (run_dir / SCRATCH / STARTED_FLAG).exists)
+    from ganscale.runtime.shadow import Shadow  # here: the controller, whose start every launch waits for, needs none
+
+    with Shadow(run_dir, ObjectStore(address)) as shadow:
+        return _train(config, run_dir, plan, check, address, shadow.has_started)
+
+
+def _train(
+    config: Any,
+    run_dir: Path,
+    plan: Plan,
+    check: Callable[[], None],
+    address: str | None,
+    has_started: Callable[[], bool],
+) -> dict[str, Any]:
+    # Ray Train wants its own files where all its workers see them
+    scratch = run_dir / SCRATCH if address is None or plan.address is None else child(address, SCRATCH)
     trainer = _Trainer(
         worker_loop,
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "run_dir": str(run_dir),
+            "address": address,
+            "machine": this_machine(),
             "threads": plan.threads,
             "device": plan.device,
         },
@@ -81,7 +106,7 @@ def train_with_ray(config: Any, run_dir: Path, plan: Plan, *, check: Callable[[]
     while thread.is_alive():
         thread.join(0.1)
         check()
-        if time.monotonic() > deadline and not (scratch / STARTED_FLAG).exists():
+        if time.monotonic() > deadline and not has_started():
             raise RunFailed(_nobody_came(plan, config.runtime.max_wait_s))
     if isinstance(outcome[0], BaseException):
         raise translate(outcome[0], run_dir) from None

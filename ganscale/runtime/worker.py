@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,16 @@ from typing import Any
 import ray.train
 import torch
 
-from ganscale.config import from_mapping
+from ganscale.config import RunConfig, from_mapping
 from ganscale.dashboards import TensorBoardSink
+from ganscale.files import set_address
+from ganscale.runtime.mirror import Mirror
+from ganscale.runtime.remote import pull_checkpoint, pull_newest_good, working_copy
+from ganscale.runtime.run_lock import this_machine
 from ganscale.runtime.stopping import SCRATCH, STARTED_FLAG, STOP_FLAG
+from ganscale.runtime.storage import ObjectStore
 from ganscale.training import checkpoint as checkpoints
-from ganscale.training.process_group import torch_group
+from ganscale.training.process_group import Group, torch_group
 from ganscale.training.records import Record, TickRecord
 from ganscale.training.trainer import train
 
@@ -34,19 +40,24 @@ class RaySink:
 
 def run_rank(settings: dict[str, Any]) -> dict[str, Any]:
     """Train as one rank; every rank runs this alike, at the start and after each restart of the group."""
-    config, run_dir = from_mapping(settings["config"]), Path(settings["run_dir"])
+    config, address = from_mapping(settings["config"]), settings["address"]
+    run_dir = Path(settings["run_dir"]) if address is None else working_copy(address)
     torch.set_num_threads(settings["threads"])
     device = "cpu"
     if settings["device"] == "cuda" and torch.cuda.is_available():
         device = ray.train.torch.get_device()  # all GPUs of the node are visible; this one is ours
         torch.cuda.set_device(device)
     group = torch_group(device)
-    # the newest one that verifies is the truth, whatever Ray remembers
-    resume_from = group.broadcast_object(checkpoints.newest_good(run_dir)[0] if group.is_main else None)
+    if settings["machine"] != this_machine():
+        shutil.rmtree(run_dir / SCRATCH, ignore_errors=True)  # of a launch that used this machine before
+    resume_from = _find_checkpoint(address, run_dir, group)
     scratch = run_dir / SCRATCH
+    scratch.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         board = None
         if group.is_main:
+            if address is not None:
+                stack.enter_context(_mirror(ObjectStore(address), run_dir, config))
             (scratch / STARTED_FLAG).touch()
             purge = None if resume_from is None else checkpoints.verify(resume_from)["images"]
             board = stack.enter_context(TensorBoardSink(run_dir / "tensorboard", purge_images=purge))
@@ -55,3 +66,27 @@ def run_rank(settings: dict[str, Any]) -> dict[str, Any]:
             config, run_dir, group=group, sink=RaySink(board), should_stop=flag.exists, resume_from=resume_from
         )
     return {"images": result.images, "stopped": result.stopped}
+
+
+def _find_checkpoint(address: str | None, run_dir: Path, group: Group) -> Path | None:
+    """Return where to go on: the newest checkpoint that verifies is the truth, whatever Ray remembers."""
+    if address is None:
+        return group.broadcast_object(checkpoints.newest_good(run_dir)[0] if group.is_main else None)
+    found = pull_newest_good(address, run_dir) if group.is_main else None
+    name = group.broadcast_object(found.name if found is not None else None)
+    if name is None or group.is_main:
+        return found
+    store = ObjectStore(address)  # a rank on the machine of rank 0 finds it there, another one pulls it
+    return pull_checkpoint(store, run_dir, name, {name})
+
+
+def _mirror(store: ObjectStore, run_dir: Path, config: RunConfig) -> Mirror:
+    """Return what sends the run to ``store``, says there that it has begun, and looks for a wish to stop."""
+
+    def obey() -> None:
+        if store.entry(f"{SCRATCH}/{STOP_FLAG}") is not None:
+            (run_dir / SCRATCH / STOP_FLAG).touch()
+
+    set_address(run_dir, store.uri)
+    store.put(f"{SCRATCH}/{STARTED_FLAG}", b"")
+    return Mirror(run_dir, store, config.checkpoint, on_pass=obey)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ganscale.training.checkpoint import names
 
 
-def best_checkpoint(run_dir: Path, score: str | None) -> str | None:
-    """Return the name of the checkpoint with the best ``score`` ("fd", "recall", ...) among those that are there.
+def best_checkpoint(run_dir: Path, score: str | None, *, among: Iterable[str] | None = None) -> str | None:
+    """Return the name of the checkpoint with the best ``score`` ("fd", "recall", ...), of those that are there.
 
-    Read from ``evaluations/kimg-*.json``. Only values measured in one way compare, so the newest evaluation's stamp
-    decides which ones count. Equal scores: the newer one. None where no checkpoint has been evaluated by ``score``.
+    ``among`` names the candidates where they are elsewhere. Read from ``evaluations/kimg-*.json``. Only values measured
+    in one way compare, so the newest evaluation's stamp decides which ones count. Equal scores: the newer one. None
+    where no candidate has been evaluated by ``score``.
     """
     if score is None:
         return None
-    found = [(path.name, _entry(run_dir / "evaluations" / f"{path.name}.json", score))
-             for path in names(run_dir / "checkpoints")]  # fmt: skip
+    candidates = [path.name for path in names(run_dir / "checkpoints")] if among is None else sorted(among)
+    found = [(name, _entry(run_dir / "evaluations" / f"{name}.json", score)) for name in candidates]
     rated = [(name, entry) for name, entry in found if entry is not None]
     if not rated:
         return None

@@ -18,7 +18,7 @@ from ganscale import ops
 from ganscale.config import RunConfig
 from ganscale.data import ShardedBatches, open_dataset
 from ganscale.errors import CheckpointError, NonFiniteError
-from ganscale.files import full_disk, is_full_disk
+from ganscale.files import full_disk, is_full_disk, name_for_users
 from ganscale.training import checkpoint as checkpoints
 from ganscale.training.checkpoint_writer import CheckpointWriter
 from ganscale.training.cuda_graphs import GraphedPhases, refuse_where_impossible
@@ -240,4 +240,6 @@ class Trainer:
         self.writer.settle()
         if self.writer.newest is None:
             return "nothing was saved yet"
-        return f"saved up to {self.writer.newest.name}; go on with ganscale launch --resume {self.run_dir}"
+        return (
+            f"saved up to {self.writer.newest.name}; go on with ganscale launch --resume {name_for_users(self.run_dir)}"
+        )

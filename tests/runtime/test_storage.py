@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stores import BUCKET, Proxy, S3Server
+from stores import BUCKET, S3Server
 
 from ganscale.runtime.storage import ObjectStore, StorageAway, StorageError, child, is_uri, last_name, parent
 
 PREFIX = f"s3://{BUCKET}/some/where"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    server = S3Server()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def address(server: S3Server, monkeypatch: pytest.MonkeyPatch):
-    """Return a function that points the client to a server or proxy."""
-
-    def point_to(url: str) -> None:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    point_to(server.url)
-    return point_to
-
-
-@pytest.fixture
-def through(server: S3Server, address):
-    """Return a function that puts a failing proxy before the server and returns it."""
-    proxies = []
-
-    def put_proxy(fails) -> Proxy:
-        proxies.append(Proxy(server.port, fails))
-        address(proxies[-1].url)
-        return proxies[-1]
-
-    yield put_proxy
-    for proxy in proxies:
-        proxy.stop()
 
 
 def test_what_is_put_is_got_listed_and_deleted(server: S3Server, address, tmp_path: Path):
