@@ -12,7 +12,7 @@ from ganscale.cli.evaluate import evaluate
 from ganscale.cli.explain import explain
 from ganscale.cli.generate import generate
 from ganscale.cli.group import VerbGroup
-from ganscale.cli.jobs import list_jobs, logs, status, stop
+from ganscale.cli.jobs import list_jobs, logs, open_ray_option, status, stop
 from ganscale.cli.launch import launch
 from ganscale.cli.listing import list_names
 from ganscale.cli.plan import plan
@@ -32,6 +32,9 @@ def main(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
+
+for _verb in (launch, explain):  # those that start or join a Ray themselves
+    open_ray_option(_verb)
 
 _TRAINING = (launch, submit, status, logs, stop, list_jobs)
 _RUNS = (generate, evaluate, explain, report, dashboard)

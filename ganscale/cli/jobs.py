@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +20,24 @@ address_option = click.option(
 )
 insecure_option = click.option(
     "--insecure", is_flag=True, help="Go on without a token, where the cluster asks for none."
+)
+
+
+def _accept_open_ray(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from ganscale.runtime.local import open_ray_accepted
+
+        ctx.with_resource(open_ray_accepted())
+        if os.environ.get("RAY_AUTH_MODE") == "disabled":
+            warn("RAY_AUTH_MODE is disabled: whoever reaches a port of this Ray can run any program, as you")
+
+
+open_ray_option = click.option(
+    "--insecure",
+    is_flag=True,
+    expose_value=False,
+    callback=_accept_open_ray,
+    help="Go on where RAY_AUTH_MODE turns Ray's token off.",
 )
 
 

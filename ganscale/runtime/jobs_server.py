@@ -79,8 +79,7 @@ def find_token(*, insecure: bool) -> str | None:
     Raises UserError where none is found, or where RAY_AUTH_MODE turns authentication off without ``insecure``.
     """
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
-        require_token(create=False, insecure=insecure)
-        return None
+        return None if insecure else require_token(create=False)
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
     try:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ganscale.runtime.placement import Resources
 from ganscale.runtime.processes import end_all, tree_of
 
 ANSWER_S = 5.0  # for a cluster's head to accept a connection
+_open_ray = ContextVar("open_ray", default=False)
 SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon the controller sees a report, an end, a death
@@ -107,15 +109,25 @@ def is_connected() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
-def require_token(*, create: bool, insecure: bool = False) -> Path | None:
+@contextlib.contextmanager
+def open_ray_accepted() -> Iterator[None]:
+    """Accept, inside the block, that RAY_AUTH_MODE turns authentication off: the user has asked for it."""
+    before = _open_ray.set(True)
+    try:
+        yield
+    finally:
+        _open_ray.reset(before)
+
+
+def require_token(*, create: bool) -> Path | None:
     """Return the file with Ray's authentication token, readable by its owner alone; ``create`` makes one where none is.
 
-    Raises UserError where a cluster is to be joined and there is no token for it, and, unless ``insecure``, where
-    RAY_AUTH_MODE turns authentication off.
+    Raises UserError where a cluster is to be joined and there is no token for it, and where RAY_AUTH_MODE turns
+    authentication off without ``open_ray_accepted``.
     """
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
-        if not insecure:
-            remedy = "unset it; --insecure (of launch and the verbs for jobs) goes on without any protection"
+        if not _open_ray.get():
+            remedy = "unset it, or accept with --insecure that whoever reaches Ray's ports can run programs"
             raise UserError("RAY_AUTH_MODE", "not turn authentication off", "disabled", remedy)
         return None
     if os.environ.get("RAY_AUTH_TOKEN"):

@@ -204,8 +204,22 @@ def test_the_command_of_a_job_asks_launch_for_what_submit_was_asked():
 _RECIPE = [
     p.name
     for p in main.commands["launch"].params
-    if isinstance(p, click.Option) and p.name not in ("address", "as_json")
+    if isinstance(p, click.Option) and p.name not in ("address", "as_json", "insecure")
 ]
+
+
+def test_launch_needs_the_same_word_for_a_ray_without_a_token(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(SystemExit) as ended:
+        main(["launch", "--kimg", "0.1", "--name", "x"])
+    assert ended.value.code == 2
+    assert "error: RAY_AUTH_MODE must not turn authentication off" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*"))
+    with pytest.raises(SystemExit) as ended:
+        main(["launch", "--insecure", "--dry-run", "--set", "model.width=4"])
+    assert ended.value.code == 0
+    assert "warning: RAY_AUTH_MODE is disabled: whoever reaches a port" in capsys.readouterr().err
 
 
 def test_submit_takes_every_option_of_launch():

@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from ganscale.errors import UserError
-from ganscale.runtime.local import _own_stdout, require_token
+from ganscale.runtime.local import _own_stdout, open_ray_accepted, require_token
 from ganscale.runtime.processes import end_all, tree_of
 
 STUBBORN = """
@@ -40,6 +40,17 @@ def test_a_token_is_made_once_for_its_owner_alone(tmp_path, monkeypatch):
     require_token(create=False)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_text() == first
+
+
+def test_a_ray_without_a_token_is_started_only_where_that_was_accepted(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    for create in (True, False):
+        with pytest.raises(UserError, match="RAY_AUTH_MODE must not turn authentication off, got disabled; unset it"):
+            require_token(create=create)
+        with open_ray_accepted():
+            assert require_token(create=create) is None
+    with pytest.raises(UserError):  # what was accepted once does not last
+        require_token(create=True)
 
 
 @pytest.mark.parametrize("verbose", [False, True])
