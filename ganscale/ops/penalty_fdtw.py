@@ -43,7 +43,8 @@ class Sweeps:
     compiled: bool  # masks are bits, read and written by the compiled kernels
     masks: dict[int, Tensor] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def lay_out_weights(self) -> None:
+        """Convert the weights of convolutions to the format of x: once, where several sweeps read them."""
         kernels = {node.tensors[0] for node in self.program.nodes if node.kind == "conv"}
         self.tensors = [self._laid_out(t)[0] if i in kernels else t for i, t in enumerate(self.tensors)]
 
@@ -65,13 +66,16 @@ class Sweeps:
 
     # --- D -----------------------------------------------------------------------------------------------------------
 
-    def adjoint(self, q_L: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return g for the adjoint ``q_L`` of the output, and the adjoints of ``program.kept``."""
+    def adjoint(self, start: float, like: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return ``start`` times g, and the adjoints of ``program.kept``, in the dtype of ``like``."""
+        q_L = torch.full((self.rows, *self.program.nodes[-1].shape), start, dtype=like.dtype, device=like.device)
         adjoints: Values = {len(self.program.nodes): (q_L, True)}
         kept = {}
         for value in range(len(self.program.nodes), 0, -1):
             q, ours = self._laid_out(*adjoints.pop(value))
-            if value in self.program.kept:
+            if value in self.program.kept and start != 1:
+                kept[value] = q / start
+            elif value in self.program.kept:
                 kept[value] = q = q if ours else q.clone()
                 ours = False
             node = self.program.nodes[value - 1]
@@ -94,12 +98,13 @@ class Sweeps:
         gradients: dict[int, Tensor] = {}
         adjoints = dict(zip(self.program.kept, kept, strict=True))
         values: Values = {0: (u, True)}
+        del u  # so that its memory is free once t_1 is there
         for step in self.program.tangent_steps(wanted):
             inputs, free = _take(values, step)
             if step.node.kind in PARAMETRIC and step.node.tensors[0] in wanted:
                 q = adjoints[self.program.roots[step.value]].reshape(self.rows, *step.node.shape)
                 part = RULES[step.node.kind].weights(step.node, inputs, self._laid_out(q)[0], self.read(step.node))
-                _add_to(gradients, step.node.tensors[0], part)
+                self._add_to(gradients, step.node.tensors[0], part)
             if not step.read_later:
                 continue
             if step.node.kind == "act":
@@ -126,6 +131,15 @@ class Sweeps:
         """Return ``t`` as dense memory that may be overwritten."""
         dense, ours = self._laid_out(t, ours)
         return dense if ours else dense.clone()
+
+
+    def _add_to(self, gradients: dict[int, Tensor], tensor: int, part: Tensor) -> None:
+        """Add to the gradient of a tensor, in its layout."""
+        if tensor in gradients:
+            gradients[tensor] += part
+            return
+        like = torch.empty_like(self.tensors[tensor])  # memory that may stay untouched
+        gradients[tensor] = part if part.stride() == like.stride() else like.copy_(part)
 
 
 Values = dict[int, tuple[Tensor, bool]]  # by value; with whether nobody else needs its memory
@@ -160,5 +174,3 @@ def _sum(total: Tensor, ours: bool, part: Tensor) -> Tensor:
     return total.add_(part) if ours and total.stride() == part.stride() else total + part
 
 
-def _add_to(gradients: dict[int, Tensor], tensor: int, part: Tensor) -> None:
-    gradients[tensor] = part if tensor not in gradients else gradients[tensor] + part

@@ -39,22 +39,17 @@ def format_of(x: Tensor, program: Program) -> torch.memory_format:
     return torch.channels_last_3d if x.ndim == 5 and _bind.channels_last(x) else torch.contiguous_format
 
 
-def _start(dtype: torch.dtype) -> float:
-    return HALF_START if dtype == torch.float16 else 1.0
-
-
 def _forward(
     x: Tensor, tensors: list[Tensor], program: str, center: float, one_sided: bool, compiled: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
     """F and D: penalties and norms [N], g, and what T and W need: adjoints and masks."""
     with torch.autocast(x.device.type, enabled=False):
         sweeps = _sweeps(program, tensors, x, compiled)
+        sweeps.lay_out_weights()
         sweeps.forward(x.contiguous(memory_format=sweeps.format))
-        shape = (sweeps.rows, *sweeps.program.nodes[-1].shape)
-        q_L = torch.full(shape, _start(x.dtype), dtype=x.dtype, device=x.device)
-        g, kept = sweeps.adjoint(q_L)
-        if x.dtype == torch.float16:
-            g = g.float().div_(HALF_START)
+        half = x.dtype == torch.float16
+        g, kept = sweeps.adjoint(HALF_START if half else 1.0, x)
+        g = g.float().div_(HALF_START) if half else g
         penalty, norm = _penalty(g, center, one_sided, compiled)
     masks = [sweeps.masks[value] for value in sweeps.program.acts]
     return (penalty, norm, g, kept, masks) if keep else (penalty, norm, g.new_empty(0), [], [])
@@ -137,20 +132,9 @@ def _backward(
         sweeps = _sweeps(program, tensors, g, compiled)
         sweeps.masks = dict(zip(sweeps.program.acts, masks, strict=True))
         dtype = tensors[0].dtype
-        scale = _coefficient(norm, to_penalty, center, one_sided)
-        u = (reference.per_sample(scale, g) * g).to(dtype)
-        found = sweeps.weights(u, kept, tuple(wanted))
-        del u
-        if dtype == torch.float16:
-            found = {index: gradient / HALF_START for index, gradient in found.items()}
-        return [_laid_out_like(found.get(index), tensors[index]) for index in wanted]
-
-
-def _laid_out_like(gradient: Tensor | None, tensor: Tensor) -> Tensor:
-    if gradient is None:
-        return torch.zeros_like(tensor)
-    layout = torch.empty_like(tensor, device="meta").stride()
-    return gradient if gradient.stride() == layout else torch.empty_like(tensor).copy_(gradient)
+        scale = reference.per_sample(_coefficient(norm, to_penalty, center, one_sided), g)
+        found = sweeps.weights((scale * g).to(dtype), kept, tuple(wanted))
+        return [found[index] if index in found else torch.zeros_like(tensors[index]) for index in wanted]
 
 
 backward = custom_op(

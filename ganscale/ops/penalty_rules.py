@@ -52,7 +52,8 @@ def _conv_adjoint(node: Node, q: Tensor, w: Tensors, shapes: list[Shape]) -> lis
 
 
 def _conv_weights(node: Node, t: Tensors, q: Tensor, w: Tensors) -> Tensor:
-    return _convolve_backward(node, q, t[0], w[0], [False, True, False])[1]
+    unread = torch.empty_like(w[0], memory_format=memory_format_of(t[0]))  # again for the shape and layout alone
+    return _convolve_backward(node, q, t[0], unread, [False, True, False])[1]
 
 
 CONV = Rule(_conv_forward, lambda node, t, w: _convolve(node, t[0], w[0], None), _conv_adjoint, _conv_weights)
