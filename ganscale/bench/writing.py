@@ -25,6 +25,8 @@ def quantity(value: float | None, unit: str) -> str:
         return "-"
     if unit == "calls":
         return f"{value:.0f}"
+    if unit == "ms" and value < 0.1:
+        return f"{1000 * value:.3g} µs"
     return f"{value:.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
 
 
