@@ -1,7 +1,8 @@
 """Transposed convolution with what follows it in a generator: bias or batch norm, and the activation.
 
-On the CPU up to four output channels have a kernel of their own; more are oneDNN's, through torch, and one pass of ours
-does the rest. N batch, C channels, H height, W width, K kernel side.
+Up to four output channels have a kernel of their own. More are oneDNN's or cuDNN's, through torch, and one pass of ours
+does the rest; but where ``impl="fused"`` is asked for on a GPU, images in channels_last are multiplied by a kernel of
+ours whose last step does that pass's work. N batch, C channels, H height, W width, K kernel side.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from ganscale.errors import UserError
-from ganscale.ops import _bind, _check, _choice, _register, norm, reference_conv
+from ganscale.ops import _bind, _bind_conv, _check, _choice, _register, norm, reference_conv
 from ganscale.ops._bind_conv import few as conv_transpose_few
 from ganscale.ops._register import _at_once
 
@@ -40,11 +41,20 @@ def _out_size(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, output_pad
     return height, width
 
 
-def _forward(x, weight, bias, stride, padding, output_padding, activation, negative_slope):
+def _ours(x: Tensor, weight: Tensor, impl: str) -> bool:
+    """Tell whether the product itself is a kernel of ours: asked for by name, since cuDNN's may be faster."""
+    asked = _choice.resolve(impl) == "fused" and weight.shape[1] > FEW_CHANNELS
+    return asked and _bind_conv.takes_product(x, weight) and not _choice.obstacle(x.device)
+
+
+def _forward(x, weight, bias, stride, padding, output_padding, activation, negative_slope, ours):
     stride, padding, output_padding = tuple(stride), tuple(padding), tuple(output_padding)
+    size = _out_size(x, weight, stride, padding, output_padding)
     if weight.shape[1] <= FEW_CHANNELS:
-        size = _out_size(x, weight, stride, padding, output_padding)
         return conv_transpose_few(x, weight, bias, size, stride, padding, activation, negative_slope)
+    if ours:
+        shift = None if bias is None else bias.float()
+        return _bind_conv.product(x, weight, None, shift, size, stride, padding, activation, negative_slope)
     z = torch.conv_transpose2d(x, weight, bias, stride, padding, output_padding)
     return IN_PLACE[activation](z, negative_slope)
 
@@ -54,12 +64,12 @@ _conv_transpose_act = custom_op(
     _forward,
     mutates_args=(),
     schema="(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] output_padding, "
-    "str activation, float negative_slope) -> Tensor",
+    "str activation, float negative_slope, bool ours) -> Tensor",
 )
 
 
 @_conv_transpose_act.register_fake
-def _(x, weight, bias, stride, padding, output_padding, activation, negative_slope):
+def _(x, weight, bias, stride, padding, output_padding, activation, negative_slope, ours):
     if weight.shape[1] > FEW_CHANNELS:
         return torch.conv_transpose2d(x, weight, bias, stride, padding, output_padding)
     x = _bind.dense(x)
@@ -69,28 +79,33 @@ def _(x, weight, bias, stride, padding, output_padding, activation, negative_slo
 
 
 def _context(ctx, inputs, output):
-    x, weight, _, *ctx.conv, ctx.activation, ctx.negative_slope = inputs
+    x, weight, _, *ctx.conv, ctx.activation, ctx.negative_slope, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, output)
 
 
 def _gradients(ctx, gy):
     if gy is None:
-        return (None,) * 8
+        return (None,) * 9
     x, weight, y = ctx.saved_tensors
-    to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
+    to_bias = ctx.needs_input_grad[2]
     slope, total = _register.act_backward, _register.channel_sum
     if _at_once(gy):
         slope, total = _bind.act_backward, _bind.channel_sum
     gz = gy if ctx.activation == "linear" else slope(gy, y, ctx.activation, ctx.negative_slope)
-    gx = gw = None
-    if to_x or to_weight:  # with the bias's gradient asked for as well, torch would compute the weight's for its sake
-        stride, padding, output_padding = ctx.conv
-        mask = [to_x, to_weight, False]
-        gx, gw, _ = torch.ops.aten.convolution_backward.default(
-            gz, x, weight, None, stride, padding, [1, 1], True, output_padding, 1, mask
-        )
-    return gx, gw, total(gz) if to_bias else None, None, None, None, None, None
+    return *_product_gradients(ctx, gz, x, weight), total(gz) if to_bias else None, *(None,) * 6
+
+
+def _product_gradients(ctx, gz: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Those of x and weight. With the bias's asked for as well, torch would compute the weight's for its sake."""
+    mask = [*ctx.needs_input_grad[:2], False]
+    if not any(mask):
+        return None, None
+    stride, padding, output_padding = ctx.conv
+    gx, gw, _ = torch.ops.aten.convolution_backward.default(
+        gz, x, weight, None, stride, padding, [1, 1], True, output_padding, 1, mask
+    )
+    return gx, gw
 
 
 _conv_transpose_act.register_autograd(_gradients, setup_context=_context)
@@ -106,6 +121,46 @@ class _Eager(torch.autograd.Function):
         return y
 
     backward = staticmethod(_gradients)
+
+
+# --- statistics on the way out ---------------------------------------------------------------------------------------
+
+
+def _with_totals(x, weight, stride, padding, output_padding):
+    size = _out_size(x, weight, stride, padding, output_padding)
+    channels = weight.shape[1]
+    totals = torch.full((2 * channels + 1,), len(x) * size[0] * size[1], dtype=torch.float64, device=x.device)
+    where = size, tuple(stride), tuple(padding)
+    return _bind_conv.product(x, weight, None, None, *where, "linear", 0.0, totals), totals
+
+
+_conv_transpose_totals = custom_op(
+    "ganscale::conv_transpose_totals",
+    _with_totals,
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, int[] stride, int[] padding, int[] output_padding) -> (Tensor, Tensor)",
+)
+
+
+@_conv_transpose_totals.register_fake
+def _(x, weight, stride, padding, output_padding):
+    z = torch.conv_transpose2d(x, weight, None, stride, padding, output_padding)
+    return z, x.new_empty(2 * weight.shape[1] + 1, dtype=torch.float64)
+
+
+def _totals_context(ctx, inputs, output):
+    x, weight, *ctx.conv = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, weight)
+
+
+def _totals_gradients(ctx, gz, _):
+    found = (None, None) if gz is None else _product_gradients(ctx, gz, *ctx.saved_tensors)
+    return *found, None, None, None
+
+
+_conv_transpose_totals.register_autograd(_totals_gradients, setup_context=_totals_context)
 
 
 # --- public ----------------------------------------------------------------------------------------------------------
@@ -180,11 +235,11 @@ def conv_transpose_act(
         conv = _checked(x, weight, bias, stride, padding, output_padding)
         few = weight.shape[1] <= FEW_CHANNELS
         fused = _choice.use_fused(impl, x, "conv_transpose_few" if few else "conv_transpose_act")
+        how = activation, float(negative_slope)
         if not fused or not x.numel():
-            run = reference_conv.conv_transpose_act
-        else:
-            run = _Eager.apply if norm.is_plain(x) else _conv_transpose_act
-        return run(x, weight, bias, *conv, activation, float(negative_slope))
+            return reference_conv.conv_transpose_act(x, weight, bias, *conv, *how)
+        run = _Eager.apply if norm.is_plain(x) else _conv_transpose_act
+        return run(x, weight, bias, *conv, *how, _ours(x, weight, impl))
 
 
 def conv_transpose_norm_act(
@@ -215,7 +270,16 @@ def conv_transpose_norm_act(
     """
     with _cast_once(x, weight, bias) as (x, weight, bias):
         conv = _checked(x, weight, bias, stride, padding, output_padding)
-        z = torch.conv_transpose2d(x, weight, None, *conv)
+        known = not training and running_mean is not None and running_var is not None
+        totals, ours = None, _ours(x, weight, impl)
+        if ours and known and not torch.is_grad_enabled():
+            scale, shift = _folded(bias, gamma, beta, running_mean, running_var, eps)
+            where = _out_size(x, weight, *conv), *conv[:2]
+            return _bind_conv.product(x, weight, scale, shift, *where, activation, float(negative_slope))
+        if ours and not known:
+            z, totals = _conv_transpose_totals(x, weight, *conv)
+        else:
+            z = torch.conv_transpose2d(x, weight, None, *conv)
         if bias is not None:
             bias = bias.to(_bind.accumulation(x.dtype))
         return norm.norm_act(
@@ -231,5 +295,14 @@ def conv_transpose_norm_act(
             activation=activation,
             negative_slope=negative_slope,
             sum_over_ranks=sum_over_ranks,
+            totals=totals,
             impl=impl,
         )
+
+
+def _folded(bias, gamma, beta, running_mean, running_var, eps) -> tuple[Tensor, Tensor]:
+    """(scale, shift) of batch norm with known statistics after a bias, in float32."""
+    scale = (running_var.float() + eps).rsqrt()
+    scale = scale if gamma is None else scale * gamma.float()
+    shift = -running_mean.float() if bias is None else bias.float() - running_mean.float()
+    return scale, shift * scale if beta is None else torch.addcmul(beta.float(), shift, scale)

@@ -87,19 +87,22 @@ class _Eager(torch.autograd.Function):
     """The same without torch's dispatcher, which costs more than a small kernel; and for several ranks.
 
     ``reduce`` sums a float64 tensor over the ranks that share the batch, once each way; None for one rank. ``fused``
-    chooses between the kernels and their twins.
+    chooses between the kernels and their twins. ``found`` are this rank's totals where the layer before has summed
+    them up already.
     """
 
     @staticmethod
-    def forward(ctx, x, gamma, beta, eps, activation, negative_slope, reduce, fused):
+    def forward(ctx, x, gamma, beta, eps, activation, negative_slope, reduce, fused, found):
         how = eps, activation, negative_slope
-        if reduce is None:
-            totals = ()
-            y, stats = _bind_norm.forward(x, gamma, beta, *how)
-        else:
-            pieces = _bind_norm if fused else reference_norm
-            totals = (reduce(pieces.totals(x)),)
+        pieces = _bind_norm if fused else reference_norm
+        totals = ()
+        if reduce is not None:
+            totals = (reduce(pieces.totals(x) if found is None else found),)
             y, stats = pieces.normalise(x, *totals, gamma, beta, *how)
+        elif found is not None:
+            y, stats = pieces.normalise(x, found, gamma, beta, *how)
+        else:
+            y, stats = _bind_norm.forward(x, gamma, beta, *how)
         ctx.how, ctx.reduce, ctx.fused = how, reduce, fused
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(stats)
@@ -108,7 +111,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gy, gstats):
-        return *_gradients(ctx, gy, gstats), None, None
+        return *_gradients(ctx, gy, gstats), None, None, None
 
 
 def is_plain(x: Tensor) -> bool:
@@ -251,7 +254,7 @@ def affine_act(
     return run(x, mean, scale, shift, activation, float(negative_slope))
 
 
-def _by_batch(x, gamma, beta, eps, activation, negative_slope, reduce, impl):
+def _by_batch(x, gamma, beta, eps, activation, negative_slope, reduce, impl, totals=None):
     """(y, mean, biased variance, unbiased variance) by the statistics of the batch that all ranks share."""
     _check.floating("x", x, least_axes=2)
     _check.activation(activation, negative_slope)
@@ -268,7 +271,7 @@ def _by_batch(x, gamma, beta, eps, activation, negative_slope, reduce, impl):
     if reduce is None and not is_plain(x):
         y, stats = _batch_norm_act(x, gamma, beta, *how)
     else:
-        y, stats = _Eager.apply(x, gamma, beta, *how, reduce, fused)
+        y, stats = _Eager.apply(x, gamma, beta, *how, reduce, fused, totals)
     return y, stats[MEAN], stats[VARIANCE], stats[UNBIASED]
 
 
@@ -309,6 +312,7 @@ def norm_act(
     activation: str = "relu",
     negative_slope: float = 0.2,
     sum_over_ranks: Reduce | None = None,
+    totals: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Return act(nn.BatchNorm(x + offset)) for x [N, C, ...], running statistics and all.
@@ -316,13 +320,15 @@ def norm_act(
     In training, or without running statistics, the batch's own statistics are used (see ``batch_norm_act``), and the
     running ones move towards them in place by ``momentum``, the variance unbiased, as nn.BatchNorm2d does. Otherwise
     the running statistics are constants. ``offset`` [C] is a bias of the layer before, 0 by default: batch statistics
-    take away what it adds, so that it only moves the running mean and its gradient is exactly 0.
+    take away what it adds, so that it only moves the running mean and its gradient is exactly 0. ``totals`` [2C + 1]
+    float64 are the sums and sums of squares of x and its count a channel, where they are known already.
     """
     if training or running_mean is None or running_var is None:
         if offset is not None:  # a gradient of zeros, at the price of one number a channel
             offset = _number_a_channel("offset", offset, x)
             beta = 0 * offset if beta is None else _number_a_channel("beta", beta, x) + 0 * offset
-        y, mean, _, unbiased = _by_batch(x, gamma, beta, eps, activation, negative_slope, sum_over_ranks, impl)
+        how = eps, activation, negative_slope, sum_over_ranks, impl, totals
+        y, mean, _, unbiased = _by_batch(x, gamma, beta, *how)
         if training and running_mean is not None and running_var is not None and x.numel():
             with torch.no_grad():
                 mean = mean if offset is None else mean + offset
