@@ -183,8 +183,11 @@ def _train(request: _Request, *, verbose: bool, as_json: bool) -> None:
 
 def _show_header(config: RunConfig, plan: Plan) -> None:
     from ganscale import ops
+    from ganscale.losses import describe_penalty
+    from ganscale.models import build_critic
     from ganscale.runtime.estimate import estimate
 
+    ops.use_impl(config.ops.impl)
     height, width = config.data.resolution
     counted = dataclasses.replace(plan, estimate=estimate(config, plan, measure=False))
     facts = {
@@ -192,6 +195,7 @@ def _show_header(config: RunConfig, plan: Plan) -> None:
         "data": f"{config.data.path}, {height}x{width}x{config.data.channels}",
         **counted.lines(),
         "kernels": ops.describe(),
+        "penalty": describe_penalty(config, build_critic(config)),
     }
     for name, value in facts.items():
         if name != "time":  # the ticks will tell

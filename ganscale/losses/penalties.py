@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ganscale import ops
+from ganscale.config import RunConfig
 
 Critic = Callable[[Tensor], Tensor]
 
@@ -57,3 +58,14 @@ PENALTIES: dict[str, PenaltyFunction] = {
     "r2": r2,
     "r1-r2": r1_r2,
 }
+
+
+def describe_penalty(config: RunConfig, critic: Critic, device: torch.device | str = "cpu") -> str:
+    """Say which penalty a run has, which way it is computed, and why; nothing is computed here."""
+    if config.penalty.name not in PENALTIES:
+        return "none"
+    batch = config.train.batch * (2 if config.penalty.name == "r1-r2" else 1)
+    x = torch.empty(batch, config.data.channels, *config.data.resolution, device=device)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        choice = ops.explain_choice(critic, x)
+    return f"{config.penalty.name}, {choice.path} ({choice.reason})"

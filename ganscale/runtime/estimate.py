@@ -114,13 +114,17 @@ def seconds_per_image(config: RunConfig, batch: int, *, device: str, threads: in
     try:
         state, phases, draws = TrainState(probe, group), build_phases(probe), Draws(0, group.device)
         shape = (batch, config.data.channels, *config.data.resolution)
-        real = to_float(torch.randint(0, 256, shape, dtype=torch.uint8)).to(group.device)
+        layout = torch.channels_last if shape[2] > 1 else torch.contiguous_format
+        real = to_float(torch.randint(0, 256, shape, dtype=torch.uint8)).to(group.device, memory_format=layout)
+        bf16 = config.train.precision == "bf16"
         cycle = min(PROBE_STEPS, math.lcm(*(phase.every for phase in phases)))
         marks = []
         for _ in range(2):
             marks.append(time.perf_counter())
             for _ in range(cycle):
-                train_step(state, phases, real, draws, lambda: torch.autocast(group.device.type, enabled=False))
+                train_step(
+                    state, phases, real, draws, lambda: torch.autocast(group.device.type, torch.bfloat16, enabled=bf16)
+                )
         if group.device.type == "cuda":
             torch.cuda.synchronize()
         return (time.perf_counter() - marks[1]) / (cycle * batch)

@@ -19,6 +19,7 @@ from ganscale.config import RunConfig
 from ganscale.data import ShardedBatches, open_dataset
 from ganscale.errors import CheckpointError, NonFiniteError
 from ganscale.files import full_disk, is_full_disk, name_for_users
+from ganscale.losses import describe_penalty
 from ganscale.training import checkpoint as checkpoints
 from ganscale.training.checkpoint_writer import CheckpointWriter
 from ganscale.training.cuda_graphs import GraphedPhases, refuse_where_impossible
@@ -226,6 +227,7 @@ class Trainer:
             "networks": ", ".join(f"{name} {count:,} parameters" for name, count in counts.items()),
             "workers": f"{self.group.size} on {self.group.device.type}, {torch.get_num_threads()} threads each",
             "kernels": ops.describe(),
+            "penalty": describe_penalty(self.config, self.state.nets["critic"], self.group.device),
         }
 
     def _on_disk(self, write: Callable):

@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ganscale.losses import PENALTIES
+from ganscale.config import override
+from ganscale.losses import PENALTIES, describe_penalty
+from ganscale.models import build_critic
+from ganscale.presets import preset
 
 SHAPE = (3, 4, 5)
 
@@ -75,3 +78,17 @@ def test_penalty_gradient_in_the_weights_equals_finite_differences(name: str):
             weight[index] += step
         # central differences at 1e-6 carry about 1e-10 of rounding, so 1e-7 is clear of it
         torch.testing.assert_close(gradient[index], (above - below) / (2 * step), atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("wgan-gp-fashion", {}, "wgan-gp, fused (piecewise linear in x"),
+        ("dcgan-fashion", {}, "r1, fused (piecewise linear in x"),
+        ("hinge-fashion", {"penalty.name": "none"}, "none"),
+        ("r3gan-gaussians", {}, "r1-r2, autograd ("),
+    ],
+)
+def test_a_run_can_say_which_way_its_penalty_is_computed(name: str, changes: dict, said: str):
+    config = override(preset(name), changes)
+    assert describe_penalty(config, build_critic(config)).startswith(said)
