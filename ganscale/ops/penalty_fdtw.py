@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ganscale.ops import penalty_masks
 from ganscale.ops.penalty_program import PARAMETRIC, Node, Program, Step
-from ganscale.ops.penalty_rules import RULES
+from ganscale.ops.penalty_rules import RULES, adjoint_with_few_channels, has_few_channels
 
 
 @dataclass
@@ -84,12 +84,18 @@ class Sweeps:
                 penalty_masks.scale(q, self.masks[value], node.options[0], self.compiled)
                 parts = [q]
             else:
-                shapes = [(self.rows, *self.program.shape(source)) for source in node.inputs]
-                parts = RULES[node.kind].adjoint(node, q, self.read(node), shapes)
+                parts = self._pull(node, q)
             for source, part in zip(node.inputs, parts, strict=True):
                 one = node.kind == "act" or (ours and len(parts) == 1) or not _share(part, q)
                 adjoints[source] = (part, one) if source not in adjoints else (_sum(*adjoints[source], part), True)
         return self._writable(*adjoints[0]), [kept[value] for value in self.program.kept]
+
+    def _pull(self, node: Node, q: Tensor) -> list[Tensor]:
+        """The adjoints of a linear node's inputs, from that of its output."""
+        shapes = [(self.rows, *self.program.shape(source)) for source in node.inputs]
+        if self.compiled and has_few_channels(node, shapes[0]):
+            return [adjoint_with_few_channels(node, q, self.read(node), shapes[0])]
+        return RULES[node.kind].adjoint(node, q, self.read(node), shapes)
 
     # --- T and W -----------------------------------------------------------------------------------------------------
 
@@ -132,7 +138,6 @@ class Sweeps:
         dense, ours = self._laid_out(t, ours)
         return dense if ours else dense.clone()
 
-
     def _add_to(self, gradients: dict[int, Tensor], tensor: int, part: Tensor) -> None:
         """Add to the gradient of a tensor, in its layout."""
         if tensor in gradients:
@@ -172,5 +177,3 @@ def _share(a: Tensor, b: Tensor) -> bool:
 
 def _sum(total: Tensor, ours: bool, part: Tensor) -> Tensor:
     return total.add_(part) if ours and total.stride() == part.stride() else total + part
-
-

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ganscale.ops import conv_transpose
 from ganscale.ops.penalty_program import Node
 
 aten = torch.ops.aten
@@ -49,6 +50,20 @@ def _conv_adjoint(node: Node, q: Tensor, w: Tensors, shapes: list[Shape]) -> lis
     # The input is asked for its shape and layout alone: memory that is never touched.
     unread = torch.empty(shapes[0], dtype=q.dtype, device=q.device, memory_format=memory_format_of(q))
     return [_convolve_backward(node, q, unread, w[0], [True, False, False])[0]]
+
+
+def has_few_channels(node: Node, shape: Shape) -> bool:
+    """Tell whether the adjoint of a node's input, of this shape, has a compiled kernel of its own: that of an image."""
+    if node.kind != "conv" or len(shape) != 4 or shape[1] > conv_transpose.FEW_CHANNELS:
+        return False
+    _, _, dilation, transposed, _, groups, _ = node.options
+    return not transposed and groups == 1 and set(dilation) == {1}
+
+
+def adjoint_with_few_channels(node: Node, q: Tensor, w: Tensors, shape: Shape) -> Tensor:
+    """The adjoint of a convolution's input of at most four channels, by that kernel."""
+    stride, padding, *_ = node.options
+    return conv_transpose.conv_transpose_few(q, w[0], None, shape[2:], stride, padding, "linear", 0.0)
 
 
 def _conv_weights(node: Node, t: Tensors, q: Tensor, w: Tensors) -> Tensor:
