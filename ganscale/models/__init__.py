@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ganscale.config import RunConfig
 from ganscale.models.dcgan import DCGANCritic, DCGANGenerator
 from ganscale.models.mlp import MLPCritic, MLPGenerator
+
+if TYPE_CHECKING:  # networks need torch alone; a GPU machine may lack what reads settings
+    from ganscale.config import RunConfig
 
 __all__ = ["MODELS", "ModelFamily", "build_critic", "build_generator"]
 
