@@ -49,7 +49,7 @@ GS_INLINE void multiply_block(const A* x, int64_t x_w, int64_t x_c, int64_t ci, 
 
 // out[pixel, 16 * vectors] of all pixels of a row.
 template <int vectors, class A>
-__attribute__((noinline)) void multiply(const FewShape& s, const A* x, int64_t x_w, int64_t x_c, const A* packed, A* out) {
+GS_APART void multiply(const FewShape& s, const A* x, int64_t x_w, int64_t x_c, const A* packed, A* out) {
   constexpr int many = sizeof(A) == 8 ? 2 : vectors == 4 && kPixels == 8 ? 6 : kPixels;
   int64_t pixel = 0;
   for (; pixel + many <= s.w; pixel += many) {
@@ -106,7 +106,7 @@ GS_INLINE void finish(const A* from, const A* bias, A* to, int64_t count, A slop
 
 // Adds the bias to the row [W, CO] at `from`, which may be overwritten, applies the activation and writes it.
 template <class T>
-__attribute__((noinline)) void write_row(const FewShape& s, typename T::Acc* from, const typename T::Acc* bias,
+GS_APART void write_row(const FewShape& s, typename T::Acc* from, const typename T::Acc* bias,
                                          typename T::Storage* y, int activation, typename T::Acc slope) {
   using A = typename T::Acc;
   const int64_t count = s.out_w * s.co;

@@ -5,6 +5,8 @@
 #include "ganscale/api.h"
 #include "number.h"
 
+#define GS_APART __attribute__((noinline))
+
 namespace {
 
 constexpr int kLane = 16;
@@ -36,41 +38,60 @@ GS_INLINE void write16(A* p, Vec<A> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// Kept out of line: tails are rare, and inlined they would be most of the code.
+template <class A>
+GS_APART const A* padded(const A* p, int64_t count, A fill, A* buffer) {
+  for (int lane = 0; lane < kLane; ++lane) buffer[lane] = lane < count ? p[lane] : fill;
+  return buffer;
+}
+
+template <class A>
+GS_APART void copy_some(const A* from, int64_t count, A* to) {
+  for (int64_t lane = 0; lane < count; ++lane) to[lane] = from[lane];
+}
+
 // The first `count` <= 16 elements; the other lanes hold `fill`.
 template <class A>
 GS_INLINE Vec<A> read_some(const A* p, int64_t count, A fill = 0) {
-  if (count >= kLane) return read16<A>(p);
-  A wide[kLane];
-  for (int lane = 0; lane < kLane; ++lane) wide[lane] = fill;
-  for (int64_t lane = 0; lane < count; ++lane) wide[lane] = p[lane];
-  return read16<A>(wide);
+  A buffer[kLane];
+  return read16<A>(count >= kLane ? p : padded<A>(p, count, fill, buffer));
 }
 
 template <class A>
 GS_INLINE void write_some(A* p, int64_t count, Vec<A> v) {
   if (count >= kLane) return write16<A>(p, v);
-  A wide[kLane];
-  write16<A>(wide, v);
-  for (int64_t lane = 0; lane < count; ++lane) p[lane] = wide[lane];
+  A buffer[kLane];
+  write16<A>(buffer, v);
+  copy_some<A>(buffer, count, p);
 }
 
 // Halves are added on one another, so the order does not depend on the registers.
 template <class A>
-GS_INLINE double total16(Vec<A> v) {
-  A lanes[kLane];
-  write16<A>(lanes, v);
+GS_APART double total_of(A* lanes) {
   for (int half = kLane / 2; half > 0; half /= 2) {
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   }
   return lanes[0];
 }
 
+template <class A>
+GS_INLINE double total16(Vec<A> v) {
+  A lanes[kLane];
+  write16<A>(lanes, v);
+  return total_of<A>(lanes);
+}
+
 // act(z) and gy * act'(z), sixteen at a time.
+template <class A>
+GS_APART void tanh_in_place(A* lanes) {
+  for (int lane = 0; lane < kLane; ++lane) lanes[lane] = tanh_of(lanes[lane]);
+}
+
 template <class A>
 GS_INLINE Vec<A> tanh16(Vec<A> v) {
   A lanes[kLane];
   write16<A>(lanes, v);
-  for (int lane = 0; lane < kLane; ++lane) lanes[lane] = tanh_of(lanes[lane]);
+  tanh_in_place<A>(lanes);
   return read16<A>(lanes);
 }
 
@@ -114,12 +135,12 @@ GS_INLINE void with_activation(int activation, F f) {
 // Between storage and the accumulation type. These loops vectorise by themselves; kept out of line so that the kernels
 // proper exist once for float and once for double.
 template <class T>
-__attribute__((noinline)) void widen(const typename T::Storage* from, int64_t count, typename T::Acc* to) {
+GS_APART void widen(const typename T::Storage* from, int64_t count, typename T::Acc* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = T::load(from[i]);
 }
 
 template <class T>
-__attribute__((noinline)) void narrow(const typename T::Acc* from, int64_t count, typename T::Storage* to) {
+GS_APART void narrow(const typename T::Acc* from, int64_t count, typename T::Storage* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = T::store(from[i]);
 }
 

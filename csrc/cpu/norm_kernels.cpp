@@ -23,16 +23,26 @@ struct At {
   Vec<A> mean, scale, shift, b, offset;
 };
 
-template <class A>
+// `mode` says which rows there are.
+template <int mode, class A>
 GS_INLINE At<A> at_column(const A* p, int64_t stride, int64_t lanes) {
-  return {read_some<A>(p, lanes), read_some<A>(p + stride, lanes), read_some<A>(p + 2 * stride, lanes),
-          read_some<A>(p + 3 * stride, lanes), read_some<A>(p + 4 * stride, lanes)};
+  At<A> at = {read_some<A>(p, lanes), read_some<A>(p + stride, lanes), read_some<A>(p + 2 * stride, lanes), {}, {}};
+  if constexpr (mode == cpu::kBackwardBatch) {
+    at.b = read_some<A>(p + 3 * stride, lanes);
+    at.offset = read_some<A>(p + 4 * stride, lanes);
+  }
+  return at;
 }
 
-template <class A>
+template <int mode, class A>
 GS_INLINE At<A> at_channel(const A* p, int64_t stride) {
   const Vec<A> zero = {};
-  return {zero + p[0], zero + p[stride], zero + p[2 * stride], zero + p[3 * stride], zero + p[4 * stride]};
+  At<A> at = {zero + p[0], zero + p[stride], zero + p[2 * stride], zero, zero};
+  if constexpr (mode == cpu::kBackwardBatch) {
+    at.b = zero + p[3 * stride];
+    at.offset = zero + p[4 * stride];
+  }
+  return at;
 }
 
 // Elements read as the accumulation type: in place, or through a buffer.
@@ -87,7 +97,7 @@ GS_INLINE void add_rows(Sums<A>& sums, int64_t width, int64_t rows, F term) {
 }
 
 template <class A>
-__attribute__((noinline)) void add_moments(const A* x, int64_t rows, int64_t stride, int64_t width, Sums<A>& sums) {
+GS_APART void add_moments(const A* x, int64_t rows, int64_t stride, int64_t width, Sums<A>& sums) {
   add_rows<A>(sums, width, rows, [&](int64_t row, int64_t column, int64_t lanes, Vec<A>& sum, Vec<A>& square) GS_FLAT {
     const Vec<A> d = read_some<A>(x + row * stride + column, lanes) - read16<A>(sums.shift + column);
     sum += d;
@@ -96,11 +106,11 @@ __attribute__((noinline)) void add_moments(const A* x, int64_t rows, int64_t str
 }
 
 template <class A>
-__attribute__((noinline)) void add_products(const A* gy, const A* x, int64_t rows, int64_t stride, int64_t width,
+GS_APART void add_products(const A* gy, const A* x, int64_t rows, int64_t stride, int64_t width,
                                             const A* p, int64_t p_stride, int activation, A slope, Sums<A>& sums) {
   with_activation(activation, [&](auto kind) GS_FLAT {
     add_rows<A>(sums, width, rows, [&](int64_t row, int64_t column, int64_t lanes, Vec<A>& a, Vec<A>& b) GS_FLAT {
-      const At<A> at = at_column<A>(p + column, p_stride, lanes);
+      const At<A> at = at_column<cpu::kForward, A>(p + column, p_stride, lanes);
       const Vec<A> d = read_some<A>(x + row * stride + column, lanes) - at.mean;
       const Vec<A> g = derived16<decltype(kind)::value, A>(read_some<A>(gy + row * stride + column, lanes),
                                                            d * at.scale + at.shift, slope);
@@ -192,7 +202,7 @@ GS_INLINE Pair reduce_rows(int64_t rows, int64_t stride, int64_t width, F term) 
 }
 
 template <class A>
-__attribute__((noinline)) Pair reduce_moments(const A* x, int64_t rows, int64_t stride, int64_t width, A shift) {
+GS_APART Pair reduce_moments(const A* x, int64_t rows, int64_t stride, int64_t width, A shift) {
   return reduce_rows<A>(rows, stride, width, [&](int64_t i, int64_t lanes, Vec<A>& sum, Vec<A>& square) GS_FLAT {
     const Vec<A> d = read_some<A>(x + i, lanes, shift) - shift;
     sum += d;
@@ -201,7 +211,7 @@ __attribute__((noinline)) Pair reduce_moments(const A* x, int64_t rows, int64_t 
 }
 
 template <class A>
-__attribute__((noinline)) Pair reduce_products(const A* gy, const A* x, int64_t rows, int64_t stride, int64_t width,
+GS_APART Pair reduce_products(const A* gy, const A* x, int64_t rows, int64_t stride, int64_t width,
                                                const A* p, int64_t p_stride, int activation, A slope) {
   const A mean = p[0], scale = p[p_stride], shift = p[2 * p_stride];
   Pair sums = {0, 0};
@@ -288,25 +298,25 @@ GS_INLINE void with_mode(int mode, int activation, F f) {
 }
 
 template <class A>
-__attribute__((noinline)) void map_columns(const A* gy, const A* x, A* out, int64_t rows, int64_t width, const A* p,
+GS_APART void map_columns(const A* gy, const A* x, A* out, int64_t rows, int64_t width, const A* p,
                                            int64_t p_stride, int mode, int activation, A slope) {
   with_mode(mode, activation, [&](auto way, auto kind) GS_FLAT {
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t column = 0; column < width; column += kLane) {
         const int64_t here = row * width + column, lanes = least(kLane, width - column);
         map_lanes<decltype(way)::value, decltype(kind)::value, A>(gy + here, x + here, out + here, lanes,
-                                                                  at_column<A>(p + column, p_stride, lanes), slope);
+                                                                  at_column<decltype(way)::value, A>(p + column, p_stride, lanes), slope);
       }
     }
   });
 }
 
 template <class A>
-__attribute__((noinline)) void map_runs(const A* gy, const A* x, A* out, int64_t first, int64_t last, int64_t width,
+GS_APART void map_runs(const A* gy, const A* x, A* out, int64_t first, int64_t last, int64_t width,
                                         const A* p, int64_t channels, int mode, int activation, A slope) {
   with_mode(mode, activation, [&](auto way, auto kind) GS_FLAT {
     for (int64_t run = first; run < last; ++run) {
-      const At<A> at = at_channel<A>(p + run % channels, channels);
+      const At<A> at = at_channel<decltype(way)::value, A>(p + run % channels, channels);
       const int64_t start = (run - first) * width;
       for (int64_t i = 0; i < width; i += kLane) {
         const int64_t here = start + i, lanes = least(kLane, width - i);
