@@ -53,6 +53,7 @@ def test_a_directory_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp
 def test_removing_what_is_not_there_is_no_error(tmp_path: Path):
     files.remove_directory(tmp_path / "gone")
     files.remove_leftovers(tmp_path / "gone")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_leftovers_go_and_nothing_else_does(tmp_path: Path):

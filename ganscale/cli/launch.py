@@ -176,7 +176,7 @@ def _train(request: _Request, *, verbose: bool, as_json: bool) -> None:
             command=("ganscale", *sys.argv[1:]),
         )
     if as_json:
-        result_json({"run": run.path, **what_was_written(run.path)})
+        result_json({"run": name_for_users(run.path), **what_was_written(run.path)})
     else:
         _say_what_next(run)
 

@@ -67,33 +67,43 @@ def launch(
     placed = dataclasses.replace(placed, run_dir=str(where.address or run_dir))
     dataset = _preflight(config, run_dir)
     fresh = not run_dir.exists()
-    with stop_signals(run_dir, lambda: _stopped_words(run_dir)) as stop, held(where, stop):
-        try:
-            if where.resume is None:
-                refuse_existing(run_dir)  # now that nobody else can make it
-            else:
-                resumption = prepare_resume(where.resume, config)  # who held the lock until now may have gone on
-            _write_start(config, run_dir, placed, dataset, resumption, command)
-            stop.begin()
-            if on_start is not None:
-                on_start(placed)
-            with Follower(
-                run_dir / "metrics.jsonl", on_tick, after_images=resumption.images if resumption else -1
-            ) as follower:
-                result = _train(config, where, placed, resumption, stop, verbose)
-        except UserError:
-            if fresh and not (run_dir / "metrics.jsonl").exists():  # nothing was trained, so nothing is left behind
-                shutil.rmtree(run_dir, ignore_errors=True)
-                if where.address is not None:
-                    where.store.delete(where.store.list())
-            raise
-        finally:
-            shutil.rmtree(run_dir / SCRATCH, ignore_errors=True)
+    with (
+        stop_signals(run_dir, lambda: _stopped_words(run_dir)) as stop,
+        held(where, stop),
+        _nothing_left_behind(where, fresh=fresh),
+    ):
+        if where.resume is None:
+            refuse_existing(run_dir)  # now that nobody else can make it
+        else:
+            resumption = prepare_resume(where.resume, config)  # who held the lock until now may have gone on
+        _write_start(config, run_dir, placed, dataset, resumption, command)
+        stop.begin()
+        if on_start is not None:
+            on_start(placed)
+        with Follower(
+            run_dir / "metrics.jsonl", on_tick, after_images=resumption.images if resumption else -1
+        ) as follower:
+            result = _train(config, where, placed, resumption, stop, verbose)
     if follower.error is not None:
         raise follower.error
     if result["stopped"]:
         raise Interrupted(_stopped_words(run_dir))
     return Run(run_dir)
+
+
+@contextlib.contextmanager
+def _nothing_left_behind(where: Place, *, fresh: bool) -> Iterator[None]:
+    """Delete what is of use during a launch only, and a whole ``fresh`` run where it was refused before it trained."""
+    try:
+        yield
+    except UserError:
+        if fresh and not (where.run_dir / "metrics.jsonl").exists():
+            shutil.rmtree(where.run_dir, ignore_errors=True)
+            if where.address is not None:
+                where.store.delete(where.store.list())
+        raise
+    finally:
+        shutil.rmtree(where.run_dir / SCRATCH, ignore_errors=True)
 
 
 def with_absolute_data(config: RunConfig) -> RunConfig:

@@ -67,71 +67,81 @@ class S3Server:
         self._server.stop()
 
 
+Fails = Callable[[int, str, str], int | None]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], target_port: int, fails: Fails) -> None:
+        self.target_port, self.fails = target_port, fails
+        self.requests: list[str] = []
+        super().__init__(address, _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+    def _pass_on(self) -> None:
+        body = self._body()
+        self.server.requests.append(f"{self.command} {self.path}")
+        status = self.server.fails(len(self.server.requests), self.command, self.path)
+        if status is not None:
+            code = "AccessDenied" if status == 403 else "SlowDown"
+            content = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+            self._answer(status, [("Content-Type", "application/xml")], content)
+            return
+        target = http.client.HTTPConnection(HOST, self.server.target_port, timeout=30)
+        replaced = ("transfer-encoding", "content-length")
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in replaced}
+        target.request(self.command, self.path, body=body, headers=headers | {"Content-Length": str(len(body))})
+        answer = target.getresponse()
+        self._answer(answer.status, answer.getheaders(), answer.read())
+        target.close()
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            continue
+        return b"".join(parts)
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+        self.send_response(status)
+        known = {name.lower(): value for name, value in headers} | {"content-length": str(len(content))}
+        if self.command == "HEAD":  # it tells the length of what it does not send
+            known["content-length"] = next((value for name, value in headers if name.lower() == "content-length"), "0")
+        for name, value in known.items():
+            if name not in ("transfer-encoding", "connection", "server", "date"):
+                self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
 class Proxy:
     """Passes requests on to ``target``, except where ``fails(number, method, path)`` gives a status to answer with."""
 
-    def __init__(self, target_port: int, fails: Callable[[int, str, str], int | None]) -> None:
-        self.requests: list[str] = []
-        proxy = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-            def _pass_on(self) -> None:
-                body = self._body()
-                proxy.requests.append(f"{self.command} {self.path}")
-                status = fails(len(proxy.requests), self.command, self.path)
-                if status is not None:
-                    code = "AccessDenied" if status == 403 else "SlowDown"
-                    content = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-                    return self._answer(status, [("Content-Type", "application/xml")], content)
-                target = http.client.HTTPConnection(HOST, target_port, timeout=30)
-                skipped = ("transfer-encoding", "content-length")
-                headers = {k: v for k, v in self.headers.items() if k.lower() not in skipped}
-                target.request(self.command, self.path, body=body, headers=headers | {"Content-Length": str(len(body))})
-                answer = target.getresponse()
-                content = answer.read()
-                self._answer(answer.status, answer.getheaders(), content)
-                target.close()
-                return None
-
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
-
-            def _body(self) -> bytes:
-                if self.headers.get("Expect", "").lower() == "100-continue":
-                    pass  # the base class has answered that already
-                if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-                    parts = []
-                    while size := int(self.rfile.readline().split(b";")[0], 16):
-                        parts.append(self.rfile.read(size))
-                        self.rfile.readline()
-                    while self.rfile.readline().strip():
-                        pass
-                    return b"".join(parts)
-                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-
-            def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
-                self.send_response(status)
-                has_length = False
-                for name, value in headers:
-                    if name.lower() in ("transfer-encoding", "connection", "server", "date"):
-                        continue
-                    has_length |= name.lower() == "content-length"
-                    self.send_header(name, value)
-                if not has_length:
-                    self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(content)
-
+    def __init__(self, target_port: int, fails: Fails) -> None:
         self.port = free_port()
-        self._server = ThreadingHTTPServer((HOST, self.port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server((HOST, self.port), target_port, fails)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
+
+    @property
+    def requests(self) -> list[str]:
+        """Every request so far: method and path."""
+        return self._server.requests
 
     @property
     def url(self) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
+import time
 import uuid
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from stores import BUCKET, S3Server
-from tiny_runs import tiny_config
+from tiny_runs import SETTINGS, tiny_config
 
+from ganscale.cli import main
 from ganscale.config import CheckpointConfig
 from ganscale.errors import CheckpointError, RunFailed, UserError
 from ganscale.runtime import launch, load, plan
@@ -21,6 +26,7 @@ from ganscale.runtime.storage import ObjectStore, StorageError
 from ganscale.training.checkpoint import MANIFEST, names, newest, verify
 
 HALF = {"train__kimg": 0.256}
+PATIENCE_S = 150  # only where all else fails
 
 
 @pytest.fixture
@@ -236,6 +242,50 @@ def test_a_working_copy_of_an_older_run_of_the_same_address_gives_way_and_is_not
     assert "held an older run of the same address" in caplog.text
     aside = [path for path in old.path.parent.iterdir() if path.name.startswith("x-")]
     assert newest(aside[0]).name == "kimg-000000.512"
+
+
+def test_a_process_that_is_killed_leaves_a_run_that_another_machine_goes_on_with(server, runs, machine, straight):
+    flags = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "ganscale", "launch", "--preset", "dcgan-fashion", *flags, "--workers", "0"]
+    command += ["--runs-dir", runs, "--name", "x", "--kimg", "100000", "--set", "checkpoint.every_kimg=0.256"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + PATIENCE_S
+    while not complete_checkpoints(ObjectStore(f"{runs}/x")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+    process.kill()
+    process.communicate()
+    machine("second")
+    saved = load(f"{runs}/x").checkpoint()
+    assert saved.images % 256 == 0
+    more = tiny_config(train__kimg=saved.images / 1000 + 0.032)
+    again = launch(more, resume=f"{runs}/x", workers=0)  # the lock of the dead process is taken over
+    assert again.checkpoint().images == saved.images + 32
+    lines = [tick["images"] for tick in ticks(again.path)]
+    assert lines == sorted(set(lines))
+    assert lines[-1] == saved.images + 32
+
+
+def test_the_verbs_take_an_address_for_a_run(server, runs, machine, tmp_path):
+    def call(*words: object):
+        return CliRunner().invoke(main, [str(word) for word in words])
+
+    settings = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
+    done = call("launch", "--preset", "dcgan-fashion", *settings, "--workers", 0, "--runs-dir", runs, "--name", "x")
+    assert done.exit_code == 0, done.output
+    assert f"next: ganscale generate {runs}/x" in done.stdout
+    machine("second")
+    done = call("report", f"{runs}/x")
+    assert done.exit_code == 0, done.output
+    assert "report.html" in keys(server, runs)
+    assert call("generate", f"{runs}/x", "--num", 4, "--out", tmp_path / "grid.png").exit_code == 0
+    done = call("launch", "--workers", 0, "--runs-dir", runs, "--resume", "x", "--kimg", 0.6)
+    assert done.exit_code == 0, done.output
+    machine("third")
+    assert load(f"{runs}/x").checkpoint().images == 608
+    refused = call("report", f"{runs}/none")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("error: run must be one in the store, ")
 
 
 @pytest.mark.ray

@@ -82,8 +82,8 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once(tmp_path: P
 @pytest.mark.parametrize("changes", [{"started": "1"}, {"pid": 2**22 + 1}])
 def test_a_pid_that_another_process_has_now_is_no_sign_of_life(tmp_path: Path, changes: dict):
     write_lock(tmp_path, age_s=0, **changes)
-    with RunLock(tmp_path):
-        pass
+    with RunLock(tmp_path) as lock:
+        assert parse_holder((tmp_path / LOCK).read_text()) == lock.holder
 
 
 def test_a_holder_elsewhere_lives_as_long_as_it_touches_the_lock(tmp_path: Path):

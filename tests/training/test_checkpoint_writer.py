@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
-from ganscale.config import CheckpointConfig, RunConfig, override
+from ganscale.config import CheckpointConfig, RunConfig, ScoreName, override
 from ganscale.errors import ConfigError
+from ganscale.metrics.evaluation import evaluate_features
 from ganscale.training import checkpoint as cp
 from ganscale.training import checkpoint_writer
 from ganscale.training.checkpoint_writer import CheckpointWriter
-from ganscale.training.retention import best_checkpoint
+from ganscale.training.retention import best_checkpoint, score_name
 
 NETS = ("generator", "critic", "ema")
 
@@ -148,6 +150,29 @@ def test_an_evaluation_that_is_damaged_or_not_finite_counts_for_nothing(tmp_path
         evaluate(tmp_path, images, fd)
     (tmp_path / "evaluations" / "kimg-000002.json").write_text("{")
     assert best_checkpoint(tmp_path, "fd") == "kimg-000001"
+
+
+def test_nothing_is_deleted_before_a_newer_one_is_whole(tmp_path: Path):
+    """The run may have been resumed from the old one, and would be again."""
+    writer = CheckpointWriter(tmp_path, CheckpointConfig(keep=1))
+    save(writer, 1000)
+    writer.make_room(2000)
+    writer.write(2000, shared_storage(), {})
+    writer.settle()
+    assert kept(tmp_path) == ["kimg-000001"]
+    with pytest.raises(RuntimeError, match="share memory"):
+        writer.check()
+    save(writer, 3000)
+    writer.settle()
+    assert kept(tmp_path) == ["kimg-000003"]
+
+
+def test_every_score_that_may_be_chosen_is_one_that_evaluations_write():
+    rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    stamp = {"extractor": "in-domain CNN", "split": "train"}
+    written = evaluate_features(rows, rows + 1, rows - 1, stamp=stamp)
+    of_points = {"modes-hit", "within-4-sigma"}  # written by runtime/evaluation.py for the gaussians
+    assert {score_name(label) for label in written} | of_points == set(get_args(ScoreName))
 
 
 def test_an_unknown_score_is_refused_with_the_nearest():
