@@ -85,10 +85,11 @@ def test_what_a_gpu_machine_may_lack_keeps_no_operator_test_from_running(tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr
     assert "error" not in done.stdout.lower()
     assert "test_gpu.py" in done.stdout
-    bench = [sys.executable, "-m", "ganscale", "bench", "--quick", "--only", "counts", "--rounds", "1"]
+    bench = [sys.executable, "-m", "ganscale", "bench", "--quick", "--only", "counts,critic-step", "--rounds", "1"]
     done = subprocess.run(bench, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "convolution backwards" in done.stdout
+    assert "real + fake + penalty" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,11 @@ CLAIMS: dict[str, Claim] = {
     ),
     "critic-step": Claim(
         summary="the critic's loss with all gradients, as the trainer composes it from models, losses and operators",
-        module="ganscale.bench.steps",
-        function="measure_critic_step",
+        module="ganscale.bench.critic_step",
     ),
     "iteration": Claim(
         summary="whole WGAN-GP iterations: the trainer's own step with all its bookkeeping, against a bare loop",
-        module="ganscale.bench.steps",
-        function="measure_iteration",
+        module="ganscale.bench.iteration",
     ),
     "memory": Claim(
         summary="bytes of tensors alive at once while the penalty and its gradients are computed",

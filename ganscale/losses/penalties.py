@@ -8,13 +8,15 @@ each sample towards center / sqrt(N). The value is differentiable in the critic'
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from ganscale import ops
-from ganscale.config import RunConfig
+
+if TYPE_CHECKING:
+    from ganscale.config import RunConfig
 
 Critic = Callable[[Tensor], Tensor]
 
