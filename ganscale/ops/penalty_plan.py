@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 
 from ganscale.ops.penalty_program import PARAMETRIC, parse
-from ganscale.ops.penalty_trace import LOW_OR_SINGLE, Session, Traced
+from ganscale.ops.penalty_trace import LOW_OR_SINGLE, Session, Traced, global_hooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,8 @@ def _unwatchable(x: Tensor) -> str:
         return "there are no samples"
     if peek_interpreter_stack() is not None:
         return "the call is inside a torch.func transform"
+    if global_hooks():
+        return "there are global module hooks"
     if type(x) not in (Tensor, nn.Parameter):
         return f"x is a {type(x).__name__}"
     return ""

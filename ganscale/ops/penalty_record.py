@@ -65,7 +65,7 @@ def constant(session: Session, part: object) -> Tensor:
     if isinstance(part, Traced) or not isinstance(part, Tensor):
         raise NotUnderstood("multiplies values that depend on x")
     x = session.x
-    if type(part) not in (Tensor, nn.Parameter, nn.Buffer):
+    if type(part) not in (Tensor, nn.Parameter, nn.Buffer) or part.is_inference():
         raise NotUnderstood(f"reads a {type(part).__name__}")
     if part.device != x.device or part.layout != torch.strided:
         raise NotUnderstood(f"reads a tensor on {part.device}, {part.layout}")
@@ -184,7 +184,7 @@ def _matmul(session, input, other):
 
 
 def _act(session: Session, h: Traced, bias: Tensor | None, slope: float, inplace: bool = False) -> Traced:
-    require(math.isfinite(slope) and slope >= 0, f"has a negative slope of {slope}")
+    require(isinstance(slope, (int, float)) and math.isfinite(slope) and slope >= 0, f"has a negative slope of {slope}")
     tensors = [] if bias is None else [constant(session, bias)]
     shape = session.shape(h.value)[1:]
     result = session.add("act", [h], tensors, (float(slope),), shape)

@@ -106,7 +106,8 @@ class Session(TorchFunctionMode):
         self.modules: list[nn.Module] = []
         self.autocast = _autocast(x.device.type)
         self.thread = threading.get_ident()
-        self.versions: list[int] = []
+        self.saving = _saving()
+        self.versions: list[int] = []  # of the tensors when they were first read
 
     # --- the pass ----------------------------------------------------------------------------------------------------
 
@@ -122,20 +123,24 @@ class Session(TorchFunctionMode):
                     stack.callback(register(hook).remove)
                 stack.enter_context(self)
                 return self._checked(critic(self.new(0)))
-        except BaseException as error:
-            if not self.unwatched or isinstance(error, (KeyboardInterrupt, SystemExit)):
+        except (Exception, Unwatched) as error:
+            if not self.pending and not self.unwatched:  # a mistake of the critic's own
                 raise
+            # Code that asks a Traced for memory fails in ways of its own; where it is the critic that fails, it will
+            # fail again.
+            self.reason = self.unwatched or f"{self._where()} raises {type(error).__name__} when it is watched"
         finally:
             self.watching = False
-            self.versions = [tensor._version for tensor in self.tensors]
-        self.reason, self.pending = self.unwatched, False
+        self.pending = False
         if self.dry:
             return None
         with penalty_piecewise.PiecewiseMode(self.impl):
             return critic(self.x)
 
     def _checked(self, output: object) -> object:
-        if self.unwatched:  # somebody caught the exception
+        if self.pending and self._changed():
+            self.unwatched = f"{self._where()} writes into a weight that it has read"
+        if self.unwatched:  # maybe somebody caught the exception
             raise Unwatched(self.unwatched)
         return output if self.pending else self.real(output)
 
@@ -158,6 +163,8 @@ class Session(TorchFunctionMode):
         kwargs = kwargs or {}
         if Traced in types:
             return self.call(func, args, kwargs)
+        if self.tensors and self.pending and self._overwrites(func, args, kwargs):
+            self.give_up(f"{self._where()} writes into a weight that it has read")
         return penalty_piecewise.call(func, args, kwargs, self.impl)
 
     def call(self, func: Callable, args: tuple, kwargs: dict) -> object:
@@ -181,6 +188,10 @@ class Session(TorchFunctionMode):
             raise Unwatched(self.unwatched)
         if _autocast(self.x.device.type) != self.autocast:
             raise NotUnderstood("changes autocast")
+        if _saving() is not self.saving:
+            # Checkpointing and the like, which would miss, or get twice, what is computed later.
+            self.unwatched = f"{self._where()} changes how tensors are saved"
+            raise Unwatched(self.unwatched)
         if func not in RECORDERS:
             raise NotUnderstood(describe(func))
         references = [_references(part) for part in (args, kwargs)]
@@ -209,6 +220,7 @@ class Session(TorchFunctionMode):
         if id(tensor) not in self.positions:
             self.positions[id(tensor)] = len(self.tensors)
             self.tensors.append(tensor)
+            self.versions.append(tensor._version)
         return self.positions[id(tensor)]
 
     # --- turning to ordinary autograd --------------------------------------------------------------------------------
@@ -236,8 +248,20 @@ class Session(TorchFunctionMode):
     def _real_arguments(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         return self.real(args), self.real(kwargs)
 
+    def _overwrites(self, func: Callable, args: tuple, kwargs: dict) -> bool:
+        """Tell whether a call writes into memory of a tensor that a node reads."""
+        name = getattr(func, "__name__", "")
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        written = (args[:1] or tuple(kwargs.values())) if in_place else ()
+        targets = _leaves((kwargs.get("out"), *written), None)
+        storages = [target.untyped_storage()._cdata for target in targets if type(target) in (Tensor, nn.Parameter)]
+        return bool(storages) and any(tensor.untyped_storage()._cdata in storages for tensor in self.tensors)
+
+    def _changed(self) -> bool:
+        return self.versions != [tensor._version for tensor in self.tensors]
+
     def _require_unchanged(self) -> None:
-        if self.versions != [tensor._version for tensor in self.tensors]:
+        if self._changed():
             raise UserError(
                 "a value that a critic keeps from its pass in gradient_penalty",
                 "be used before the critic's parameters change",
@@ -258,7 +282,8 @@ class Session(TorchFunctionMode):
         if threading.get_ident() != self.thread:
             return None
         self.modules.append(module)
-        if self.watching and any(isinstance(arg, Traced) for arg in args) and (why := _interferes(module)):
+        apart = args and all(isinstance(arg, Tensor) and not isinstance(arg, Traced) for arg in args)
+        if self.watching and not apart and (why := _interferes(module)):
             self.give_up(f"{self._where()} {why}")
         return None if self.watching else self.real(args)
 
@@ -282,6 +307,12 @@ def _autocast(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def _saving() -> object:
+    """The function that packs tensors for a backward pass, as checkpointing sets one."""
+    packing = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return packing[0] if packing else None
+
+
 def _interferes(module: nn.Module) -> str:
     """Say why what a module does with its input may not be seen in its calls; the empty string where it is."""
     before = [hook for hook in module._forward_pre_hooks.values() if type(hook) not in (SpectralNorm, WeightNorm)]
@@ -290,6 +321,14 @@ def _interferes(module: nn.Module) -> str:
     if type(module).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel"):
         return "acts on its parameters around its pass"
     return ""
+
+
+def global_hooks() -> bool:
+    """Tell whether there are hooks of all modules, other than those of sessions."""
+    registered = [hooks._global_forward_pre_hooks, hooks._global_forward_hooks]
+    registered += [hooks._global_backward_hooks, hooks._global_backward_pre_hooks]
+    found = [hook for group in registered for hook in group.values()]
+    return any(not isinstance(getattr(hook, "__self__", None), Session) for hook in found)
 
 
 def _references(part: object) -> object:

@@ -11,6 +11,7 @@ from penalty_cases import assert_same, case, penalty_and_gradients
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from ganscale import errors, ops
 from ganscale.ops import penalty_plan
@@ -265,3 +266,101 @@ def test_spectral_norm_of_a_shared_module_steps_as_often_as_it_is_used():
 
     torch.manual_seed(0)
     _agrees(Twice().double(), torch.randn(3, 2, 5, 5, dtype=torch.float64))
+
+
+class Noisy(nn.Module):
+    """Writes into what it has read: a buffer of noise that is drawn anew after its use."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+        self.conv, self.out = nn.Conv2d(2, 4, 3), nn.Linear(36, 1)
+        self.register_buffer("noise", torch.ones(4, 3, 3))
+
+    def forward(self, x):
+        h = self.conv(x) + self.noise
+        with torch.no_grad():
+            self.draw(self.noise)
+        return self.out(F.relu(h).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda noise: noise.normal_(),
+        lambda noise: noise[0].fill_(-3.0),
+        lambda noise: noise.__setitem__(0, -3.0),
+        lambda noise: torch.randn(noise.shape, out=noise),
+        lambda noise: nn.init.constant_(noise, -3.0),
+        lambda noise: torch._foreach_mul_([noise], -3.0),
+    ],
+)
+def test_a_weight_that_is_written_after_it_was_read_counts_as_it_was(draw):
+    torch.manual_seed(0)
+    critic, x = Noisy(draw).double(), torch.randn(3, 2, 5, 5, dtype=torch.float64)
+    other = copy.deepcopy(critic)
+    assert "writes into a weight that it has read" in ops.explain_choice(critic, x).reason
+    found = []
+    for impl, module in (("auto", critic), ("reference", other)):
+        torch.manual_seed(1)
+        found.append(penalty_and_gradients(module, x, impl, [module.conv.weight, module.out.weight]))
+    assert_same(*found)
+    assert torch.equal(critic.noise, other.noise)
+
+
+def test_hooks_are_seen_whatever_way_a_module_is_called():
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(2, 4, 3), nn.ReLU()
+
+        def forward(self, x):
+            return self.act(input=self.conv(input=x)).flatten(1)
+
+    critic, x = ByName().double(), torch.randn(3, 2, 5, 5, dtype=torch.float64)
+    _agrees(critic, x)
+    handle = critic.act.register_full_backward_hook(lambda module, to_input, to_output: (to_input[0] * 2,))
+    assert "has hooks" in ops.explain_choice(critic, x).reason
+    handle.remove()
+    with_hook = nn.modules.module.register_module_forward_hook(lambda module, args, output: output * 2)
+    try:
+        assert ops.explain_choice(critic, x).reason == "there are global module hooks"
+        parameters = list(critic.parameters())
+        ours = penalty_and_gradients(critic, x, "auto", parameters)
+        assert_same(ours, penalty_and_gradients(critic, x, "reference", parameters))
+    finally:
+        with_hook.remove()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_parts_are_left_to_torch(reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(2, 4, 3), nn.Linear(36, 1)
+
+        def forward(self, x):
+            h = checkpoint(lambda h: F.relu(self.conv(h)).tanh(), x, use_reentrant=reentrant)
+            return self.out(h.flatten(1))
+
+    critic, x = Checkpointed().double(), torch.randn(3, 2, 5, 5, dtype=torch.float64)
+    if reentrant:  # torch itself cannot differentiate it twice
+        for impl in ("auto", "reference"):
+            with pytest.raises(RuntimeError, match="checkpoint"):
+                ops.gradient_penalty(critic, x, impl=impl)
+    else:
+        assert "changes how tensors are saved" in ops.explain_choice(critic, x).reason
+        parameters = list(critic.parameters())
+        ours = penalty_and_gradients(critic, x, "auto", parameters)
+        assert_same(ours, penalty_and_gradients(critic, x, "reference", parameters))
+
+
+def test_code_that_wants_the_memory_of_x_gets_it():
+    def critic(x):
+        offset = torch.from_numpy(x.detach().numpy()).mean().item()
+        assert x.data_ptr() != 0
+        return (x * offset).sum((1, 2, 3))
+
+    x = torch.randn(3, 2, 5, 5, dtype=torch.float64)
+    ours, plain = (ops.gradient_penalty(critic, x, impl=impl) for impl in ("auto", "reference"))
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=0)
