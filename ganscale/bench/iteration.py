@@ -25,6 +25,8 @@ from ganscale.training.step import build_phases, leave_gradients, train_step
 
 CLAIM = "iteration"
 LATENT, LR = 64, 1e-4
+OURS_F32 = "ours, f32"
+GOALS = {"f32": {TEXTBOOK: 1.2}, "bf16": {TEXTBOOK: 1.2, OURS_F32: 2.0}}
 
 
 def recipe(side: int, *, batch: int = 64, precision: str = "fp32") -> RunConfig:
@@ -84,7 +86,10 @@ def measure(settings: Settings) -> Iterator[Line]:
         case = Case(claim=CLAIM, what="critic + generator + Adam", shape=shape_of(batch, side), dtype=dtype)
         config = recipe(side, batch=batch, precision=precision)
         peers = {TEXTBOOK: textbook_iteration(side, batch, dtype, settings.device)}
-        yield from compare(settings, case, peers=peers, ours=our_iteration(config, settings.device))
+        if dtype == "bf16" and settings.device == "cpu":
+            peers[OURS_F32] = our_iteration(recipe(side, batch=batch), settings.device)
+        goals = GOALS[dtype] if settings.device == "cpu" else {}
+        yield from compare(settings, case, peers=peers, ours=our_iteration(config, settings.device), goals=goals)
         if settings.device == "cuda":
             case = replace(case, what=f"{case.what}, ours with train.cuda_graphs")
             ours = our_iteration(config, settings.device, graphs=True)
