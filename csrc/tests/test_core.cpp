@@ -8,6 +8,8 @@
 
 using namespace ganscale;
 
+int check_generator_kernels();  // test_generator.cpp; returns how many checks passed
+
 namespace {
 
 int checks = 0;
@@ -150,6 +152,7 @@ int main() {
     test_channel_sum(4097, 3, 5, threads);
   }
   test_refusals();
+  checks += check_generator_kernels();
   std::printf("%s: %d checks passed\n", active_isa(), checks);
   return 0;
 }

@@ -265,7 +265,11 @@ def _by_batch(x, gamma, beta, eps, activation, negative_slope, reduce, impl, tot
         got, remedy = f"shape {tuple(x.shape)}", "use a larger batch, or eval mode"
         raise UserError("x", "hold more than one value a channel to have batch statistics", got, remedy)
     fused = _choice.use_fused(impl, x, "batch_norm_act")
-    if reduce is None and (not fused or count == 0):
+    if reduce is None and count == 0:  # nothing to take statistics of; gradients of zeros all the same
+        zero = x.new_zeros(x.shape[1], dtype=_bind.accumulation(x.dtype))
+        gamma, beta = zero + 1 if gamma is None else gamma, zero if beta is None else beta
+        return reference_norm.affine_act(x, None, gamma, beta, *how[1:]), zero, zero, zero
+    if reduce is None and not fused:
         y, mean, variance = reference_norm.batch_norm_act(x, gamma, beta, *how)
         return y, mean, variance, variance * (count / max(1, count - 1))
     if reduce is None and not is_plain(x):
@@ -329,7 +333,7 @@ def norm_act(
             beta = 0 * offset if beta is None else _number_a_channel("beta", beta, x) + 0 * offset
         how = eps, activation, negative_slope, sum_over_ranks, impl, totals
         y, mean, _, unbiased = _by_batch(x, gamma, beta, *how)
-        if training and running_mean is not None and running_var is not None and x.numel():
+        if training and running_mean is not None and running_var is not None and (x.numel() or sum_over_ranks):
             with torch.no_grad():
                 mean = mean if offset is None else mean + offset
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
