@@ -23,7 +23,7 @@ from ganscale.runtime.mirror import Mirror, complete_checkpoints
 from ganscale.runtime.remote import publish, pull_checkpoint, working_copy
 from ganscale.runtime.run_lock import LOCK, ourselves, parse_holder
 from ganscale.runtime.storage import ObjectStore, StorageError
-from ganscale.training.checkpoint import MANIFEST, names, newest, verify
+from ganscale.training.checkpoint import MANIFEST, newest, verify
 
 HALF = {"train__kimg": 0.256}
 PATIENCE_S = 150  # only where all else fails
@@ -286,25 +286,3 @@ def test_the_verbs_take_an_address_for_a_run(server, runs, machine, tmp_path):
     refused = call("report", f"{runs}/none")
     assert refused.exit_code == 2
     assert refused.stderr.startswith("error: run must be one in the store, ")
-
-
-@pytest.mark.ray
-def test_workers_on_another_machine_get_and_keep_the_run_by_the_store(server, runs, machine, straight, tmp_path):
-    """The workers have another working copy than the driver, as where they share no disk."""
-    import ray
-
-    from ganscale.runtime.local import ray_session
-
-    start(runs, **HALF)
-    machine("driver")
-    elsewhere = {"env_vars": {"GANSCALE_CACHE": str(tmp_path / "elsewhere")}}
-    seen = []
-    with ray_session(address=None, cpus=2, gpus=0, verbose=False, meanwhile=None):
-        ray.shutdown()
-        ray.init(num_cpus=2, runtime_env=elsewhere, log_to_driver=False, logging_level="ERROR")
-        run = launch(tiny_config(), resume=f"{runs}/x", workers=2, on_tick=seen.append)
-    assert verify(newest(run.path))["images"] == 512
-    assert names(tmp_path / "elsewhere" / run.path.relative_to(tmp_path / "driver") / "checkpoints")
-    assert [tick["images"] for tick in seen] == [384, 512]
-    assert [tick["images"] for tick in ticks(run.path)] == [128, 256, 384, 512]
-    assert not [name for name in keys(server, runs) if name.startswith(".")]
