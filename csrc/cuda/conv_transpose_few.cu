@@ -5,7 +5,8 @@
 // x (with the rim that taps reach) and the phase's weights go to shared memory as the accumulation type, and each value
 // of x read from there feeds all output channels. Bound: fused multiply-adds, ceil(K/s)^2 * CI * CO an output; x is read
 // about once from memory, s^2 times from the L2 cache. Sums run over CI and then taps in one thread: a fixed order.
-#include "phases.h"
+// 16-bit channels_last images that allow it go to tensor cores instead: conv_transpose_picture.cu.
+#include "conv_transpose_picture.h"
 
 namespace ganscale::cuda {
 namespace {
@@ -114,12 +115,18 @@ __global__ void __launch_bounds__(kThreads, 2)
         const A* of = w + (down.taps - 1 - ty) * across.taps * 4;
 #pragma unroll 4
         for (int tx = across.taps - 1; tx >= 0; --tx, of += 4) {
-          const auto four = *reinterpret_cast<const Pack<A, 4>*>(of);
+          A four[4];
+#pragma unroll
+          for (int i = 0; i < 4; i += kWide<A>) {
+            const auto part = *reinterpret_cast<const Pack<A, kWide<A>>*>(of + i);
+#pragma unroll
+            for (int k = 0; k < kWide<A>; ++k) four[i + k] = part.at[k];
+          }
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
             const A v = row[r * lines * plan.pitch + tx];
 #pragma unroll
-            for (int k = 0; k < kChannels; ++k) total[r][k] = multiply_add(v, four.at[k], total[r][k]);
+            for (int k = 0; k < kChannels; ++k) total[r][k] = multiply_add(v, four[k], total[r][k]);
           }
         }
       }
@@ -223,6 +230,10 @@ Status conv_transpose_few(const View& x, const View& weight, const View& bias, c
                           int activation, double slope, const Exec& exec) {
   OnDevice guard(exec.device);
   if (guard.error() != cudaSuccess) return from(guard.error(), "selecting the device");
+  PicturePlan picture{};
+  if (plan_picture(x, weight, y, shape, &picture)) {
+    return run_picture(x, weight, bias, y, picture, activation, slope, exec);
+  }
   return with_dtype(x.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     constexpr int kTall = 4;
@@ -243,6 +254,9 @@ Status conv_transpose_few(const View& x, const View& weight, const View& bias, c
   });
 }
 
-int64_t conv_transpose_few_workspace_bytes(const View&, const View&, const View&, const ConvShape&) { return 0; }
+int64_t conv_transpose_few_workspace_bytes(const View& x, const View& weight, const View& y, const ConvShape& shape) {
+  PicturePlan picture{};
+  return plan_picture(x, weight, y, shape, &picture) ? picture.workspace_bytes : 0;
+}
 
 }  // namespace ganscale::cuda
