@@ -1,28 +1,23 @@
-"""Recorders of arithmetic, of changes of shape, and of maps without weights; see penalty_record."""
+"""Recorders of arithmetic and of changes of shape; see penalty_record."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ganscale.ops.penalty_record import (
-    RECORDERS,
     as_x,
     broadcast,
     constant,
-    describe,
     records,
-    repeated,
     require,
     shifted,
 )
 from ganscale.ops.penalty_trace import NotUnderstood, Session, Traced
-
-__all__ = ["RECORDERS", "describe"]
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
@@ -101,7 +96,7 @@ def _div(session, input, other, *, rounding_mode=None):
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 
-def _reshaped(session: Session, h: Traced, shape: Sequence[int], *, alias: bool = True) -> Traced:
+def reshaped(session: Session, h: Traced, shape: Sequence[int], *, alias: bool = True) -> Traced:
     rows = session.shape(h.value)[0]
     shape = [int(size) for size in shape]
     count, known = math.prod(session.shape(h.value)), math.prod(size for size in shape if size != -1)
@@ -115,7 +110,7 @@ def _reshaped(session: Session, h: Traced, shape: Sequence[int], *, alias: bool 
     return result
 
 
-def _axis(axis: int, axes: int) -> int:
+def axis_of(axis: int, axes: int) -> int:
     axis = int(axis)
     require(-axes <= axis < axes, "names an axis that is not there")
     require(axis % axes != 0, "works along the batch axis")
@@ -127,26 +122,26 @@ def _reshape(session, input, *shape, **named):
     shape = named.get("shape", named.get("size", shape))
     shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
     require(isinstance(shape, (tuple, list, torch.Size)) and "dtype" not in named, "changes the dtype")
-    return _reshaped(session, as_x(input), shape)
+    return reshaped(session, as_x(input), shape)
 
 
 @records(torch.flatten, Tensor.flatten)
 def _flatten(session, input, start_dim=0, end_dim=-1):
     shape = session.shape(as_x(input).value)
-    first, last = _axis(start_dim, len(shape)), _axis(end_dim, len(shape))
+    first, last = axis_of(start_dim, len(shape)), axis_of(end_dim, len(shape))
     require(first <= last, "flattens backwards")
-    return _reshaped(session, input, (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]))
+    return reshaped(session, input, (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]))
 
 
 @records(torch.unflatten, Tensor.unflatten)
 def _unflatten(session, input, dim, sizes):
     shape = session.shape(as_x(input).value)
     require(isinstance(dim, int), "names its axes")
-    axis = _axis(dim, len(shape))
+    axis = axis_of(dim, len(shape))
     require(math.prod(abs(s) for s in sizes) > 0, "reshapes to another size")
     known = math.prod(size for size in sizes if size != -1)
     sizes = [shape[axis] // known if size == -1 else size for size in sizes]
-    return _reshaped(session, input, (*shape[:axis], *sizes, *shape[axis + 1 :]))
+    return reshaped(session, input, (*shape[:axis], *sizes, *shape[axis + 1 :]))
 
 
 @records(torch.squeeze, Tensor.squeeze)
@@ -156,16 +151,16 @@ def _squeeze(session, input, dim=None):
         require(shape[0] != 1, "squeezes the batch axis")
         dropped = set(range(len(shape)))
     else:
-        dropped = {_axis(axis, len(shape)) for axis in (dim if isinstance(dim, (tuple, list)) else (dim,))}
+        dropped = {axis_of(axis, len(shape)) for axis in (dim if isinstance(dim, (tuple, list)) else (dim,))}
     kept = [size for axis, size in enumerate(shape) if axis not in dropped or size != 1]
-    return _reshaped(session, input, kept)
+    return reshaped(session, input, kept)
 
 
 @records(torch.unsqueeze, Tensor.unsqueeze)
 def _unsqueeze(session, input, dim):
     shape = list(session.shape(as_x(input).value))
-    axis = _axis(dim, len(shape) + 1)
-    return _reshaped(session, input, (*shape[:axis], 1, *shape[axis:]))
+    axis = axis_of(dim, len(shape) + 1)
+    return reshaped(session, input, (*shape[:axis], 1, *shape[axis:]))
 
 
 def _reduce(mean: bool):
@@ -174,7 +169,7 @@ def _reduce(mean: bool):
         dim = axis if dim is None else dim
         require(dim is not None, "sums over the batch axis")
         shape = session.shape(as_x(input).value)
-        axes = sorted(_axis(a, len(shape)) for a in (dim if isinstance(dim, (tuple, list)) else (dim,)))
+        axes = sorted(axis_of(a, len(shape)) for a in (dim if isinstance(dim, (tuple, list)) else (dim,)))
         require(len(axes) == len(set(axes)) > 0, "sums over the batch axis")
         kept = [1 if a in axes else size for a, size in enumerate(shape) if keepdim or a not in axes]
         return session.add("reduce", [input], [], (axes, bool(keepdim), mean), kept[1:])
@@ -191,7 +186,7 @@ def _cat(session, tensors, dim=0):
     parts = list(tensors)
     inputs = [part for part in parts if isinstance(part, Traced)]
     shape = session.shape(inputs[0].value)
-    axis = _axis(dim, len(shape))
+    axis = axis_of(dim, len(shape))
     sizes = []
     for part in parts:
         size = session.shape(part.value) if isinstance(part, Traced) else tuple(constant(session, part).shape)
@@ -222,7 +217,7 @@ def _contiguous(session, input, memory_format=torch.contiguous_format):
 
 @records(torch.clone, Tensor.clone)
 def _clone(session, input, *, memory_format=None):
-    return _reshaped(session, as_x(input), session.shape(input.value), alias=False)
+    return reshaped(session, as_x(input), session.shape(input.value), alias=False)
 
 
 @records(Tensor.to, Tensor.type)
@@ -244,74 +239,3 @@ def _float(session, input):
 @records(Tensor.double)
 def _double(session, input):
     return _to(session, input, torch.float64)
-
-
-# --- pools, resampling, padding --------------------------------------------------------------------------------------
-
-
-def _map(session: Session, h: Traced, name: str, options: tuple, shape: Sequence[int]) -> Traced:
-    return session.add("map", [h], [], (name, *options), tuple(shape)[1:])
-
-
-def _outline(session: Session, h: Traced) -> Tensor:
-    """An empty tensor of the shape of h, to let torch work out the shape of what it makes of it."""
-    return torch.empty(session.shape(h.value), device="meta")
-
-
-def _avg_pool(axes: int, pool: Callable[..., Tensor]) -> Callable[..., Traced]:
-    def record(
-        session, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
-        divisor_override=None,
-    ):  # fmt: skip
-        h = as_x(input)
-        require(len(session.shape(h.value)) == axes + 2, "gets an input of unusual shape")
-        kernel = repeated(kernel_size, axes)
-        options = (
-            kernel, repeated(stride, axes) if stride else kernel, repeated(padding, axes), bool(ceil_mode),
-            bool(count_include_pad), divisor_override,
-        )  # fmt: skip
-        return _map(session, h, f"avg_pool{axes}d", options, pool(_outline(session, h), *options).shape)
-
-    return record
-
-
-records(F.avg_pool2d)(_avg_pool(2, F.avg_pool2d))
-records(F.avg_pool3d)(_avg_pool(3, F.avg_pool3d))
-
-
-@records(F.adaptive_avg_pool2d)
-def _adaptive_avg_pool2d(session, input, output_size):
-    h = as_x(input)
-    shape = session.shape(h.value)
-    require(len(shape) == 4, "gets an input of unusual shape")
-    wanted = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
-    sides = tuple(n if side is None else int(side) for side, n in zip(wanted, shape[2:], strict=True))
-    return _map(session, h, "adaptive_avg_pool2d", (sides,), (*shape[:2], *sides))
-
-
-@records(F.interpolate)
-def _interpolate(
-    session, input, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None,
-    antialias=False,
-):  # fmt: skip
-    h = as_x(input)
-    shape = session.shape(h.value)
-    require(mode == "nearest" and not recompute_scale_factor and not antialias, f"resamples by mode {mode}")
-    require(3 <= len(shape) <= 5 and (size is None) != (scale_factor is None), "gets an input of unusual shape")
-    axes = len(shape) - 2
-    if size is not None:
-        sides, scales = repeated(size, axes), (None,) * axes
-    else:
-        many = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * axes
-        scales = tuple(float(s) for s in many)
-        sides = tuple(math.floor(n * s) for n, s in zip(shape[2:], scales, strict=True))
-    return _map(session, h, "nearest", (sides, scales), (*shape[:2], *sides))
-
-
-@records(F.pad)
-def _pad(session, input, pad, mode="constant", value=None):
-    h = as_x(input)
-    require(mode == "constant" and not value, f"pads by mode {mode} with {value}")
-    pad, shape = tuple(int(side) for side in pad), session.shape(h.value)
-    require(len(pad) % 2 == 0 and len(pad) // 2 < len(shape), "pads the batch axis")
-    return _map(session, h, "pad", (pad,), F.pad(_outline(session, h), pad).shape)

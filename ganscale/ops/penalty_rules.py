@@ -222,6 +222,12 @@ def _nearest_adjoint(q: Tensor, shape: Shape, size: Shape, scales: tuple) -> Ten
     return kernels[len(size) - 1](q, size, shape, *scales)
 
 
+def _put_back(q: Tensor, shape: Shape, axis: int, start: int, length: int) -> Tensor:
+    whole = torch.zeros(shape, dtype=q.dtype, device=q.device)
+    whole.narrow(axis, start, length).copy_(q)
+    return whole
+
+
 MAPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "avg_pool2d": (aten.avg_pool2d, lambda q, shape, *o: aten.avg_pool2d_backward(q, _like_input(q, shape), *o)),
     "avg_pool3d": (aten.avg_pool3d, lambda q, shape, *o: aten.avg_pool3d_backward(q, _like_input(q, shape), *o)),
@@ -229,6 +235,14 @@ MAPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
         aten._adaptive_avg_pool2d,
         lambda q, shape, size: aten._adaptive_avg_pool2d_backward(q, _like_input(q, shape)),
     ),
+    "bilinear": (
+        lambda h, size, corners, scales: aten.upsample_bilinear2d(h, size, corners, *scales),
+        lambda q, shape, size, corners, scales: aten.upsample_bilinear2d_backward(q, size, shape, corners, *scales),
+    ),
+    "pixel_shuffle": (aten.pixel_shuffle, lambda q, shape, factor: aten.pixel_unshuffle(q, factor)),
+    "pixel_unshuffle": (aten.pixel_unshuffle, lambda q, shape, factor: aten.pixel_shuffle(q, factor)),
+    "permute": (aten.permute, lambda q, shape, order: q.permute([order.index(axis) for axis in range(q.ndim)])),
+    "part": (aten.narrow, _put_back),
     "nearest": (_nearest, _nearest_adjoint),
     "pad": (
         lambda h, pad: aten.constant_pad_nd(h, pad, 0),

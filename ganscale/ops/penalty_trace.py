@@ -180,7 +180,7 @@ class Session(TorchFunctionMode):
         return penalty_piecewise.call(func, *self._real_arguments(args, kwargs), self.impl)
 
     def _record(self, func: Callable, args: tuple, kwargs: dict) -> Traced:
-        from ganscale.ops.penalty_record_shapes import RECORDERS, describe
+        from ganscale.ops.penalty_record_maps import RECORDERS, describe
 
         if not torch.is_grad_enabled():
             # Inside a torch.autograd.Function, whose backward is not that of the calls seen here, or under no_grad.
