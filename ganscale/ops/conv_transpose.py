@@ -167,7 +167,7 @@ _conv_transpose_totals.register_autograd(_totals_gradients, setup_context=_total
 
 
 def _pair(what: str, value: int | Pair, least: int) -> Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
         raise UserError(what, f"be an integer of at least {least}, or one for each side", value, "correct it")
     return pair
@@ -201,12 +201,12 @@ def _checked(x, weight, bias, stride, padding, output_padding) -> tuple[Pair, Pa
 @contextlib.contextmanager
 def _cast_once(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
     """Under autocast cast these as torch does for a convolution, and switch it off for what is inside."""
-    device = next(t for t in tensors if t is not None).device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else ""
+    if not (device and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         yield tensors
         return
     dtype = torch.get_autocast_dtype(device)
-    cast = tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    cast = tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype != torch.float64 else t for t in tensors)
     with torch.autocast(device, enabled=False):
         yield cast
 

@@ -138,7 +138,7 @@ def test_first_and_second_derivatives_are_exact(shape, activation):
         def batch(x, gamma, beta):
             return ops.batch_norm_act(x, gamma, beta, activation=activation, impl="fused")[0]
 
-        def constant(x, scale, shift):
+        def constant(x, scale, shift, stats=stats):
             return ops.affine_act(x, scale, shift, mean=stats[0], activation=activation, impl="fused")
 
         for function, arguments in ((batch, inputs), (constant, known)):
