@@ -43,6 +43,8 @@ MOST_REGISTERS = {
     "affine_act_kernel": 128,
     "backward_kernel": 128,
     "few_kernel": 128,
+    "picture_kernel": 128,
+    "pack_picture_kernel": 32,
     "gemm_kernel": 255,  # accumulators of a tile of 128 x 128 live in registers
     "pack_kernel": 40,
     "pad_kernel": 32,
@@ -110,8 +112,10 @@ def test_aligned_tensors_move_in_16_bytes(kernels):
 
 def test_transposed_convolutions_run_on_tensor_cores(kernels):
     gemms = [kernel for kernel in kernels if kernel.name == "gemm_kernel" and "TensorProduct" in str(kernel)]
+    pictures = [kernel for kernel in kernels if kernel.name == "picture_kernel"]
     assert {kernel.element for kernel in gemms} == set(TENSOR)
-    for kernel in gemms:
+    assert {kernel.element for kernel in pictures} == {"bf16", "f16"}
+    for kernel in gemms + pictures:
         assert kernel.count(TENSOR[kernel.element]), str(kernel)
         assert kernel.count(r"HMMA.*") == kernel.count(TENSOR[kernel.element]), str(kernel)
         assert kernel.count(r"LDGSTS.*\.128"), f"{kernel} copies to shared memory asynchronously"
