@@ -40,41 +40,51 @@ class _PiecewiseLinear(torch.autograd.Function):
     """x where positive, else slope * x; its derivative is read off the output, which has the sign of x or is zero."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, slope: float) -> Tensor:
+    def forward(ctx, x: Tensor, slope: float, inplace: bool) -> Tensor:
         ctx.set_materialize_grads(False)
-        y = F.leaky_relu(x, slope) if slope else F.relu(x)
+        y = F.leaky_relu(x, slope, inplace) if slope else F.relu(x, inplace)
+        if inplace:
+            ctx.mark_dirty(x)
         ctx.save_for_backward(y)
         ctx.slope = slope
         return y
 
     @staticmethod
-    def backward(ctx, gy: Tensor | None) -> tuple[Tensor | None, None]:
-        return None if gy is None else _Slope.apply(gy, *ctx.saved_tensors, ctx.slope), None
+    def backward(ctx, gy: Tensor | None) -> tuple[Tensor | None, None, None]:
+        return None if gy is None else _Slope.apply(gy, *ctx.saved_tensors, ctx.slope), None, None
 
 
-def piecewise_linear(x: Tensor, slope: float, impl: str) -> Tensor:
+def piecewise_linear(x: Tensor, slope: float, inplace: bool, impl: str) -> Tensor:
     """x where positive, else slope * x (slope >= 0), by the compiled kernel where that pays."""
     activation = "leaky_relu" if slope else "relu"
-    if _choice.use_fused(impl, x, activation):
+    if not inplace and _choice.use_fused(impl, x, activation):
         return _register.bias_act(x, None, activation, slope)
-    return _PiecewiseLinear.apply(x, slope)
+    return _PiecewiseLinear.apply(x, slope, inplace)
 
 
 def call(func: Callable, args: tuple, kwargs: dict, impl: str) -> object:
-    """Call ``func``, with a piecewise linear activation that is not in place put in the place of torch's."""
+    """Call ``func``, or what stands in for it here."""
     swap = _swaps().get(func)
     result = swap(impl, *args, **kwargs) if swap else NotImplemented
     return func(*args, **kwargs) if result is NotImplemented else result
 
 
 def _relu(impl: str, /, input: Tensor, inplace: bool = False) -> object:
-    return NotImplemented if inplace or not _fits(input) else piecewise_linear(input, 0.0, impl)
+    return piecewise_linear(input, 0.0, inplace, impl) if _fits(input, inplace) else NotImplemented
+
+
+def _relu_in_place(impl: str, /, input: Tensor) -> object:
+    return _relu(impl, input, True)
 
 
 def _leaky_relu(impl: str, /, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> object:
-    if inplace or negative_slope < 0 or not _fits(input):
+    if negative_slope < 0 or not _fits(input, inplace):
         return NotImplemented
-    return piecewise_linear(input, float(negative_slope), impl)
+    return piecewise_linear(input, float(negative_slope), inplace, impl)
+
+
+def _leaky_relu_in_place(impl: str, /, input: Tensor, negative_slope: float = 0.01) -> object:
+    return _leaky_relu(impl, input, negative_slope, True)
 
 
 def _bias_act(impl: str, /, x: Tensor, bias: Tensor | None = None, **options: object) -> object:
@@ -84,11 +94,13 @@ def _bias_act(impl: str, /, x: Tensor, bias: Tensor | None = None, **options: ob
     if _choice.use_fused(impl, x, activation):
         return NotImplemented
     slope = options.get("negative_slope", 0.2) if activation == "leaky_relu" else 0.0
-    return piecewise_linear(reference.bias_act(x, bias, "linear", 0.0), slope, impl)
+    return piecewise_linear(reference.bias_act(x, bias, "linear", 0.0), slope, False, impl)
 
 
-def _fits(x: object) -> bool:
-    return type(x) is Tensor and x.dtype in _bind.DTYPES and x.layout == torch.strided
+def _fits(x: object, inplace: bool = False) -> bool:
+    """Tell whether a stand-in takes ``x``; in place, views and leaves are left to torch and its rules for them."""
+    plain = type(x) is Tensor and x.dtype in _bind.DTYPES and x.layout == torch.strided
+    return plain and not (inplace and (x._is_view() or x.is_leaf))
 
 
 @functools.cache
@@ -97,6 +109,7 @@ def _swaps() -> dict[Callable, Callable]:
 
     return {
         F.relu: _relu, torch.relu: _relu, Tensor.relu: _relu, F.leaky_relu: _leaky_relu, ops.bias_act: _bias_act,
+        torch.relu_: _relu_in_place, Tensor.relu_: _relu_in_place, F.leaky_relu_: _leaky_relu_in_place,
     }  # fmt: skip
 
 

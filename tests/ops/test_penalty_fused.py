@@ -18,7 +18,7 @@ from penalty_cases import (
     seeded_biases,
 )
 
-from ganscale import ops
+from ganscale import errors, ops
 from ganscale.ops import _choice, penalty_plan
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -173,3 +173,10 @@ def test_infinite_weights_are_not_hidden():
     ours, plain = (ops.gradient_penalty(critic, x, impl=impl).detach() for impl in ("auto", "reference"))
     assert torch.equal(ours.isfinite(), plain.isfinite())
     assert not ours.isfinite().any()
+
+
+def test_kernels_that_are_asked_for_and_are_not_there_are_missed(monkeypatch):
+    critic, x = case("k4s2p1-16")
+    monkeypatch.setattr(_choice, "obstacle", lambda device: "turned off by the test")
+    with pytest.raises(errors.MissingPackageError, match="turned off by the test"):
+        ops.gradient_penalty(critic, x, impl="fused")

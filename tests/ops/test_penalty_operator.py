@@ -92,9 +92,12 @@ class _Total(nn.Module):
         return torch.einsum("nchw->n", h)
 
 
-def test_the_piecewise_penalty_of_five_convolutions_convolves_15_times_and_differentiates_5_times():
+@pytest.mark.parametrize("inplace", [False, True])
+def test_the_piecewise_penalty_of_five_convolutions_convolves_15_times_and_differentiates_5_times(inplace):
     critic, x = _stack(5)
     critic.append(_Total())
+    for act in critic[1:-1:2]:
+        act.inplace = inplace
     assert ops.explain_choice(critic, x).path == "piecewise"
     counts = [
         _count(lambda impl=impl: ops.gradient_penalty(critic, x, impl=impl).sum().backward())

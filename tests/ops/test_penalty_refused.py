@@ -102,6 +102,19 @@ def test_a_critic_that_is_not_piecewise_linear_is_refused_and_its_gradients_are_
         assert torch.equal(a, b)  # running statistics moved once
 
 
+@pytest.mark.parametrize("act", [nn.ReLU, nn.LeakyReLU])
+def test_activations_in_place_of_a_refused_critic_are_exact(act):
+    x = torch.randn(4, 3, 10, 10, dtype=torch.float64)
+    found = []
+    for impl in ("auto", "reference"):
+        critic = _critic("batch norm")
+        critic.before[1] = critic.after[1] = act(inplace=True)
+        inner = nn.Sequential(nn.BatchNorm2d(6), act(inplace=True), nn.Softplus(), nn.Dropout(0.0), act(inplace=True))
+        critic.middle = inner.double()
+        found.append(penalty_and_gradients(critic, x, impl, list(critic.parameters()), center=0.1))
+    assert_same(*found)
+
+
 def test_active_dropout_draws_as_in_an_ordinary_pass():
     critic = _critic("softplus")
     critic.middle = nn.Dropout(0.5)
