@@ -8,7 +8,7 @@ import click
 
 from ganscale.cli.group import Verb
 from ganscale.cli.output import result
-from ganscale.cli.params import WholeNumber
+from ganscale.cli.params import WholeNumber, find_run
 from ganscale.errors import UserError
 
 EVENTS = "events.out.tfevents.*"
@@ -21,7 +21,8 @@ PORT = 6006
 def dashboard(where: str, port: int) -> None:
     """Show runs in TensorBoard, on localhost.
 
-    RUN is a run directory or the name of one below runs/; DIR (default: runs) shows every run below it.
+    RUN is a run directory, the name of one below runs/, or an address in an object store; DIR (default: runs) shows
+    every run below it.
     """
     folder = find_events(where)
     from ganscale.dashboards.server import start_tensorboard
@@ -33,7 +34,7 @@ def dashboard(where: str, port: int) -> None:
 
 def find_events(where: str) -> Path:
     """Return the directory that ``where`` names, a path or a run below ``runs``; raises ``UserError`` if eventless."""
-    for folder in (Path(where), Path("runs") / where):
+    for folder in (find_run(where),) if "://" in where else (Path(where), Path("runs") / where):
         if next(folder.rglob(EVENTS), None) is not None:
             return folder
     raise UserError("RUN or DIR", "be a directory that holds TensorBoard events", where, "train with `ganscale launch`")

@@ -75,11 +75,12 @@ class Mirror:
 
     def send(self, *, growing: bool = True) -> None:
         """Send what is new; ``growing`` files included. Raises StorageError or StorageAway."""
+        ready = names(self._run_dir / _CHECKPOINTS)  # first: the lines of metrics up to these are written already
         for file in self._loose_files(growing):
             self._send_file(file)
         if self._whole is None:
             self._whole = self._find_whole()
-        for path in reversed(names(self._run_dir / _CHECKPOINTS)):  # the newest one is what a resume wants
+        for path in reversed(ready):  # the newest one is what a resume wants
             if path.name not in self._whole and self._send_checkpoint(path):
                 self._whole.add(path.name)
                 self._prune()

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from tiny_runs import tiny_config
 
+from ganscale.config import override
 from ganscale.errors import CheckpointError, ConfigError, DataError, ResourceError, RunFailed, UserError
+from ganscale.presets import preset
 from ganscale.runtime import launch, load, plan, planner
 from ganscale.runtime.resume import compare_settings
 from ganscale.runtime.run_lock import ourselves
@@ -90,6 +92,20 @@ def test_what_a_killed_launch_left_stops_no_later_one(tmp_path):
     (first.path / ".ray" / "stop").touch()
     assert launch(tiny_config(), resume=first.path, workers=0).checkpoint().images == 512
     assert not (first.path / ".ray").exists()
+
+
+def test_the_best_evaluated_checkpoint_outlives_the_newest_ones(tmp_path):
+    settings = {"model.width": 16, "checkpoint.keep": 1, "checkpoint.keep_best": "modes-hit", "sample.every_kimg": 99}
+    config = override(preset("r3gan-gaussians"), settings | {"checkpoint.every_kimg": 0.512, "train.kimg": 0.512})
+    first = launch(config, name="points", runs_dir=tmp_path, workers=0)
+    evaluated = names(first.path / "checkpoints")[-1].name
+    first.evaluate(num=1000)
+    longer = override(config, {"train.kimg": 2.048})
+    kept = [path.name for path in names(launch(longer, resume=first.path, workers=0).path / "checkpoints")]
+    assert kept == [evaluated, "kimg-000002.048"]
+    longest = override(longer, {"train.kimg": 3.072, "checkpoint.keep_best": None})
+    kept = [path.name for path in names(launch(longest, resume=first.path, workers=0).path / "checkpoints")]
+    assert kept == ["kimg-000003.072"]
 
 
 def test_settings_that_make_it_another_run_may_not_change_on_resume():
