@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(kGemmThreads, 2) gemm_kernel(GemmArguments<T> 
     product.next(shared + reading * kStageBytes);  // past the last stage: whatever lies there, and not used
     product.multiply_second();
   }
-  cp_async_wait<0>();
-  __syncthreads();
+  cp_async_wait<0>();  // the groups left are empty: for the race checker
+  __syncthreads();     // what was read past the last stage is not used: for the race checker
 
   product.each([&](int row, int column, float first, float second) {
     Pack<float, 2> pair;

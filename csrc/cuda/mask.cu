@@ -72,7 +72,7 @@ __device__ __forceinline__ void store_bits(uint8_t* mask, int64_t first, uint32_
 #pragma unroll
   for (int step = 1; step < kSharers; step *= 2) word |= __shfl_xor_sync(0xffffffffu, word, step);
   const int64_t byte = first / 32 * 4;
-  if (place != 0 || byte >= bytes) return;
+  if (place != 0 || byte >= bytes) return;  // saves work: all lanes of a word hold it
   if (words && byte + 4 <= bytes) {
     *reinterpret_cast<uint32_t*>(mask + byte) = word;
     return;

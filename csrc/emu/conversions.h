@@ -28,11 +28,10 @@ inline uint16_t narrow_bf16(float value) {
 }
 
 inline float widen_f16(uint16_t bits) {
-  const int exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
-  const float sign = bits >> 15 ? -1.0f : 1.0f;
-  if (exponent == 31) return fraction ? bits_to_float(0x7fffffff) : sign * INFINITY;
-  return sign * (exponent ? std::ldexp(1024.0f + static_cast<float>(fraction), exponent - 25)
-                          : std::ldexp(static_cast<float>(fraction), -24));
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
+  if (exponent == 31) return bits_to_float(fraction ? 0x7fffffff : sign | 0x7f800000);
+  if (exponent == 0) return (sign ? -0x1p-24f : 0x1p-24f) * static_cast<float>(fraction);
+  return bits_to_float(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
 inline uint16_t narrow_f16(float value) {

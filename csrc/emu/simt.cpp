@@ -98,7 +98,7 @@ class Shared {
   std::unique_ptr<unsigned char[]> memory_;
 };
 
-std::mt19937 random_bits;
+std::minstd_rand random_bits;
 unsigned order_seed = 0;
 
 Fiber main_fiber;
@@ -113,7 +113,8 @@ std::vector<Shared> arrays;
 void (*invoke_kernel)(void*) = nullptr;
 void* kernel_closure = nullptr;
 
-bool same(const Where& a, const Where& b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+bool same(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
+bool same(const Where& a, const Where& b) { return a.line == b.line && same(a.file, b.file); }
 
 void print_where(const Thread& thread) {
   std::fprintf(stderr, "block (%u, %u, %u) thread (%u, %u, %u)", blockIdx.x, blockIdx.y, blockIdx.z, thread.index.x,
@@ -299,7 +300,7 @@ void together(unsigned mask, const char* what, void* record, Complete complete, 
   Meeting* meeting = nullptr;
   for (Meeting& open : meetings) {
     if (open.warp != warp || (open.mask & mask) == 0) continue;
-    if (open.mask != mask || std::strcmp(open.what, what) != 0 || !same(open.where, where)) {
+    if (open.mask != mask || !same(open.what, what) || !same(open.where, where)) {
       fault(where, "%s with mask %08x while other lanes of the warp are in %s with mask %08x at %s:%d", what, mask,
             open.what, open.mask, open.where.file, open.where.line);
     }

@@ -7,40 +7,28 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from native import build_sanitized, configure_command, run, tool
 
 from ganscale import ops
 from ganscale.ops import _extension
 
-ROOT = Path(__file__).resolve().parents[2]
 INFO = ops.build_info()
 
 pytestmark = pytest.mark.skipif(not INFO["compiled"], reason="the compiled core is not built")
 
 
-def _tool(name):
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else shutil.which(name)
-
-
-def _run(*command, **more):
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **more)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
 def test_the_module_links_no_torch_and_no_python_library():
-    needed = re.findall(r"NEEDED.*\[(.+)\]", _run("readelf", "-d", _extension.core().__file__))
+    needed = re.findall(r"NEEDED.*\[(.+)\]", run("readelf", "-d", _extension.core().__file__))
     assert needed
     assert not [name for name in needed if re.search(r"torch|c10|cuda|python", name)]
 
 
 def test_the_module_imports_without_torch():
     code = "import sys, ganscale._C as c; c.build_info(); print('torch' in sys.modules)"
-    assert _run(sys.executable, "-c", code).strip() == "False"
+    assert run(sys.executable, "-c", code).strip() == "False"
 
 
 def test_cuda_kernels_are_built_wherever_nvcc_is():
@@ -51,28 +39,18 @@ def test_cuda_kernels_are_built_wherever_nvcc_is():
         assert INFO["cuda_archs"] == []
 
 
-def _configure(build, *options):
-    ninja = _tool("ninja")
-    generator = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}") if ninja else ()
-    return (_tool("cmake"), "-S", str(ROOT), "-B", str(build), *generator, *options)
-
-
 @pytest.fixture(scope="module")
-def tests_build(tmp_path_factory):
+def tests_build():
     """The C++ tests, built with the address and undefined-behaviour sanitizers, CPU only."""
-    if not _tool("cmake"):
+    if not tool("cmake"):
         pytest.skip("needs cmake")
-    build = tmp_path_factory.mktemp("core")
-    options = ["-DGANSCALE_CUDA=0", "-DGANSCALE_TESTS=ON", "-DGANSCALE_SANITIZE=address,undefined"]
-    options += ["-DCMAKE_CXX_FLAGS_RELEASE=-O1"]  # what the optimiser makes of it is compared with the twins elsewhere
-    _run(*_configure(build, *options))
-    _run(_tool("cmake"), "--build", str(build))
-    return build
+    return build_sanitized("test_core")
 
 
+@pytest.mark.timeout(900)  # the first build on a busy machine takes minutes
 def test_the_cpp_tests_pass_under_address_and_undefined_behaviour_sanitizers(tests_build):
     for isa in INFO["cpu_features"]:
-        said = _run(str(tests_build / "test_core"), env={**os.environ, "GANSCALE_ISA": isa, "OMP_NUM_THREADS": "2"})
+        said = run(str(tests_build / "test_core"), env={**os.environ, "GANSCALE_ISA": isa, "OMP_NUM_THREADS": "2"})
         assert re.search(rf"{isa}: \d+ checks passed", said)
 
 
@@ -80,7 +58,7 @@ def test_files_for_newer_cpus_export_nothing_an_older_path_could_pick_up(tests_b
     objects = sorted(tests_build.glob("CMakeFiles/kernels_*.dir/**/*.o"))
     assert objects
     for file in objects:
-        symbols = _run("nm", "-C", str(file))
+        symbols = run("nm", "-C", str(file))
         offered = re.findall(r"^\S+ ([TWVu]) (.+)$", symbols, re.MULTILINE)
         offered = [(kind, name) for kind, name in offered if not re.search(r"asan|ubsan|sanitizer|odr", name)]
         isa = (
@@ -94,10 +72,10 @@ def test_files_for_newer_cpus_export_nothing_an_older_path_could_pick_up(tests_b
 
 
 def test_asking_for_cuda_without_a_compiler_fails_the_build(tmp_path):
-    if not _tool("cmake"):
+    if not tool("cmake"):
         pytest.skip("needs cmake")
     environment = {**os.environ, "CUDACXX": str(tmp_path / "no-nvcc")}
-    command = _configure(tmp_path / "build", "-DGANSCALE_CUDA=1")
+    command = configure_command(tmp_path / "build", "-DGANSCALE_CUDA=1")
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode != 0
     assert "GANSCALE_CUDA must be 0 or auto" in done.stderr
@@ -126,7 +104,7 @@ print(ops.build_info()["cpu_kernels"], digest.hexdigest())
 
 def test_every_instruction_set_gives_the_same_bits():
     said = {
-        isa: _run(sys.executable, "-c", BITS, env={**os.environ, "GANSCALE_ISA": isa}).split()
+        isa: run(sys.executable, "-c", BITS, env={**os.environ, "GANSCALE_ISA": isa}).split()
         for isa in INFO["cpu_features"]
     }
     assert {isa: name for isa, (name, _) in said.items()} == {isa: isa for isa in said}
@@ -151,5 +129,5 @@ def test_the_core_shares_torchs_pool_of_threads():
     if sys.platform != "linux" or not INFO["openmp"]:
         pytest.skip("needs Linux and OpenMP")
     code = "import ganscale.ops; print(open('/proc/self/maps').read())"
-    loaded = {line.split()[-1] for line in _run(sys.executable, "-c", code).splitlines() if "libgomp" in line}
+    loaded = {line.split()[-1] for line in run(sys.executable, "-c", code).splitlines() if "libgomp" in line}
     assert len(loaded) == 1
