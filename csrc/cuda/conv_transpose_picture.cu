@@ -111,6 +111,91 @@ __device__ __forceinline__ void write_picture(T* sample, const float (&c)[4][kPh
   }
 }
 
+// A warp's four m-tiles and what it has loaded of them: x and weights of one step of 16 channels at one shift.
+template <class T, int kPhases>
+struct PictureProduct {
+  struct Step {
+    uint32_t a[4][4], b[4];
+  };
+
+  float c[4][kPhases][4] = {};
+  int pixel[4];              // of this lane's row, at shift 0
+  int column, column_half;  // of the weights that this lane addresses
+  const unsigned char* patch;
+
+  // Lanes 0..15 address the rows of the lower half of a step, 16..31 of the upper one; of weights, 8 columns and halves.
+  __device__ __forceinline__ PictureProduct(const PicturePlan& plan, const unsigned char* patch_) : patch(patch_) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    column = lane % 8 + (kPhases == 2 ? lane / 16 * 8 : 0);
+    column_half = lane / 8 % 2;
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const Place place = place_of(plan, warp * 4 + m);
+      pixel[m] = place.down * plan.patch[1] + place.across + lane % 16;
+    }
+  }
+
+  // `line`: of column 0 of the shift's weights.
+  __device__ __forceinline__ void load(Step& to, const unsigned char* line, int shift, int step) const {
+    const int half = 2 * step + threadIdx.x % 32 / 16;
+    ldmatrix_x4(to.b, line + column * kPixelLine + ((2 * step + column_half) ^ (column & 7)) * 16);
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const int p = pixel[m] + shift;
+      ldmatrix_x4(to.a[m], patch + p * kPixelLine + (half ^ (p & 7)) * 16);
+    }
+  }
+
+  __device__ __forceinline__ void add(const Step& from) {
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+#pragma unroll
+      for (int d = 0; d < kPhases; ++d) {
+        const uint32_t pair[2] = {from.b[2 * d], from.b[2 * d + 1]};
+        mma_16x8x16(c[m][d], from.a[m], pair, T{});
+      }
+    }
+  }
+
+  // All shifts of a stage of 64 channels, each step loaded before the one before it is multiplied.
+  __device__ __forceinline__ void add_whole(const PicturePlan& plan, const unsigned char* weights) {
+    const int shifts = plan.shifts[0] * plan.shifts[1];
+    Step even, odd;
+    int across = 0, row = 0;
+    load(even, weights, 0, 0);
+    for (int shift = 0; shift < shifts; ++shift) {
+      const unsigned char* const line = weights + shift * (kPhases * 8 * kPixelLine);
+      const int here = row + across;
+      if (++across == plan.shifts[1]) {
+        across = 0;
+        row += plan.patch[1];
+      }
+      const bool last = shift + 1 == shifts;  // then what is loaded ahead is not used
+      load(odd, line, here, 1);
+      add(even);
+      load(even, line, here, 2);
+      add(odd);
+      load(odd, line, here, 3);
+      add(even);
+      load(even, last ? weights : line + kPhases * 8 * kPixelLine, last ? 0 : row + across, 0);
+      add(odd);
+    }
+  }
+
+  // The same for a last stage of fewer channels.
+  __device__ __forceinline__ void add_part(const PicturePlan& plan, const unsigned char* weights, int steps) {
+    for (int sy = 0; sy < plan.shifts[0]; ++sy) {
+      for (int sx = 0; sx < plan.shifts[1]; ++sx, weights += kPhases * 8 * kPixelLine) {
+        for (int step = 0; step < steps; ++step) {
+          Step now;
+          load(now, weights, sy * plan.patch[1] + sx, step);
+          add(now);
+        }
+      }
+    }
+  }
+};
+
 template <class T, int kPhases>
 __global__ void __launch_bounds__(kBlock, 3)
     picture_kernel(const T* __restrict__ x,       // [N, h, w, CI]
@@ -128,16 +213,7 @@ __global__ void __launch_bounds__(kBlock, 3)
   const int64_t sample = block / plan.tiles[0];
   const T* const image = x + sample * sizes.in[0] * sizes.in[1] * sizes.in_channels;
 
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  // Lanes 0..15 address the rows of the lower half of a step, 16..31 of the upper one; of weights, 8 columns and halves.
-  const int column = lane % 8 + (kPhases == 2 ? lane / 16 * 8 : 0), column_half = lane / 8 % 2;
-  int pixel[4];
-#pragma unroll
-  for (int m = 0; m < 4; ++m) {
-    const Place place = place_of(plan, warp * 4 + m);
-    pixel[m] = place.down * plan.patch[1] + place.across + lane % 16;
-  }
-  float c[4][kPhases][4] = {};
+  PictureProduct<T, kPhases> product(plan, shared);
   const int lines = plan.shifts[0] * plan.shifts[1] * kPhases * 8;  // of weights
   for (int chunk = 0; chunk < plan.chunks; ++chunk) {
     if (chunk != 0) __syncthreads();  // all have read the previous channels
@@ -149,32 +225,11 @@ __global__ void __launch_bounds__(kBlock, 3)
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
-    const int left = (sizes.in_channels - chunk * kDepth + 15) / 16, steps = left < 4 ? left : 4;
-    const unsigned char* line = weights + column * kPixelLine;
-    for (int sy = 0; sy < plan.shifts[0]; ++sy) {
-      for (int sx = 0; sx < plan.shifts[1]; ++sx, line += kPhases * 8 * kPixelLine) {
-        const int shift = sy * plan.patch[1] + sx;
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          if (step >= steps) break;
-          uint32_t b[4];
-          ldmatrix_x4(b, line + ((2 * step + column_half) ^ (column & 7)) * 16);
-#pragma unroll
-          for (int m = 0; m < 4; ++m) {
-            uint32_t a[4];
-            const int p = pixel[m] + shift;
-            ldmatrix_x4(a, shared + p * kPixelLine + ((2 * step + lane / 16) ^ (p & 7)) * 16);
-#pragma unroll
-            for (int d = 0; d < kPhases; ++d) {
-              const uint32_t pair[2] = {b[2 * d], b[2 * d + 1]};
-              mma_16x8x16(c[m][d], a, pair, T{});
-            }
-          }
-        }
-      }
-    }
+    const int left = (sizes.in_channels - chunk * kDepth + 15) / 16;
+    if (left >= 4) product.add_whole(plan, weights);
+    else product.add_part(plan, weights, left);
   }
-  write_picture<T, kPhases>(y + sample * sizes.out[0] * sizes.out[1] * sizes.out_channels, c, bias, plan, j0, i0,
+  write_picture<T, kPhases>(y + sample * sizes.out[0] * sizes.out[1] * sizes.out_channels, product.c, bias, plan, j0, i0,
                             activation, slope);
 }
 
