@@ -28,5 +28,6 @@ void checked(F call) {
 void bind_mask(py::module_& module);
 void bind_norm_act(py::module_& module);
 void bind_conv_transpose(py::module_& module);
+void bind_patches(py::module_& module);
 
 }  // namespace ganscale::bind

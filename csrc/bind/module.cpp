@@ -104,4 +104,5 @@ PYBIND11_MODULE(_C, module) {
   bind_mask(module);
   bind_norm_act(module);
   bind_conv_transpose(module);
+  bind_patches(module);
 }

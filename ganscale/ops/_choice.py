@@ -13,8 +13,8 @@ from ganscale.ops import _extension
 
 IMPLS = ("auto", "reference", "fused")
 
-# Elements from which "auto" takes the kernel: where it broke even on one AVX-512 core (ganscale/bench/elementwise.py). Below, the
-# dispatch of a custom operator costs more than its kernel saves. Piecewise linear activations break even at 2^18 by
+# Elements from which "auto" takes the kernel: where it broke even on one AVX-512 core (bench/elementwise.py). Below,
+# the dispatch of a custom operator costs more than its kernel saves. Piecewise linear activations break even at 2^18 by
 # themselves, but from 2^14 on inside a gradient penalty, since their kernels spare whole convolutions.
 PAYS_FROM = {
     "interpolate": 2**16,

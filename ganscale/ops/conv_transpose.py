@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from ganscale.errors import UserError
-from ganscale.ops import _bind, _bind_conv, _check, _choice, _register, norm, reference_conv
+from ganscale.ops import _bind, _bind_conv, _check, _choice, _products, _register, norm, reference_conv
 from ganscale.ops._bind_conv import few as conv_transpose_few
 from ganscale.ops._register import _at_once
 
@@ -55,7 +55,9 @@ def _forward(x, weight, bias, stride, padding, output_padding, activation, negat
     if ours:
         shift = None if bias is None else bias.float()
         return _bind_conv.product(x, weight, None, shift, size, stride, padding, activation, negative_slope)
-    z = torch.conv_transpose2d(x, weight, bias, stride, padding, output_padding)
+    z = _products.transpose(x, weight, size, stride, padding) if bias is None else None
+    if z is None:
+        z = torch.conv_transpose2d(x, weight, bias, stride, padding, output_padding)
     return IN_PLACE[activation](z, negative_slope)
 
 
@@ -102,6 +104,18 @@ def _product_gradients(ctx, gz: Tensor, x: Tensor, weight: Tensor) -> tuple[Tens
     if not any(mask):
         return None, None
     stride, padding, output_padding = ctx.conv
+    if _at_once(gz):
+        gx = _products.convolve(gz, weight, None, tuple(stride), tuple(padding)) if mask[0] else None
+        gw = _products.weight_gradient(gz, x, weight.shape, tuple(stride), tuple(padding)) if mask[1] else None
+        mask = [mask[0] and gx is None, mask[1] and gw is None, False]
+        if not any(mask):
+            return gx, gw
+        others = _torch_gradients(gz, x, weight, stride, padding, output_padding, mask)
+        return gx if gx is not None else others[0], gw if gw is not None else others[1]
+    return _torch_gradients(gz, x, weight, stride, padding, output_padding, mask)
+
+
+def _torch_gradients(gz, x, weight, stride, padding, output_padding, mask) -> tuple[Tensor | None, Tensor | None]:
     gx, gw, _ = torch.ops.aten.convolution_backward.default(
         gz, x, weight, None, stride, padding, [1, 1], True, output_padding, 1, mask
     )
@@ -278,6 +292,8 @@ def conv_transpose_norm_act(
             return _bind_conv.product(x, weight, scale, shift, *where, activation, float(negative_slope))
         if ours and not known:
             z, totals = _conv_transpose_totals(x, weight, *conv)
+        elif norm.is_plain(x) and _products.pays("weights", x, x.shape[2] * x.shape[3], weight.shape):
+            z = _Eager.apply(x, weight, None, *conv, "linear", 0.0, False)
         else:
             z = torch.conv_transpose2d(x, weight, None, *conv)
         if bias is not None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ganscale.ops import conv_transpose
+from ganscale.ops import _products, conv_transpose
 from ganscale.ops.penalty_program import Node
 
 aten = torch.ops.aten
@@ -42,11 +42,21 @@ def _convolve_backward(node: Node, q: Tensor, h: Tensor, w: Tensor, mask: list[b
     return aten.convolution_backward(q, h, w, None, stride, padding, dilation, transposed, output_padding, groups, mask)
 
 
+def _is_plain(node: Node, w: Tensor) -> bool:
+    _, _, dilation, transposed, _, groups, _ = node.options
+    return w.ndim == 4 and not transposed and groups == 1 and set(dilation) == {1}
+
+
 def _conv_forward(node: Node, h: Tensors, w: Tensors) -> Tensor:
-    return _convolve(node, h[0], w[0], w[1] if len(w) > 1 else None)
+    bias = w[1] if len(w) > 1 else None
+    found = _products.convolve(h[0], w[0], bias, *node.options[:2]) if _is_plain(node, w[0]) else None
+    return _convolve(node, h[0], w[0], bias) if found is None else found
 
 
 def _conv_adjoint(node: Node, q: Tensor, w: Tensors, shapes: list[Shape]) -> list[Tensor]:
+    found = _products.transpose(q, w[0], shapes[0][2:], *node.options[:2]) if _is_plain(node, w[0]) else None
+    if found is not None:
+        return [found]
     # The input is asked for its shape and layout alone: memory that is never touched.
     unread = torch.empty(shapes[0], dtype=q.dtype, device=q.device, memory_format=memory_format_of(q))
     return [_convolve_backward(node, q, unread, w[0], [True, False, False])[0]]
@@ -67,11 +77,15 @@ def adjoint_with_few_channels(node: Node, q: Tensor, w: Tensors, shape: Shape) -
 
 
 def _conv_weights(node: Node, t: Tensors, q: Tensor, w: Tensors) -> Tensor:
+    plain = _is_plain(node, w[0])
+    found = _products.weight_gradient(t[0], q, w[0].shape, *node.options[:2]) if plain else None
+    if found is not None:
+        return found
     unread = torch.empty_like(w[0], memory_format=memory_format_of(t[0]))  # again for the shape and layout alone
     return _convolve_backward(node, q, t[0], unread, [False, True, False])[1]
 
 
-CONV = Rule(_conv_forward, lambda node, t, w: _convolve(node, t[0], w[0], None), _conv_adjoint, _conv_weights)
+CONV = Rule(_conv_forward, lambda node, t, w: _conv_forward(node, t, w[:1]), _conv_adjoint, _conv_weights)
 
 
 def _linear_weights(node: Node, t: Tensors, q: Tensor, w: Tensors) -> Tensor:

@@ -1,0 +1,137 @@
+"""Convolutions on the CPU as matrix products, where that is faster than oneDNN's direct ones.
+
+One weight w [O, C, KH, KW] links a big image X [N, C, H, W] and a small one Y [N, O, h, w]: a convolution makes Y of X,
+a transposed one X of Y, and both have the same weight gradient. With the patches of X as the rows of a matrix P
+[N h w, KH KW C] and everything channels-last, these are P W^T, the sum of Y W over overlapping patches, and Y^T P.
+oneDNN avoids the matrix, and pays for it where images are small and channels many: it multiplies what the padding
+crops, and reorders weights that are as large as the images. Its 16-bit weight gradients are slow at any size.
+
+Results differ from torch's by rounding alone. ``convolve``, ``transpose`` and ``weight_gradient`` return None where
+torch's own way is as good; they record no graph, so they are for the insides of operators.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from ganscale.ops import _bind, _choice, _extension
+
+Pair = tuple[int, int]
+LAST = torch.channels_last
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The memory of a channels-last image [N, C, H, W] as [N, H, W, C]."""
+    return x.contiguous(memory_format=LAST).permute(0, 2, 3, 1)
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """w as [O, KH KW C]."""
+    return _rows(weight).reshape(weight.shape[0], -1)
+
+
+def _shape(weight_shape: torch.Size, stride: Pair, padding: Pair) -> tuple[int, ...]:
+    return (*weight_shape[2:], *stride, *padding)
+
+
+def _unfold(big: Tensor, weight_shape: torch.Size, small_size: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """P, [N, h, w, KH KW C]."""
+    rows = _rows(big)
+    length = weight_shape[1] * weight_shape[2] * weight_shape[3]
+    patches = big.new_empty(len(big), *small_size, length)
+    views = _bind.view(rows, tuple(rows.shape)), _bind.view(patches, tuple(patches.shape))
+    _extension.core().unfold(*views, _shape(weight_shape, stride, padding), _bind.execution(big))
+    return patches
+
+
+def _fold(patches: Tensor, big_shape: tuple[int, ...], weight_shape: torch.Size, stride: Pair, padding: Pair) -> Tensor:
+    """The sum of overlapping patches, [N, C, H, W] in channels-last order."""
+    big = torch.empty(big_shape, dtype=patches.dtype, memory_format=LAST)
+    rows = big.permute(0, 2, 3, 1)
+    core, view = _extension.core(), _bind.view(rows, tuple(rows.shape))
+    size = core.fold_workspace_bytes(view, _bind.execution(patches))
+    workspace = torch.empty(size, dtype=torch.uint8)
+    shape = _shape(weight_shape, stride, padding)
+    core.fold(_bind.view(patches, tuple(patches.shape)), view, shape, _bind.execution(patches, workspace))
+    return big
+
+
+def _image(rows_NHWC: Tensor) -> Tensor:
+    return rows_NHWC.permute(0, 3, 1, 2)
+
+
+# --- the choice ------------------------------------------------------------------------------------------------------
+
+# Where the product won on one AVX-512 core with AMX: up to this many pixels of Y, from this many elements of w on.
+PAYS = {
+    ("convolve", torch.float32): (16, 2**20),
+    ("transpose", torch.float32): (16, 2**19),
+    ("weights", torch.float32): (16, 2**19),
+    ("convolve", torch.bfloat16): (25, 2**19),
+    ("transpose", torch.bfloat16): (25, 2**19),
+    ("weights", torch.bfloat16): (64, 2**15),
+}
+FEW_ROWS = 1024  # a float32 weight gradient of larger images wins as well while P has at most this many rows
+
+
+@functools.cache
+def _multiplies_bf16() -> bool:
+    """Tell whether oneDNN has a bfloat16 product here; torch's own is far slower than its convolutions."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def pays(kind: str, image: Tensor, pixels: int, weight_shape: torch.Size) -> bool:
+    """Tell whether ``kind`` ("convolve", "transpose", "weights") of a dense image is better done as a product.
+
+    ``pixels`` are those of Y a sample. Never outside the CPU, and never where the core is absent or switched off.
+    """
+    limits = PAYS.get((kind, image.dtype))
+    if limits is None or image.device.type != "cpu" or image.ndim != 4 or not image.numel():
+        return False
+    few = kind == "weights" and len(image) * pixels <= FEW_ROWS and pixels <= 64
+    if (pixels > limits[0] and not few) or weight_shape.numel() < limits[1] or _extension.problem():
+        return False
+    if _choice.resolve("auto") == "reference" or image.is_contiguous():
+        return False  # planes would have to be turned round first
+    return image.dtype != torch.bfloat16 or _multiplies_bf16()
+
+
+def _small_size(big: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Pair:
+    sides = zip(big.shape[2:], weight.shape[2:], stride, padding, strict=True)
+    height, width = ((side + 2 * pad - kernel) // step + 1 for side, kernel, step, pad in sides)
+    return height, width
+
+
+# --- the three -------------------------------------------------------------------------------------------------------
+
+
+def convolve(big: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor | None:
+    """Y = conv2d(X, w) + bias."""
+    size = _small_size(big, weight, stride, padding)
+    if not pays("convolve", big, size[0] * size[1], weight.shape):
+        return None
+    patches = _unfold(big, weight.shape, size, stride, padding).flatten(0, 2)
+    matrix = _matrix(weight).t()
+    small = patches @ matrix if bias is None else torch.addmm(bias, patches, matrix)
+    return _image(small.reshape(len(big), *size, len(weight)))
+
+
+def transpose(small: Tensor, weight: Tensor, big_size: Pair, stride: Pair, padding: Pair) -> Tensor | None:
+    """X = conv_transpose2d(Y, w), of the given size: the gradient of a convolution in its input."""
+    if not pays("transpose", small, small.shape[2] * small.shape[3], weight.shape):
+        return None
+    rows = _rows(small)
+    patches = (rows.flatten(0, 2) @ _matrix(weight)).reshape(*rows.shape[:3], -1)
+    return _fold(patches, (len(small), weight.shape[1], *big_size), weight.shape, stride, padding)
+
+
+def weight_gradient(big: Tensor, small: Tensor, weight_shape: torch.Size, stride: Pair, padding: Pair) -> Tensor | None:
+    """dw for the gradient Y of conv2d(X, w), or the gradient X of conv_transpose2d(Y, w)."""
+    if not pays("weights", small, small.shape[2] * small.shape[3], weight_shape):
+        return None
+    patches = _unfold(big, weight_shape, tuple(small.shape[2:]), stride, padding).flatten(0, 2)
+    found = _rows(small).flatten(0, 2).t() @ patches
+    return _image(found.reshape(weight_shape[0], *weight_shape[2:], weight_shape[1]))
