@@ -18,7 +18,7 @@ from ganscale.cli.dashboard import find_events
 from ganscale.cli.doctor import CHECKS, Check, examine
 from ganscale.cli.progress import Progress, clock, tick_line
 
-HEADER = {"device", "data", "workers", "batch", "run directory", "parameters", "memory", "disk", "kernels"}
+HEADER = {"device", "data", "workers", "batch", "run directory", "parameters", "memory", "disk", "kernels", "penalty"}
 
 TICK = {
     "images": 2000,
