@@ -24,10 +24,8 @@ constexpr int kLargest = 96 * 1024;
 // Packed weights [chunks][shifts][8 * rows of phases][64]; column 8 d + CO d' + c is phase (d, d') of channel c.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    pack_picture_kernel(const T* __restrict__ weight /* [CI, CO, KH, KW] */, T* __restrict__ packed, PicturePlan plan,
-                        int64_t count) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (index >= count) return;
+    pack_picture_kernel(const T* __restrict__ weight /* [CI, CO, KH, KW] */, T* __restrict__ packed, PicturePlan plan) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;  // below their number: whole blocks
   const ConvSizes& sizes = plan.sizes;
   const int columns = 8 * sizes.stride[0], column = static_cast<int>(index / kDepth % columns);
   const int shift = static_cast<int>(index / kDepth / columns % (plan.shifts[0] * plan.shifts[1]));
@@ -248,9 +246,10 @@ template <class T, int kPhases>
 Status launch_picture(const View& x, const View& weight, const View& bias, const View& y, const PicturePlan& plan,
                       int activation, double slope, const Exec& exec) {
   T* const packed = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(exec.workspace) + 15) / 16 * 16);
+  static_assert(8 * kDepth % kThreads == 0, "packed weights are whole blocks");
   const int64_t count = int64_t{1} * plan.chunks * plan.shifts[0] * plan.shifts[1] * kPhases * 8 * kDepth;
-  GS_LAUNCH(static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0, stream_of(exec), pack_picture_kernel<T>)(
-      static_cast<const T*>(weight.data), packed, plan, count);
+  GS_LAUNCH(static_cast<unsigned>(count / kThreads), kThreads, 0, stream_of(exec), pack_picture_kernel<T>)(
+      static_cast<const T*>(weight.data), packed, plan);
   const Status made = launched("conv_transpose_few, packing of the weights");
   if (made.code != kOk) return made;
   const auto kernel = picture_kernel<T, kPhases>;

@@ -5,63 +5,12 @@
 // reads their bits. Bound: bandwidth, x read and written once, the mask (1/16 to 1/64 of x) once. No sums: equal bits.
 #include "ganscale/mask.h"
 
-#include "planes.h"
+#include "bias.h"
 
 namespace ganscale::cuda {
 namespace {
 
 constexpr int kAhead = 2;  // packs a thread has under way
-
-enum Fold : int { kNoBias, kOneChannel /* of a pack */, kRowOfChannels /* I = 1, whole packs */, kAnyChannels };
-
-// Division by a number fixed at launch, by a multiplication where numerators stay below 2^31.
-template <class Index>
-struct Divider {
-  uint64_t divisor;
-  explicit Divider(int64_t d) : divisor(static_cast<uint64_t>(d)) {}
-  __device__ __forceinline__ uint64_t operator()(uint64_t n) const { return n / divisor; }
-};
-
-template <>
-struct Divider<uint32_t> {
-  uint32_t divisor, multiplier, shift;  // n / d = n * ceil(2^(32 + shift) / d) >> 32 + shift, 2^shift < d <= 2^(shift+1)
-  explicit Divider(int64_t d) : divisor(static_cast<uint32_t>(d)), multiplier(0), shift(0) {
-    if (d == 1) return;
-    while ((int64_t{2} << shift) < d) ++shift;
-    multiplier = static_cast<uint32_t>(((uint64_t{1} << (32 + shift)) + divisor - 1) / divisor);
-  }
-  __device__ __forceinline__ uint32_t operator()(uint32_t n) const {
-    if (divisor == 1) return n;
-    return static_cast<uint32_t>(static_cast<uint64_t>(n) * multiplier >> 32) >> shift;
-  }
-};
-
-template <class T, int width, class Index>
-__device__ __forceinline__ void add_bias(typename Number<T>::Acc (&z)[width], const T* bias, Index first, int fold,
-                                         const Divider<Index>& inner, const Divider<Index>& channels) {
-  using A = typename Number<T>::Acc;
-  if (fold == kNoBias) return;
-  const Index run = inner(first);
-  Index channel = run - channels(run) * channels.divisor;
-  if (fold == kRowOfChannels) {
-    A b[width];
-    load_wide(b, bias + channel);
-#pragma unroll
-    for (int i = 0; i < width; ++i) z[i] += b[i];
-    return;
-  }
-  A b = widen(bias[channel]);
-  Index place = first - run * inner.divisor;
-#pragma unroll
-  for (int i = 0; i < width; ++i) {
-    z[i] += b;
-    if (fold == kAnyChannels && i + 1 < width && ++place == inner.divisor) {
-      place = 0;
-      channel = channel + 1 == channels.divisor ? 0 : channel + 1;
-      b = widen(bias[channel]);
-    }
-  }
-}
 
 // Joins the bits of the lanes that share a word and stores it; lanes whose elements do not exist bring zeros.
 template <int width>
@@ -147,10 +96,7 @@ Status launch_act_mask(const View& x, const View& bias, const View& mask, double
   const int64_t channels = x.size[1], inner = x.size[2], total = x.size[0] * channels * inner;
   const int64_t blocks = ceil_div(total, kThreads * kAhead * width);
   if (!fits_grid(blocks)) return fail(kBadArgument, "act_mask must need fewer than 2^31 blocks; split the batch");
-  int fold = kAnyChannels;
-  if (bias.data == nullptr) fold = kNoBias;
-  else if (inner % width == 0) fold = kOneChannel;
-  else if (inner == 1 && channels % width == 0 && aligned16(bias.data)) fold = kRowOfChannels;
+  const int fold = bias_fold(bias, channels, inner, width);
   const bool words = reinterpret_cast<uintptr_t>(mask.data) % 4 == 0;
   GS_LAUNCH(static_cast<unsigned>(blocks), kThreads, 0, stream_of(exec), act_mask_kernel<T, width, Index>)(
       static_cast<T*>(x.data), static_cast<const T*>(bias.data), static_cast<uint8_t*>(mask.data),

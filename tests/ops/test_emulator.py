@@ -104,6 +104,8 @@ class Mutant:
         """The .cu file that brings the change into a program."""
         if self.file.endswith(".cu"):
             return self.file
+        if self.file == "channel_sums.h":
+            return "norm_sums.cu"
         return "conv_transpose.cu" if self.file.startswith("conv_transpose") else "gp.cu"
 
     @property
