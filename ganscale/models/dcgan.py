@@ -13,7 +13,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ganscale.errors import ConfigError
-from ganscale.models.layers import BatchNormAct, BiasAct, ConvTransposeAct, ConvTransposeNormAct, init_normal
+from ganscale.models.layers import BatchNormAct, ConvAct, ConvTransposeAct, ConvTransposeNormAct, init_normal
 
 WIDEST = 8  # no layer has more than WIDEST * width channels, as in the paper
 
@@ -69,7 +69,7 @@ class DCGANCritic(nn.Module):
         sizes = [channels, *(min(WIDEST, 1 << level) * width for level in range(blocks))]
         self.blocks = nn.Sequential(
             *(
-                nn.Sequential(nn.Conv2d(narrow, wide, 4, stride=2, padding=1, bias=False), BiasAct(wide, "leaky_relu"))
+                ConvAct(narrow, wide, 4, stride=2, padding=1, activation="leaky_relu")
                 for narrow, wide in pairwise(sizes)
             )
         )

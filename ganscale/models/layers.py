@@ -82,6 +82,26 @@ class ConvTransposeAct(nn.Module):
         )  # fmt: skip
 
 
+class ConvAct(nn.Module):
+    """A critic's block, act(conv(x) + bias): x [N, CI, H, W] -> [N, CO, h, w]."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, *, stride: int, padding: int, activation: str
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=padding)
+        self.activation = activation
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        conv = self.conv
+        return ops.conv_act(
+            x_NCHW, conv.weight, conv.bias, stride=conv.stride, padding=conv.padding, activation=self.activation
+        )
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"
+
+
 class BiasAct(nn.Module):
     """Add a bias per channel and apply an activation in one pass: ``act(x + b)``, x [N, C, ...]."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ganscale import errors
-from ganscale.ops import _check, _choice, _extension, _register, reference
+from ganscale.ops import _check, _choice, _extension, _register, conv, reference
 from ganscale.ops._choice import use_impl
 from ganscale.ops.conv_transpose import conv_transpose_act, conv_transpose_norm_act
 from ganscale.ops.norm import affine_act, batch_norm_act, channel_moments, norm_act
@@ -27,6 +27,7 @@ __all__ = [
     "build_info",
     "channel_moments",
     "channel_sum",
+    "conv_act",
     "conv_transpose_act",
     "conv_transpose_norm_act",
     "describe",
@@ -89,6 +90,35 @@ def bias_act(
         return x
     fused = _choice.use_fused(impl, x, activation)
     return (_register.bias_act if fused else reference.bias_act)(x, bias, activation, float(negative_slope))
+
+
+def conv_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    activation: str,
+    negative_slope: float = 0.2,
+    impl: str = "auto",
+) -> Tensor:
+    """Return act(conv2d(x, weight) + bias) for x [N, C, H, W], weight [O, C, KH, KW], bias [O]: a critic's block.
+
+    Groups and dilation are 1, padding is with zeros. Twice differentiable in all tensors, as ``bias_act``. Under
+    autocast x, weight and bias are cast as torch casts them for a convolution. Raises UserError for shapes, dtypes or
+    numbers that do not fit together.
+    """
+    stride, padding = conv.pair("stride", stride, 1), conv.pair("padding", padding, 0)
+    act = {"activation": activation, "negative_slope": negative_slope, "impl": impl}
+    if has_torch_function_unary(x):  # who watches sees torch's convolution
+        return bias_act(torch.nn.functional.conv2d(x, weight, None, stride, padding), bias, **act)
+    _check.activation(activation, negative_slope)
+    with conv.cast_once(x, weight, bias) as (x, weight, bias):
+        conv.check(x, weight, bias, stride, padding)
+        if conv.takes(x, impl):
+            return conv.ConvAct.apply(x, weight, bias, stride, padding, activation, float(negative_slope))
+        return bias_act(torch.nn.functional.conv2d(x, weight, None, stride, padding), bias, **act)
 
 
 def piecewise_linear(x: Tensor, *, negative_slope: float = 0.2, impl: str = "auto") -> Tensor:

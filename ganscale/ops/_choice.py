@@ -27,6 +27,7 @@ PAYS_FROM = {
     "batch_norm_act": 2**16,
     "affine_act": 2**16,
     "channel_moments": 2**16,
+    "conv_act": 2**10,
     "conv_transpose_few": 2**12,
     "conv_transpose_act": 2**14,
 }

@@ -180,7 +180,7 @@ _conv_transpose_totals.register_autograd(_totals_gradients, setup_context=_total
 # --- public ----------------------------------------------------------------------------------------------------------
 
 
-def _pair(what: str, value: int | Pair, least: int) -> Pair:
+def pair(what: str, value: int | Pair, least: int) -> Pair:
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
         raise UserError(what, f"be an integer of at least {least}, or one for each side", value, "correct it")
@@ -201,8 +201,8 @@ def _checked(x, weight, bias, stride, padding, output_padding) -> tuple[Pair, Pa
         _check.floating("bias", bias, least_axes=1)
         _check.alike("bias", bias, "x", x)
         _check.shaped("bias", bias, weight.shape[1:2], "one number an output channel")
-    stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
-    output_padding = _pair("output_padding", output_padding, 0)
+    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
+    output_padding = pair("output_padding", output_padding, 0)
     if any(extra >= step for extra, step in zip(output_padding, stride, strict=True)):
         raise UserError("output_padding", f"be less than stride {stride}", output_padding, "make it smaller")
     size = _out_size(x, weight, stride, padding, output_padding)
@@ -213,7 +213,7 @@ def _checked(x, weight, bias, stride, padding, output_padding) -> tuple[Pair, Pa
 
 
 @contextlib.contextmanager
-def _cast_once(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
+def cast_once(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
     """Under autocast cast these as torch does for a convolution, and switch it off for what is inside."""
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else ""
     if not (device and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
@@ -245,7 +245,7 @@ def conv_transpose_act(
     convolution. Raises UserError for shapes, dtypes or numbers that do not fit together.
     """
     _check.activation(activation, negative_slope)
-    with _cast_once(x, weight, bias) as (x, weight, bias):
+    with cast_once(x, weight, bias) as (x, weight, bias):
         conv = _checked(x, weight, bias, stride, padding, output_padding)
         few = weight.shape[1] <= FEW_CHANNELS
         fused = _choice.use_fused(impl, x, "conv_transpose_few" if few else "conv_transpose_act")
@@ -282,7 +282,7 @@ def conv_transpose_norm_act(
     only moves the running mean and its gradient is exactly 0. gamma, beta and the statistics stay float32 under
     autocast. Raises UserError as ``conv_transpose_act`` and ``norm_act`` do.
     """
-    with _cast_once(x, weight, bias) as (x, weight, bias):
+    with cast_once(x, weight, bias) as (x, weight, bias):
         conv = _checked(x, weight, bias, stride, padding, output_padding)
         known = not training and running_mean is not None and running_var is not None
         totals, ours = None, _ours(x, weight, impl)
