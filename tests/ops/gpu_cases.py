@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -58,6 +59,17 @@ def assert_replays(step: Callable[[], tuple[Tensor, ...]], inputs: list[Tensor])
     torch.cuda.synchronize()
     for a, b in zip(captured, step(), strict=True):
         assert torch.equal(a, b)
+
+
+@contextlib.contextmanager
+def convolutions_in(precision: str) -> Iterator[None]:
+    """float32 convolutions in "ieee" or "tf32"."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = precision
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
 
 
 def needs_memory(gigabytes: float) -> None:

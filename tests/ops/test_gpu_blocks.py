@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
-from gpu_cases import DTYPES, MARKS, NEAR, assert_replays, distance, tensor
+from gpu_cases import DTYPES, MARKS, NEAR, assert_replays, convolutions_in, distance, tensor
 
+from ganscale import ops
 from ganscale.ops import _bind_conv, conv_transpose
 
 pytestmark = MARKS
@@ -16,17 +15,6 @@ UP = {"stride": 2, "padding": 1}
 SMALL = [((3, 20, 5, 4), 3), ((2, 64, 4, 4), 40), ((2, 9, 5, 3), 11)]
 LARGE = [((64, 64, 32, 32), 3), ((64, 128, 16, 16), 64), ((32, 512, 4, 4), 256)]
 SHAPES = [pytest.param(*s, id=f"small-{s}") for s in SMALL] + [pytest.param(*s, id=f"large-{s}") for s in LARGE]
-
-
-@contextlib.contextmanager
-def _convolutions_in(precision):
-    """float32 convolutions in "ieee" or "tf32"."""
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = precision
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.conv.fp32_precision = before
 
 
 def _leaves(shape, out, dtype, last=True):
@@ -59,7 +47,7 @@ def test_a_block_with_bias_and_activation_is_as_near_float64_as_torch(shape, out
             found = []
             for impl, precise in (("fused", dtype), ("reference", dtype), ("reference", torch.float64)):
                 leaves = [t.detach().to(precise).requires_grad_() for t in _leaves(shape, out, dtype, last)]
-                with _convolutions_in("ieee"):
+                with convolutions_in("ieee"):
                     y = conv_transpose.conv_transpose_act(*leaves, activation=activation, impl=impl, **UP)
                     found.append(_with_gradients(y, leaves))
             _compare(*found, dtype)
@@ -74,7 +62,7 @@ def test_a_block_with_batch_norm_is_as_near_float64_as_torch(shape, out, dtype):
         gamma, beta = _numbers(out, precise)
         running = torch.zeros_like(gamma), torch.ones_like(gamma)
         leaves = x, weight, gamma, beta
-        with _convolutions_in("ieee"):
+        with convolutions_in("ieee"):
             y = conv_transpose.conv_transpose_norm_act(
                 x, weight, bias, gamma, beta, *running, training=True, activation="leaky_relu", impl=impl, **UP
             )
@@ -92,17 +80,41 @@ def test_known_statistics_are_folded_into_the_product(shape, out, dtype):
     for impl, precise in (("fused", dtype), ("reference", dtype), ("reference", torch.float64)):
         image = [t.detach().to(precise) for t in (x, weight, bias)]
         wide = [t.detach().double() if precise == torch.float64 else t.detach() for t in (gamma, beta, *running)]
-        with torch.no_grad(), _convolutions_in("ieee"):
+        with torch.no_grad(), convolutions_in("ieee"):
             y = conv_transpose.conv_transpose_norm_act(*image, *wide, training=False, impl=impl, **UP)
         found.append([y])
     _compare(*found, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "out"),
+    [
+        pytest.param((3, 3, 9, 8), 20, id="small-image"),
+        pytest.param((2, 40, 5, 4), 9, id="small"),
+        pytest.param((64, 3, 64, 64), 64, id="large-image"),
+        pytest.param((64, 128, 16, 16), 256, id="large"),
+    ],
+)
+def test_a_critic_s_block_is_as_near_float64_as_torch(shape, out, dtype):
+    for last in (False, True):
+        found = []
+        for impl, precise in (("fused", dtype), ("reference", dtype), ("reference", torch.float64)):
+            x = tensor(*shape, dtype=dtype, last=last)
+            weight = tensor(out, shape[1], 4, 4, dtype=dtype, seed=1) * (16 * shape[1]) ** -0.5
+            bias = tensor(out, dtype=dtype, seed=2)
+            leaves = [t.to(precise).requires_grad_() for t in (x, weight, bias)]
+            with convolutions_in("ieee"):
+                y = ops.conv_act(*leaves, activation="leaky_relu", impl=impl, **UP)
+                found.append(_with_gradients(y, leaves))
+        _compare(*found, dtype)
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 def test_the_product_follows_the_precision_that_torch_is_told(precision):
     x, weight, _ = _leaves((32, 128, 16, 16), 64, torch.float32)
     exact = torch.conv_transpose2d(x.double(), weight.double(), None, 2, 1)
-    with _convolutions_in(precision):
+    with convolutions_in(precision):
         assert _bind_conv.rounds_to_tf32() is (precision == "tf32")
         y = conv_transpose.conv_transpose_act(x, weight, activation="linear", impl="fused", **UP)
     far = distance(y, exact)
