@@ -33,7 +33,7 @@ def _with_gradients(y, leaves):
     return [y, *torch.autograd.grad(y, leaves, gy)]
 
 
-def _compare(ours, plain, exact, dtype):
+def assert_near_float64(ours, plain, exact, dtype):
     """Ours may be twice as far from float64 as torch's, beyond what one rounding explains."""
     for place, (a, b, c) in enumerate(zip(ours, plain, exact, strict=True)):
         assert distance(a, c) <= 2 * distance(b, c) + 10 * NEAR[dtype], (place, distance(a, c), distance(b, c))
@@ -50,7 +50,7 @@ def test_a_block_with_bias_and_activation_is_as_near_float64_as_torch(shape, out
                 with convolutions_in("ieee"):
                     y = conv_transpose.conv_transpose_act(*leaves, activation=activation, impl=impl, **UP)
                     found.append(_with_gradients(y, leaves))
-            _compare(*found, dtype)
+            assert_near_float64(*found, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -67,7 +67,7 @@ def test_a_block_with_batch_norm_is_as_near_float64_as_torch(shape, out, dtype):
                 x, weight, bias, gamma, beta, *running, training=True, activation="leaky_relu", impl=impl, **UP
             )
             found.append([*_with_gradients(y, leaves), *running])
-    _compare(*found, dtype)
+    assert_near_float64(*found, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -83,7 +83,7 @@ def test_known_statistics_are_folded_into_the_product(shape, out, dtype):
         with torch.no_grad(), convolutions_in("ieee"):
             y = conv_transpose.conv_transpose_norm_act(*image, *wide, training=False, impl=impl, **UP)
         found.append([y])
-    _compare(*found, dtype)
+    assert_near_float64(*found, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -107,7 +107,7 @@ def test_a_critic_s_block_is_as_near_float64_as_torch(shape, out, dtype):
             with convolutions_in("ieee"):
                 y = ops.conv_act(*leaves, activation="leaky_relu", impl=impl, **UP)
                 found.append(_with_gradients(y, leaves))
-        _compare(*found, dtype)
+        assert_near_float64(*found, dtype)
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
