@@ -78,7 +78,7 @@ def product(
     scale and shift [CO] are float32. ``totals`` [at least 2 CO] float64, if given, receives the sums and sums of
     squares of the result, which has then neither scale, shift nor activation.
     """
-    x, weight = _bind.dense(x), weight.contiguous()
+    x, weight = x.contiguous(memory_format=torch.channels_last), weight.contiguous()
     shape = (x.shape[0], weight.shape[1], *out_size)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     core, conv = _extension.core(), (*stride, *padding)
