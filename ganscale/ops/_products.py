@@ -47,16 +47,14 @@ def _unfold(big: Tensor, weight_shape: torch.Size, small_size: Pair, stride: Pai
     return patches
 
 
-def _fold(patches: Tensor, big_shape: tuple[int, ...], weight_shape: torch.Size, stride: Pair, padding: Pair) -> Tensor:
-    """The sum of overlapping patches, [N, C, H, W] in channels-last order."""
-    big = torch.empty(big_shape, dtype=patches.dtype, memory_format=LAST)
+def _fold(patches: Tensor, big: Tensor, weight_shape: torch.Size, stride: Pair, padding: Pair) -> None:
+    """Write the sums of overlapping patches to ``big``, [N, C, H, W] in channels-last order."""
     rows = big.permute(0, 2, 3, 1)
     core, view = _extension.core(), _bind.view(rows, tuple(rows.shape))
     size = core.fold_workspace_bytes(view, _bind.execution(patches))
     workspace = torch.empty(size, dtype=torch.uint8)
     shape = _shape(weight_shape, stride, padding)
     core.fold(_bind.view(patches, tuple(patches.shape)), view, shape, _bind.execution(patches, workspace))
-    return big
 
 
 def _image(rows_NHWC: Tensor) -> Tensor:
@@ -74,6 +72,7 @@ PAYS = {
     ("transpose", torch.bfloat16): (25, 2**19),
     ("weights", torch.bfloat16): (64, 2**15),
 }
+PART_BYTES = 2**22  # of patches at a time
 FEW_ROWS = 1024  # a float32 weight gradient of larger images wins as well while P has at most this many rows
 
 
@@ -108,30 +107,54 @@ def _small_size(big: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Pai
 # --- the three -------------------------------------------------------------------------------------------------------
 
 
+def _slices(samples: int, row_bytes: int) -> list[slice]:
+    """Cut a batch so that the patches of a part stay in the cache, and never take much memory."""
+    each = max(1, PART_BYTES // row_bytes)
+    return [slice(start, start + each) for start in range(0, samples, each)]
+
+
+def _sample_bytes(weight_shape: torch.Size, pixels: int, image: Tensor) -> int:
+    return pixels * weight_shape[1:].numel() * image.element_size()
+
+
 def convolve(big: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor | None:
     """Y = conv2d(X, w) + bias."""
     size = _small_size(big, weight, stride, padding)
     if not pays("convolve", big, size[0] * size[1], weight.shape):
         return None
-    patches = _unfold(big, weight.shape, size, stride, padding).flatten(0, 2)
+    small = big.new_empty(len(big), *size, len(weight))
     matrix = _matrix(weight).t()
-    small = patches @ matrix if bias is None else torch.addmm(bias, patches, matrix)
-    return _image(small.reshape(len(big), *size, len(weight)))
+    for part in _slices(len(big), _sample_bytes(weight.shape, size[0] * size[1], big)):
+        patches = _unfold(big[part], weight.shape, size, stride, padding).flatten(0, 2)
+        torch.mm(patches, matrix, out=small[part].flatten(0, 2))
+    return _image(small if bias is None else small.add_(bias))
 
 
 def transpose(small: Tensor, weight: Tensor, big_size: Pair, stride: Pair, padding: Pair) -> Tensor | None:
     """X = conv_transpose2d(Y, w), of the given size: the gradient of a convolution in its input."""
     if not pays("transpose", small, small.shape[2] * small.shape[3], weight.shape):
         return None
-    rows = _rows(small)
-    patches = (rows.flatten(0, 2) @ _matrix(weight)).reshape(*rows.shape[:3], -1)
-    return _fold(patches, (len(small), weight.shape[1], *big_size), weight.shape, stride, padding)
+    rows, matrix = _rows(small), _matrix(weight)
+    shape = (len(small), weight.shape[1], *big_size)
+    big = torch.empty(shape, dtype=small.dtype, memory_format=LAST)
+    for part in _slices(len(small), _sample_bytes(weight.shape, rows.shape[1] * rows.shape[2], small)):
+        patches = (rows[part].flatten(0, 2) @ matrix).unflatten(0, rows[part].shape[:3])
+        _fold(patches, big[part], weight.shape, stride, padding)
+    return big
 
 
 def weight_gradient(big: Tensor, small: Tensor, weight_shape: torch.Size, stride: Pair, padding: Pair) -> Tensor | None:
     """dw for the gradient Y of conv2d(X, w), or the gradient X of conv_transpose2d(Y, w)."""
-    if not pays("weights", small, small.shape[2] * small.shape[3], weight_shape):
+    pixels = small.shape[2] * small.shape[3]
+    if not pays("weights", small, pixels, weight_shape):
         return None
-    patches = _unfold(big, weight_shape, tuple(small.shape[2:]), stride, padding).flatten(0, 2)
-    found = _rows(small).flatten(0, 2).t() @ patches
+    rows, size = _rows(small), tuple(small.shape[2:])
+    # 16-bit sums are rounded once: in one product
+    whole = small.dtype != torch.float32
+    parts = [slice(None)] if whole else _slices(len(small), _sample_bytes(weight_shape, pixels, small))
+    found = None
+    for part in parts:
+        patches = _unfold(big[part], weight_shape, size, stride, padding).flatten(0, 2)
+        left = rows[part].flatten(0, 2).t()
+        found = left @ patches if found is None else found.addmm_(left, patches)
     return _image(found.reshape(weight_shape[0], *weight_shape[2:], weight_shape[1]))

@@ -24,9 +24,11 @@ SHAPES = [
 pytestmark = pytest.mark.skipif(not ops.build_info()["compiled"], reason="the compiled core is not built")
 
 
-@pytest.fixture
-def always(monkeypatch):
+@pytest.fixture(params=["in one part", "sample by sample"])
+def always(monkeypatch, request):
     monkeypatch.setattr(_products, "pays", lambda *_: True)
+    if request.param == "sample by sample":
+        monkeypatch.setattr(_products, "PART_BYTES", 1)
 
 
 def _case(shape, dtype):
@@ -83,13 +85,14 @@ def test_folding_is_the_transpose_of_unfolding_on_any_number_of_threads(shape):
     size = tuple(small.shape[2:])
     patches = _products._unfold(big, weight.shape, size, stride, padding)
     others = torch.randn_like(patches)
-    folded = _products._fold(others, tuple(big.shape), weight.shape, stride, padding)
+    folded, again = torch.empty_like(big), torch.empty_like(big)
+    _products._fold(others, folded, weight.shape, stride, padding)
     torch.testing.assert_close((patches * others).sum(), (big * folded).sum())
     before = torch.get_num_threads()
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            again = _products._fold(others, tuple(big.shape), weight.shape, stride, padding)
+            _products._fold(others, again, weight.shape, stride, padding)
             assert torch.equal(again, folded)
             assert torch.equal(_products._unfold(big, weight.shape, size, stride, padding), patches)
     finally:
