@@ -127,6 +127,7 @@ def convolve(big: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, pad
     for part in _slices(len(big), _sample_bytes(weight.shape, size[0] * size[1], big)):
         patches = _unfold(big[part], weight.shape, size, stride, padding).flatten(0, 2)
         torch.mm(patches, matrix, out=small[part].flatten(0, 2))
+        del patches  # before the next ones are made
     return _image(small if bias is None else small.add_(bias))
 
 
@@ -140,6 +141,7 @@ def transpose(small: Tensor, weight: Tensor, big_size: Pair, stride: Pair, paddi
     for part in _slices(len(small), _sample_bytes(weight.shape, rows.shape[1] * rows.shape[2], small)):
         patches = (rows[part].flatten(0, 2) @ matrix).unflatten(0, rows[part].shape[:3])
         _fold(patches, big[part], weight.shape, stride, padding)
+        del patches
     return big
 
 
@@ -157,4 +159,5 @@ def weight_gradient(big: Tensor, small: Tensor, weight_shape: torch.Size, stride
         patches = _unfold(big[part], weight_shape, size, stride, padding).flatten(0, 2)
         left = rows[part].flatten(0, 2).t()
         found = left @ patches if found is None else found.addmm_(left, patches)
+        del patches
     return _image(found.reshape(weight_shape[0], *weight_shape[2:], weight_shape[1]))
