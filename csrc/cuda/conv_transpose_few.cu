@@ -64,7 +64,96 @@ __device__ __forceinline__ void stage_weights(typename Number<T>::Acc* to, const
   }
 }
 
-// Grid: samples * tiles * phases, the phase fastest, so that the blocks that read the same x run together.
+// What a block computes: the outputs of one phase from (j0, i0) on.
+struct FewTile {
+  PhaseAxis down, across;
+  int phase_down, phase_across, sample, j0, i0;
+};
+
+// Blocks: phases fastest, so that those that read the same x run together; then tiles, then samples.
+__device__ __forceinline__ FewTile few_tile_of(const FewPlan& plan) {
+  int64_t block = blockIdx.x;
+  FewTile tile;
+  const int phase = static_cast<int>(block % plan.sizes.phases());
+  block /= plan.sizes.phases();
+  tile.i0 = static_cast<int>(block % plan.tiles[1]) * plan.tile[1];
+  block /= plan.tiles[1];
+  tile.j0 = static_cast<int>(block % plan.tiles[0]) * plan.tile[0];
+  tile.sample = static_cast<int>(block / plan.tiles[0]);
+  tile.phase_down = phase / plan.sizes.stride[1];
+  tile.phase_across = phase % plan.sizes.stride[1];
+  tile.down = plan.sizes.axis(0, tile.phase_down);
+  tile.across = plan.sizes.axis(1, tile.phase_across);
+  return tile;
+}
+
+// The tile of x that the block's outputs reach, `count` channels from `first` on, to [count][rows][pitch].
+template <class T>
+__device__ __forceinline__ void stage_image(typename Number<T>::Acc* to, const T* x, const FewPlan& plan,
+                                            const FewTile& tile, int first, int count) {
+  const int plane = plan.rows * plan.pitch;
+  const int y0 = tile.j0 + tile.down.offset - (tile.down.taps - 1);
+  const int x0 = tile.i0 + tile.across.offset - (tile.across.taps - 1);
+  const T* const image = x + tile.sample * plan.x_stride[0] + first * plan.x_stride[1];
+  for (int i = threadIdx.x; i < plan.rows * plan.columns; i += kThreads) {
+    const int row = i / plan.columns, column = i - row * plan.columns, iy = y0 + row, ix = x0 + column;
+    const bool valid = iy >= 0 && iy < plan.sizes.in[0] && ix >= 0 && ix < plan.sizes.in[1];
+    const T* const from = image + iy * plan.x_stride[2] + ix * plan.x_stride[3];
+    if (plan.packs) stage_packs(to + row * plan.pitch + column, from, plane, count, valid);
+    else stage_scalars(to + row * plan.pitch + column, from, plan.x_stride[1], plane, count, valid);
+  }
+}
+
+// Adds what one channel gives to a thread's outputs. `from`: its first output's place in the staged channel; `w`: [taps][4].
+template <class A, int kChannels, int kRows>
+__device__ __forceinline__ void add_channel(A (&total)[kRows][kChannels], const A* from, const A* w, const FewTile& tile,
+                                            int pitch, int lines) {
+  for (int ty = tile.down.taps - 1; ty >= 0; --ty) {
+    const A* const row = from + ty * pitch;
+#pragma unroll 4
+    for (int tx = tile.across.taps - 1; tx >= 0; --tx, w += 4) {
+      A four[4];
+#pragma unroll
+      for (int i = 0; i < 4; i += kWide<A>) {
+        const auto part = *reinterpret_cast<const Pack<A, kWide<A>>*>(w + i);
+#pragma unroll
+        for (int k = 0; k < kWide<A>; ++k) four[i + k] = part.at[k];
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const A v = row[r * lines * pitch + tx];
+#pragma unroll
+        for (int k = 0; k < kChannels; ++k) total[r][k] = multiply_add(v, four[k], total[r][k]);
+      }
+    }
+  }
+}
+
+template <class T, int kChannels, int kRows>
+__device__ __forceinline__ void write_few(T* y, const typename Number<T>::Acc (&total)[kRows][kChannels], const T* bias,
+                                          const FewPlan& plan, const FewTile& tile, int activation,
+                                          typename Number<T>::Acc slope) {
+  using A = typename Number<T>::Acc;
+  const ConvSizes& sizes = plan.sizes;
+  const int lane = threadIdx.x & (plan.lanes - 1), line = threadIdx.x / plan.lanes, lines = kThreads / plan.lanes;
+  const int i = tile.i0 + lane;
+  if (i >= tile.across.count) return;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int j = tile.j0 + line + r * lines;
+    if (j >= tile.down.count) break;
+    T* const to = y + tile.sample * plan.y_stride[0] +
+                  (static_cast<int64_t>(j) * sizes.stride[0] + tile.phase_down) * plan.y_stride[2] +
+                  (static_cast<int64_t>(i) * sizes.stride[1] + tile.phase_across) * plan.y_stride[3];
+#pragma unroll
+    for (int k = 0; k < kChannels; ++k) {
+      if (k >= sizes.out_channels) break;
+      const A z = total[r][k] + (bias == nullptr ? A(0) : widen(bias[k]));
+      narrow(activate(z, activation, slope), to[k * plan.y_stride[1]]);
+    }
+  }
+}
+
 template <class T, int kChannels, int kRows>
 __global__ void __launch_bounds__(kThreads, 2)
     few_kernel(const T* __restrict__ x,       // [N, CI, h, w]
@@ -74,81 +163,26 @@ __global__ void __launch_bounds__(kThreads, 2)
                FewPlan plan, int activation, typename Number<T>::Acc slope) {
   using A = typename Number<T>::Acc;
   GS_DYNAMIC_SHARED(shared);
-  const ConvSizes& sizes = plan.sizes;
-  int64_t block = blockIdx.x;
-  const int phase = static_cast<int>(block % sizes.phases());
-  block /= sizes.phases();
-  const int tile_across = static_cast<int>(block % plan.tiles[1]);
-  block /= plan.tiles[1];
-  const int tile_down = static_cast<int>(block % plan.tiles[0]), sample = static_cast<int>(block / plan.tiles[0]);
-  const int phase_down = phase / sizes.stride[1], phase_across = phase % sizes.stride[1];
-  const PhaseAxis down = sizes.axis(0, phase_down), across = sizes.axis(1, phase_across);
-  const int j0 = tile_down * plan.tile[0], i0 = tile_across * plan.tile[1];
-  if (j0 >= down.count || i0 >= across.count) return;  // the whole block: phases may have fewer outputs than the largest
-
-  const int plane = plan.rows * plan.pitch, taps = down.taps * across.taps;
-  A* const tile = reinterpret_cast<A*>(shared);     // [chunk][rows][pitch]
-  A* const weights = tile + ((plan.chunk * plane + 3) & ~3);  // [chunk][taps][4]
-  const int lane = threadIdx.x & (plan.lanes - 1), line = threadIdx.x / plan.lanes, lines = kThreads / plan.lanes;
-  const int y0 = j0 + down.offset - (down.taps - 1), x0 = i0 + across.offset - (across.taps - 1);
-  const T* const image = x + sample * plan.x_stride[0];
+  const FewTile tile = few_tile_of(plan);
+  if (tile.j0 >= tile.down.count || tile.i0 >= tile.across.count) return;  // the whole block: a phase with fewer outputs
+  const int plane = plan.rows * plan.pitch, taps = tile.down.taps * tile.across.taps;
+  A* const staged = reinterpret_cast<A*>(shared);                 // [chunk][rows][pitch]
+  A* const weights = staged + ((plan.chunk * plane + 3) & ~3);  // [chunk][taps][4]
+  const int lane = threadIdx.x & (plan.lanes - 1), line = threadIdx.x / plan.lanes;
 
   A total[kRows][kChannels] = {};
-  for (int first = 0; first < sizes.in_channels && taps > 0; first += plan.chunk) {
-    const int count = plan.chunk < sizes.in_channels - first ? plan.chunk : sizes.in_channels - first;
+  for (int first = 0; first < plan.sizes.in_channels && taps > 0; first += plan.chunk) {
+    const int left = plan.sizes.in_channels - first, count = plan.chunk < left ? plan.chunk : left;
     if (first != 0) __syncthreads();  // all have read the previous channels
-    for (int i = threadIdx.x; i < plan.rows * plan.columns; i += kThreads) {
-      const int row = i / plan.columns, column = i - row * plan.columns, iy = y0 + row, ix = x0 + column;
-      const bool valid = iy >= 0 && iy < sizes.in[0] && ix >= 0 && ix < sizes.in[1];
-      const int64_t at = first * plan.x_stride[1] + iy * plan.x_stride[2] + ix * plan.x_stride[3];
-      A* const to = tile + row * plan.pitch + column;
-      if (plan.packs) stage_packs(to, image + at, plane, count, valid);
-      else stage_scalars(to, image + at, plan.x_stride[1], plane, count, valid);
-    }
-    stage_weights(weights, weight, plan, down, across, first, count);
+    stage_image(staged, x, plan, tile, first, count);
+    stage_weights(weights, weight, plan, tile.down, tile.across, first, count);
     __syncthreads();
     for (int c = 0; c < count; ++c) {
-      const A* from = tile + c * plane + line * plan.pitch + lane;
-      const A* w = weights + c * taps * 4;
-      for (int ty = down.taps - 1; ty >= 0; --ty) {
-        const A* const row = from + ty * plan.pitch;
-        const A* of = w + (down.taps - 1 - ty) * across.taps * 4;
-#pragma unroll 4
-        for (int tx = across.taps - 1; tx >= 0; --tx, of += 4) {
-          A four[4];
-#pragma unroll
-          for (int i = 0; i < 4; i += kWide<A>) {
-            const auto part = *reinterpret_cast<const Pack<A, kWide<A>>*>(of + i);
-#pragma unroll
-            for (int k = 0; k < kWide<A>; ++k) four[i + k] = part.at[k];
-          }
-#pragma unroll
-          for (int r = 0; r < kRows; ++r) {
-            const A v = row[r * lines * plan.pitch + tx];
-#pragma unroll
-            for (int k = 0; k < kChannels; ++k) total[r][k] = multiply_add(v, four[k], total[r][k]);
-          }
-        }
-      }
+      add_channel<A, kChannels, kRows>(total, staged + c * plane + line * plan.pitch + lane, weights + c * taps * 4, tile,
+                                       plan.pitch, kThreads / plan.lanes);
     }
   }
-
-  const int i = i0 + lane;
-  if (i >= across.count) return;
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const int j = j0 + line + r * lines;
-    if (j >= down.count) break;
-    T* const to = y + sample * plan.y_stride[0] +
-                  (static_cast<int64_t>(j) * sizes.stride[0] + phase_down) * plan.y_stride[2] +
-                  (static_cast<int64_t>(i) * sizes.stride[1] + phase_across) * plan.y_stride[3];
-#pragma unroll
-    for (int k = 0; k < kChannels; ++k) {
-      if (k >= sizes.out_channels) break;
-      const A z = total[r][k] + (bias == nullptr ? A(0) : widen(bias[k]));
-      narrow(activate(z, activation, slope), to[k * plan.y_stride[1]]);
-    }
-  }
+  write_few<T, kChannels, kRows>(y, total, bias, plan, tile, activation, slope);
 }
 
 // --- launchers ------------------------------------------------------------------------------------------------------

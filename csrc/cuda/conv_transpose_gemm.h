@@ -93,25 +93,26 @@ __device__ __forceinline__ void write_outputs(const GemmArguments<T>& args, cons
 
 // --- the kernel -----------------------------------------------------------------------------------------------------
 
-template <class T, class Product, int kM, int kN>
-__global__ void __launch_bounds__(kGemmThreads, 2) gemm_kernel(GemmArguments<T> args) {
-  constexpr int kStageBytes = (kM + kN) * kLine;
-  GS_DYNAMIC_SHARED(shared);
-  GS_SHARED(int, pixels, kM);
-  const TileOf tile = tile_of<T, kM, kN>(args);
-  if (tile.m0 >= tile.rows) return;  // the whole block: a phase may have fewer rows than the largest
+// Places in y of the tile's rows, counted in pixels; -1 past the last row.
+template <class T, int kM>
+__device__ __forceinline__ void find_pixels(int* pixels, const GemmArguments<T>& args, const TileOf& tile) {
+  const int area = tile.down.count * tile.across.count;
   for (int row = threadIdx.x; row < kM; row += kGemmThreads) {
-    const int m = tile.m0 + row, area = tile.down.count * tile.across.count, sample = m / area;
+    const int m = tile.m0 + row, sample = m / area;
     const int j = (m - sample * area) / tile.across.count, i = m - sample * area - j * tile.across.count;
     const int64_t line = static_cast<int64_t>(sample) * args.sizes.out[0] + j * args.sizes.stride[0] + tile.phase_down;
-    pixels[row] = m < tile.rows ? static_cast<int>(line * args.sizes.out[1] + i * args.sizes.stride[1] +
-                                                   tile.phase_across)
-                                : -1;
+    const int64_t pixel = line * args.sizes.out[1] + i * args.sizes.stride[1] + tile.phase_across;
+    pixels[row] = m < tile.rows ? static_cast<int>(pixel) : -1;
   }
+}
 
+// All stages of the product: copies run kStages - 1 ahead.
+template <class T, class Product, int kM, int kN>
+__device__ __forceinline__ void run_stages(Product& product, const GemmArguments<T>& args, const TileOf& tile,
+                                           unsigned char* shared) {
+  constexpr int kStageBytes = (kM + kN) * kLine, kPerStage = kLine / static_cast<int>(sizeof(T));
   Loader<T, kM, kN> loader(args, tile);
-  Product product;
-  const int per_stage = kLine / static_cast<int>(sizeof(T)), stages = (tile.depth + per_stage - 1) / per_stage;
+  const int stages = (tile.depth + kPerStage - 1) / kPerStage;
 #pragma unroll
   for (int stage = 0; stage < kStages - 1; ++stage) {
     if (stage < stages) loader.copy(shared + stage * kStageBytes);
@@ -134,9 +135,19 @@ __global__ void __launch_bounds__(kGemmThreads, 2) gemm_kernel(GemmArguments<T> 
     product.next(shared + reading * kStageBytes);  // past the last stage: whatever lies there, and not used
     product.multiply_second();
   }
-  cp_async_wait<0>();  // the groups left are empty: for the race checker
-  __syncthreads();     // what was read past the last stage is not used: for the race checker
+  cp_async_wait<0>();
+  __syncthreads();
+}
 
+template <class T, class Product, int kM, int kN>
+__global__ void __launch_bounds__(kGemmThreads, 2) gemm_kernel(GemmArguments<T> args) {
+  GS_DYNAMIC_SHARED(shared);
+  GS_SHARED(int, pixels, kM);
+  const TileOf tile = tile_of<T, kM, kN>(args);
+  if (tile.m0 >= tile.rows) return;  // the whole block: a phase may have fewer rows than the largest
+  find_pixels<T, kM>(pixels, args, tile);
+  Product product;
+  run_stages<T, Product, kM, kN>(product, args, tile, shared);
   product.each([&](int row, int column, float first, float second) {
     Pack<float, 2> pair;
     pair.at[0] = first;
