@@ -22,8 +22,13 @@ int64_t side(int64_t input, int kernel, int stride, int padding, int extra) {
 
 enum Layout { kPlanes, kLast };
 
+// The memory of `tensor` under other sizes, which it need not hold: nothing is read here.
 View laid_out(const Tensor& tensor, int64_t n, int64_t c, int64_t h, int64_t w, Layout layout) {
-  View view = tensor.view({n, c, h, w});
+  View view = tensor.view();
+  view.ndim = 4;
+  const int64_t sizes[] = {n, c, h, w}, strides[] = {c * h * w, h * w, w, 1};
+  std::copy(sizes, sizes + 4, view.size);
+  std::copy(strides, strides + 4, view.stride);
   if (layout == kPlanes) return view;
   view.stride[0] = h * w * c;
   view.stride[1] = 1;
@@ -268,6 +273,18 @@ void test_refusals() {
   const Tensor little(kF64, {2});
   status = run(Problem(kMany[1], kF32, kLast, 0), &little);
   EXPECT(status.code == kBadArgument && std::strstr(status.message, "workspace") != nullptr);
+  // More than 32-bit places hold: refused before anything is read. 80000 x 80000 pixels; 2^28 pictures of 9 phases.
+  const Tensor weight = Tensor::random(kF32, {8, 16, 2, 2}, 1), narrow = Tensor::random(kF32, {8, 1, 3, 3}, 1);
+  const View wide_x = laid_out(weight, 1, 8, 40000, 40000, kLast), wide_y = laid_out(weight, 1, 16, 80000, 80000, kLast);
+  status = conv_transpose(wide_x, weight.view(), View{}, View{}, wide_y, View{}, {{2, 2}, {0, 0}}, kLinear, kSlope, false,
+                          gpu(&workspace));
+  EXPECT(status.code == kBadArgument && std::strstr(status.message, "2^31 pixels") != nullptr);
+  EXPECT(conv_transpose_workspace_bytes(wide_x, weight.view(), wide_y, {{2, 2}, {0, 0}}, gpu()) == 0);
+  const int64_t many = int64_t{1} << 28;
+  status = conv_transpose_few(laid_out(weight, many, 8, 1, 1, kPlanes), narrow.view(), View{},
+                              laid_out(weight, many, 1, 3, 3, kPlanes), {{3, 3}, {0, 0}}, kLinear, kSlope,
+                              gpu(&workspace));
+  EXPECT(status.code == kBadArgument && std::strstr(status.message, "2^31 blocks") != nullptr);
 }
 
 }  // namespace
