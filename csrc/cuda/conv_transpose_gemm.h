@@ -135,8 +135,8 @@ __device__ __forceinline__ void run_stages(Product& product, const GemmArguments
     product.next(shared + reading * kStageBytes);  // past the last stage: whatever lies there, and not used
     product.multiply_second();
   }
-  cp_async_wait<0>();
-  __syncthreads();
+  cp_async_wait<0>();  // the groups left are empty: for the race checker
+  __syncthreads();     // what was read past the last stage is not used: for the race checker
 }
 
 template <class T, class Product, int kM, int kN>

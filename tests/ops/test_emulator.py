@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -88,13 +88,12 @@ REMOVED = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A file of csrc/cuda without the text between two offsets."""
+    """A file of csrc/cuda without one statement: ``text`` is all of it."""
 
     file: str
     kind: str
-    start: int
-    end: int
     line: int
+    text: str = field(repr=False)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}-{self.kind}"
@@ -104,9 +103,8 @@ class Mutant:
         """The .cu file that brings the change into a program."""
         if self.file.endswith(".cu"):
             return self.file
-        if self.file == "channel_sums.h":
-            return "norm_sums.cu"
-        return "conv_transpose.cu" if self.file.startswith("conv_transpose") else "gp.cu"
+        users = [path.name for path in sorted(CUDA.glob("*.cu")) if f'#include "{self.file}"' in path.read_text()]
+        return "gp.cu" if "gp.cu" in users else users[0]
 
     @property
     def family(self) -> str:
@@ -127,14 +125,13 @@ def _mutants():
                 line = text.count("\n", 0, found.start()) + 1
                 if any(reason in text.splitlines()[line - 1] for reason in WITHOUT_EFFECT):
                     continue
-                yield Mutant(path.name, kind, found.start(), found.end(), line)
+                yield Mutant(path.name, kind, line, f"{text[: found.start()]};{text[found.end() :]}")
 
 
 def _outcome(mutant: Mutant, build: Path, folder: Path) -> subprocess.CompletedProcess:
     """Compile the mutant, put it before the right kernels when linking, and run its family's test."""
     shutil.copytree(CUDA, folder)
-    text = (folder / mutant.file).read_text(encoding="utf-8")
-    (folder / mutant.file).write_text(f"{text[: mutant.start]};{text[mutant.end :]}", encoding="utf-8")
+    (folder / mutant.file).write_text(mutant.text, encoding="utf-8")
     includes = [f"-I{folder}", *(f"-I{ROOT / 'csrc' / name}" for name in ("include", "cpu", "emu"))]
     flags = ["-std=c++17", "-O1", "-w", "-DGS_EMULATED=1", "-ffp-contract=off", "-fsanitize=address"]
     run("g++", *flags, *includes, "-x", "c++", "-c", str(folder / mutant.compiled), "-o", str(folder / "mutant.o"))
