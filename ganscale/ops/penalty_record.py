@@ -43,6 +43,8 @@ def describe(func: Callable) -> str:
 
 
 def records(*functions: Callable | None) -> Callable[[Recorder], Recorder]:
+    """Put a recorder into the table, for each of ``functions``."""
+
     def register(recorder: Recorder) -> Recorder:
         for function in functions:
             RECORDERS[function] = recorder
@@ -55,6 +57,7 @@ def records(*functions: Callable | None) -> Callable[[Recorder], Recorder]:
 
 
 def as_x(part: object) -> Traced:
+    """Require a value that depends on x."""
     if not isinstance(part, Traced):
         raise NotUnderstood("takes a value that depends on x where only a weight is understood")
     return part
@@ -76,6 +79,7 @@ def constant(session: Session, part: object) -> Tensor:
 
 
 def require(condition: bool, otherwise: str) -> None:
+    """Raise NotUnderstood(otherwise) unless ``condition`` holds."""
     if not condition:
         raise NotUnderstood(otherwise)
 
@@ -87,6 +91,7 @@ def _product_dtype(session: Session, h: Traced) -> torch.dtype:
 
 
 def repeated(value: int | tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Return one number an axis, as torch reads its convolution arguments."""
     many = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,)
     return tuple(int(v) for v in (many * count if len(many) == 1 else many))
 

@@ -97,6 +97,7 @@ def _div(session, input, other, *, rounding_mode=None):
 
 
 def reshaped(session: Session, h: Traced, shape: Sequence[int], *, alias: bool = True) -> Traced:
+    """h in another shape (-1 stands for what is left), the batch axis as it is; a view unless not ``alias``."""
     rows = session.shape(h.value)[0]
     shape = [int(size) for size in shape]
     count, known = math.prod(session.shape(h.value)), math.prod(size for size in shape if size != -1)
@@ -111,6 +112,7 @@ def reshaped(session: Session, h: Traced, shape: Sequence[int], *, alias: bool =
 
 
 def axis_of(axis: int, axes: int) -> int:
+    """Return an axis counted from the front; it must not be that of the batch."""
     axis = int(axis)
     require(-axes <= axis < axes, "names an axis that is not there")
     require(axis % axes != 0, "works along the batch axis")

@@ -90,19 +90,31 @@ class Aliases(nn.Module):
         return a + b + F.relu(same).sum((1, 2, 3)) + F.relu(x + 0.0).flatten(1).mean(1)
 
 
+class Excitation(nn.Module):
+    """Values that are spread over an image when they are added to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pooled = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.pooled(F.adaptive_avg_pool2d(x, 1)) + self.conv(x)
+        return F.relu(h).flatten(1).sum(1)
+
+
 class Parts(nn.Module):
     """Parts of values, reordered, shuffled, resampled and put together again."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.signal, self.out = nn.Conv2d(8, 6, 3), nn.Conv1d(24, 4, 1), nn.Linear(4, 3)
+        self.conv, self.signal, self.out = nn.Conv2d(8, 6, 3), nn.Conv1d(12, 4, 1), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.conv(F.pixel_unshuffle(x, 2)))
         left, right = h[:, :2, :, 1:], h.narrow(1, 2, 2)[..., :-1]
         h = torch.cat([left - right, h[:, -2:, :3].transpose(2, 3), left], 1)
         h = F.interpolate(h, scale_factor=2, mode="bilinear", align_corners=False)
-        h = F.leaky_relu(F.avg_pool2d(h, 2, ceil_mode=True), 0.3).permute(0, 2, 1, 3).contiguous().flatten(1, 2)
+        h = F.leaky_relu(F.avg_pool2d(h, 2, ceil_mode=True), 0.3).permute(0, 2, 3, 1).contiguous().flatten(1, 2)
         s = F.avg_pool1d(F.leaky_relu(self.signal(h), 0.2), 2)
         whole = F.pixel_shuffle(torch.cat([x, x], 1), 2).mean((1, 2, 3)).unsqueeze(1)
         return self.out(s.sum(-1)) + x[:, 0, 1].mean(-1, keepdim=True) + whole
@@ -210,6 +222,7 @@ CASES = {
     "shared": (Shared, (3, 6, 5)),
     "arithmetic": (Arithmetic, (2, 6, 6)),
     "aliases": (Aliases, (2, 5, 5)),
+    "excitation": (Excitation, (2, 5, 5)),
     "parts": (Parts, (2, 12, 12)),
     "signals": (_signals, (2, 21)),
     "volumes": (_volumes, (1, 9, 8, 7)),

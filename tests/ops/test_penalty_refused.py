@@ -48,6 +48,19 @@ def _frozen_noise(x):
     return x * scale
 
 
+def _in_place_on_a_view(x):
+    x = x * 1.5
+    x[:, 1:4].relu_()
+    return x.tanh()
+
+
+def _catching(x):
+    try:
+        return Reversed.apply(x)
+    except BaseException:
+        return x
+
+
 REFUSED = {
     "batch norm": (lambda: nn.BatchNorm2d(6), "BatchNorm2d at middle calls batch_norm, which mixes samples"),
     "instance norm": (lambda: nn.InstanceNorm2d(6, affine=True), "InstanceNorm2d at middle calls instance_norm"),
@@ -71,8 +84,9 @@ REFUSED = {
     "a branch on values": (lambda: Call(lambda x: x if x.sum() > 0 else 2 * x), "over the batch axis"),
     "other dtypes": (lambda: Call(lambda x: x.float().double()), "Call at middle changes the dtype"),
     "batches joined": (lambda: Call(lambda x: torch.cat([x, x])[: len(x)]), "works along the batch axis"),
-    "batches mixed": (lambda: Call(lambda x: x.reshape(2, -1).reshape(x.shape).flip(0)), "reshapes across the batch"),
-    "another activation in place": (lambda: Call(lambda x: F.relu_(x) + x.reshape(x.shape)), ""),
+    "batches mixed": (lambda: Call(lambda x: x.reshape(2, -1).reshape(x.shape)), "reshapes across the batch"),
+    "a part in place": (lambda: Call(_in_place_on_a_view), "writes into a value that is used elsewhere"),
+    "a caught exception": (lambda: Call(_catching), "Call at middle runs with gradients off"),
 }
 
 
@@ -86,7 +100,7 @@ def _critic(name):
     return seeded_biases(critic.double())
 
 
-@pytest.mark.parametrize("name", [name for name in REFUSED if REFUSED[name][1]])
+@pytest.mark.parametrize("name", REFUSED)
 def test_a_critic_that_is_not_piecewise_linear_is_refused_and_its_gradients_are_exact(name):
     x = torch.randn(4, 3, 10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     choice = ops.explain_choice(_critic(name), x)
@@ -204,3 +218,15 @@ def test_the_choice_says_when_nothing_is_watched():
     assert ops.explain_choice(nn.Linear(6, 1), x[:0]).reason == "there are no samples"
     many = torch.randn(penalty_plan.PAYS_FROM // 4, 6)
     assert ops.explain_choice(nn.Linear(6, 1), many).path == "fused"
+
+
+@pytest.mark.parametrize("middle", [nn.ReLU, nn.Softplus])
+def test_every_parameter_that_the_logits_depend_on_gets_a_gradient(middle):
+    critic, x = _critic("tanh"), torch.randn(4, 3, 10, 10, dtype=torch.float64)
+    critic.middle = middle()
+    critic.unused = nn.Linear(2, 2)
+    critic.forward = lambda x: critic.after(critic.middle(critic.before(x)))
+    ops.gradient_penalty(critic, x).mean().backward()
+    for name, parameter in critic.named_parameters():
+        assert (parameter.grad is None) == name.startswith("unused")
+    assert not critic.after[3].bias.grad.any()  # it moves the logits, and no gradient of theirs

@@ -22,7 +22,7 @@ def _watched(monkeypatch):
     monkeypatch.setattr(penalty_plan, "PAYS_FROM", 0)
 
 
-def _agrees(critic, x, path="fused"):
+def assert_agrees(critic, x, path="fused"):
     """The choice, and that penalties and gradients are those of plain autograd on a copy."""
     assert ops.explain_choice(critic, x).path == path
     other = copy.deepcopy(critic)
@@ -34,25 +34,25 @@ def _agrees(critic, x, path="fused"):
 
 def test_changes_after_a_call_are_noticed():
     critic, x = case("k4s2p1-16")
-    _agrees(critic, x)
+    assert_agrees(critic, x)
     critic[1].negative_slope = 0.7
-    _agrees(critic, x)
+    assert_agrees(critic, x)
     critic[3] = nn.Tanh()
-    _agrees(critic, x, "piecewise")
+    assert_agrees(critic, x, "piecewise")
     critic[3] = nn.ReLU()
     critic[2].stride, critic[2].padding = (1, 1), (0, 0)
     critic[4] = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(8, 1, 5)).double().eval()
-    _agrees(critic, x)
+    assert_agrees(critic, x)
     critic[4].train()
     assert ops.explain_choice(critic, x).path == "piecewise"
     critic[4].eval()
-    _agrees(critic, x)
+    assert_agrees(critic, x)
     handle = critic[0].register_forward_hook(lambda module, inputs, output: output.tanh())
-    _agrees(critic, x, "piecewise")
+    assert_agrees(critic, x, "piecewise")
     handle.remove()
-    _agrees(critic, x)
+    assert_agrees(critic, x)
     critic[0].weight = nn.Parameter(torch.randn_like(critic[0].weight))
-    _agrees(critic, x)
+    assert_agrees(critic, x)
     critic.forward = lambda x: nn.Sequential.forward(critic, x).square()
     assert ops.explain_choice(critic, x).path == "piecewise"
 
@@ -74,14 +74,14 @@ def test_a_power_iteration_takes_one_step_a_pass(then):
     if then == "piecewise":
         critic[3] = nn.Softplus()
     for _ in range(3):
-        _agrees(critic, x, then)
+        assert_agrees(critic, x, then)
 
 
 def test_other_parametrisations_and_hooks_that_make_weights_are_followed():
     critic, x = case("k4s2p1-16")
     orthogonal(critic[0])
     weight_norm(critic[2])
-    _agrees(critic, x)
+    assert_agrees(critic, x)
 
 
 def test_hooks_that_make_weights_are_followed():
@@ -107,9 +107,9 @@ def test_a_weight_that_depends_on_a_parametrisation_of_its_own_is_evaluated_anew
     critic, x = case("k4s2p1-16")
     scaled = Scaled()
     parametrize.register_parametrization(critic[2], "weight", scaled)
-    _agrees(critic, x)
+    assert_agrees(critic, x)
     scaled.scale = 3.0
-    _agrees(critic, x)
+    assert_agrees(critic, x)
 
 
 class Keeping(nn.Module):
@@ -199,7 +199,7 @@ def test_modules_can_be_told_by_type_shape_and_device():
             assert h.dtype == torch.float64
             return F.relu(h).view(h.size(0), -1).sum(-1)
 
-    _agrees(Asking().double(), torch.randn(3, 2, 5, 5, dtype=torch.float64))
+    assert_agrees(Asking().double(), torch.randn(3, 2, 5, 5, dtype=torch.float64))
 
 
 def test_a_compiled_critic_is_taken_as_it_was_written():
@@ -265,7 +265,7 @@ def test_spectral_norm_of_a_shared_module_steps_as_often_as_it_is_used():
             return self.conv(F.relu(self.conv(x))).flatten(1)
 
     torch.manual_seed(0)
-    _agrees(Twice().double(), torch.randn(3, 2, 5, 5, dtype=torch.float64))
+    assert_agrees(Twice().double(), torch.randn(3, 2, 5, 5, dtype=torch.float64))
 
 
 class Noisy(nn.Module):
@@ -318,7 +318,7 @@ def test_hooks_are_seen_whatever_way_a_module_is_called():
             return self.act(input=self.conv(input=x)).flatten(1)
 
     critic, x = ByName().double(), torch.randn(3, 2, 5, 5, dtype=torch.float64)
-    _agrees(critic, x)
+    assert_agrees(critic, x)
     handle = critic.act.register_full_backward_hook(lambda module, to_input, to_output: (to_input[0] * 2,))
     assert "has hooks" in ops.explain_choice(critic, x).reason
     handle.remove()
