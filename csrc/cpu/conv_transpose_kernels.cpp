@@ -1,7 +1,7 @@
 // Transposed convolution to at most four channels, compiled once per instruction set (GS_ISA names it).
 //
-// Each input row is multiplied by all kernel taps at once, [w, CI] x [CI, KH * KW * CO], a few pixels by up to four
-// vectors at a time in registers; the products of neighbouring pixels and rows that meet in an output pixel are added
+// Each input row is multiplied by all kernel taps at once, [w, CI] x [CI, KH * KW * CO], a few pixels by a few
+// registers at a time; the products of neighbouring pixels and rows that meet in an output pixel are added
 // in rows that stay in the first cache, and a finished row gets bias and activation and is written once. There is no
 // column matrix in memory. Bound: multiply-adds.
 // Who owns what: a call writes the output rows it is given. Determinism: the order of every sum depends on the sizes
@@ -15,62 +15,72 @@ namespace {
 using namespace ganscale;
 using cpu::FewShape;
 
+// Registers of sums at once: pixels times vectors, as many as the processor has registers for.
 #if defined(__AVX512F__)
-constexpr int kPixels = 8;  // times three vectors of one register each
+constexpr int kPixels = 8, kVectors = 3;
 #elif defined(__AVX2__)
-constexpr int kPixels = 2;  // times three vectors of two registers each
+constexpr int kPixels = 4, kVectors = 3;
 #else
-constexpr int kPixels = 1;
+constexpr int kPixels = 2, kVectors = 3;
 #endif
 
 // --- products -------------------------------------------------------------------------------------------------------
 
+// `next` is where this block's pixels of the next row begin: they are asked for on the way, since a row at a time is
+// no stream that the processor would foresee.
 template <int pixels, int vectors, class A>
-GS_INLINE void multiply_block(const A* x, int64_t x_w, int64_t x_c, int64_t ci, const A* packed, int64_t columns,
-                              A* out) {
-  Vec<A> sums[pixels][vectors];
+GS_INLINE void multiply_block(const A* x, int64_t x_w, int64_t x_c, int64_t ci, const A* packed, int64_t columns, A* out,
+                              const A* next) {
+  using V = typename Register<A>::V;
+  constexpr int lanes = kRegister / sizeof(A);
+  V sums[pixels][vectors];
   for (int p = 0; p < pixels; ++p) {
-    for (int v = 0; v < vectors; ++v) sums[p][v] = Vec<A>{};
+    for (int v = 0; v < vectors; ++v) sums[p][v] = V{};
   }
   for (int64_t c = 0; c < ci; ++c) {
-    Vec<A> taps[vectors];
-    for (int v = 0; v < vectors; ++v) taps[v] = read16<A>(packed + v * kLane);
+    V taps[vectors];
+    for (int v = 0; v < vectors; ++v) __builtin_memcpy(&taps[v], packed + v * lanes, kRegister);
     for (int p = 0; p < pixels; ++p) {
       const A value = x[p * x_w];
       for (int v = 0; v < vectors; ++v) sums[p][v] += taps[v] * value;
     }
+    __builtin_prefetch(next);
+    next += x_c == 1 ? pixels : x_c;
     packed += columns;
     x += x_c;
   }
   for (int p = 0; p < pixels; ++p) {
-    for (int v = 0; v < vectors; ++v) write16<A>(out + p * columns + v * kLane, sums[p][v]);
+    for (int v = 0; v < vectors; ++v) __builtin_memcpy(out + p * columns + v * lanes, &sums[p][v], kRegister);
   }
 }
 
-// out[pixel, 16 * vectors] of all pixels of a row.
+// out[pixel, column] of all pixels of a row and as many columns as `vectors` registers hold.
 template <int vectors, class A>
-GS_APART void multiply(const FewShape& s, const A* x, int64_t x_w, int64_t x_c, const A* packed, A* out) {
-  constexpr int many = sizeof(A) == 8 ? 2 : vectors == 4 && kPixels == 8 ? 6 : kPixels;
+GS_APART void multiply(const FewShape& s, const A* x, int64_t x_w, int64_t x_c, int64_t ahead, const A* packed, A* out) {
   int64_t pixel = 0;
-  for (; pixel + many <= s.w; pixel += many) {
-    multiply_block<many, vectors, A>(x + pixel * x_w, x_w, x_c, s.ci, packed, s.columns, out + pixel * s.columns);
-  }
-  for (; pixel < s.w; ++pixel) {
-    multiply_block<1, vectors, A>(x + pixel * x_w, x_w, x_c, s.ci, packed, s.columns, out + pixel * s.columns);
-  }
+  const auto block = [&](auto pixels) GS_FLAT {
+    const A* from = x + pixel * x_w;
+    multiply_block<decltype(pixels)::value, vectors, A>(from, x_w, x_c, s.ci, packed, s.columns,
+                                                        out + pixel * s.columns, from + ahead);
+    pixel += decltype(pixels)::value;
+  };
+  while (pixel + kPixels <= s.w) block(Kind<kPixels>{});
+  while (pixel < s.w) block(Kind<1>{});
 }
 
 template <class A>
-GS_INLINE void multiply_row(const FewShape& s, const A* x, int64_t x_w, int64_t x_c, const A* packed, A* out) {
-  for (int64_t column = 0; column < s.columns;) {
-    const int64_t left = (s.columns - column) / kLane;
-    const int64_t now = left == 4 ? 4 : left > 3 ? 3 : left;
-    if (now == 4) multiply<4, A>(s, x, x_w, x_c, packed + column, out + column);
-    else if (now == 3) multiply<3, A>(s, x, x_w, x_c, packed + column, out + column);
-    else if (now == 2) multiply<2, A>(s, x, x_w, x_c, packed + column, out + column);
-    else multiply<1, A>(s, x, x_w, x_c, packed + column, out + column);
-    column += now * kLane;
+GS_INLINE void multiply_row(const FewShape& s, const A* x, int64_t x_w, int64_t x_c, int64_t ahead, const A* packed,
+                            A* out) {
+  constexpr int64_t lanes = kRegister / sizeof(A);
+  int64_t column = 0;
+  // Four registers left over are better taken as two and two than as three and one.
+  for (; s.columns - column >= kVectors * lanes && s.columns - column != 4 * lanes; column += kVectors * lanes) {
+    multiply<kVectors, A>(s, x, x_w, x_c, ahead, packed + column, out + column);
   }
+  for (; s.columns - column >= 2 * lanes; column += 2 * lanes) {
+    multiply<2, A>(s, x, x_w, x_c, ahead, packed + column, out + column);
+  }
+  if (column < s.columns) multiply<1, A>(s, x, x_w, x_c, ahead, packed + column, out + column);
 }
 
 // The products of input row `row`, read in place or, in 16 bits, through a widened copy.
@@ -81,15 +91,15 @@ GS_INLINE void products_of(const FewShape& s, const typename T::Storage* x, int6
   A* products = scratch + s.products_at;
   x += row * s.x_h;
   if constexpr (kStoredWide<T>) {
-    multiply_row<A>(s, x, s.x_w, s.x_c, packed, products);
+    multiply_row<A>(s, x, s.x_w, s.x_c, row + 1 < s.h ? s.x_h : 0, packed, products);
   } else {
     A* wide = scratch + s.row_at;
     if (s.x_w == s.ci && s.x_c == 1) {
       widen<T>(x, s.w * s.ci, wide);
-      multiply_row<A>(s, wide, s.ci, 1, packed, products);
+      multiply_row<A>(s, wide, s.ci, 1, 0, packed, products);
     } else {
       for (int64_t c = 0; c < s.ci; ++c) widen<T>(x + c * s.x_c, s.w, wide + c * s.w);
-      multiply_row<A>(s, wide, 1, s.w, packed, products);
+      multiply_row<A>(s, wide, 1, s.w, 0, packed, products);
     }
   }
 }

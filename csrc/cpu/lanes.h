@@ -11,31 +11,89 @@ namespace {
 
 constexpr int kLane = 16;
 
+#if defined(__AVX512F__)
+constexpr int kRegister = 64;
+#elif defined(__AVX2__)
+constexpr int kRegister = 32;
+#else
+constexpr int kRegister = 16;
+#endif
+
+// One register of numbers. Wider vectors than the registers are not left to the compiler, which splits them badly.
 template <class A>
-struct Pack;
+struct Register;
 template <>
-struct Pack<float> {
-  typedef float V __attribute__((vector_size(kLane * sizeof(float))));
+struct Register<float> {
+  typedef float V __attribute__((vector_size(kRegister)));
 };
 template <>
-struct Pack<double> {
-  typedef double V __attribute__((vector_size(kLane * sizeof(double))));
+struct Register<double> {
+  typedef double V __attribute__((vector_size(kRegister)));
 };
+
 template <class A>
-using Vec = typename Pack<A>::V;
+struct Vec {
+  using V = typename Register<A>::V;
+  static constexpr int parts = kLane * static_cast<int>(sizeof(A)) / kRegister;
+  V part[parts];
+};
+
+template <class A>
+GS_INLINE Vec<A> all16(A value) {
+  Vec<A> out;
+  for (int i = 0; i < Vec<A>::parts; ++i) out.part[i] = value - typename Vec<A>::V{};  // -0.0 stays
+  return out;
+}
+
+#define GS_EACH_PART(sign)                                                                   \
+  template <class A>                                                                         \
+  GS_INLINE Vec<A> operator sign(Vec<A> a, Vec<A> b) {                                       \
+    for (int i = 0; i < Vec<A>::parts; ++i) a.part[i] = a.part[i] sign b.part[i];            \
+    return a;                                                                                \
+  }                                                                                          \
+  template <class A>                                                                         \
+  GS_INLINE Vec<A> operator sign(Vec<A> a, A b) {                                            \
+    for (int i = 0; i < Vec<A>::parts; ++i) a.part[i] = a.part[i] sign b;                    \
+    return a;                                                                                \
+  }
+GS_EACH_PART(+)
+GS_EACH_PART(-)
+GS_EACH_PART(*)
+#undef GS_EACH_PART
+
+template <class A>
+GS_INLINE void operator+=(Vec<A>& a, Vec<A> b) {
+  a = a + b;
+}
+
+// a where z > 0, else b; a NaN of z takes b.
+template <class A>
+GS_INLINE Vec<A> where_positive(Vec<A> z, Vec<A> a, Vec<A> b) {
+  const typename Vec<A>::V zero = {};
+  for (int i = 0; i < Vec<A>::parts; ++i) a.part[i] = z.part[i] > zero ? a.part[i] : b.part[i];
+  return a;
+}
+
+// 0 where z <= 0, else z; a NaN stays a NaN.
+template <class A>
+GS_INLINE Vec<A> positive_part(Vec<A> z) {
+  const typename Vec<A>::V zero = {};
+  for (int i = 0; i < Vec<A>::parts; ++i) z.part[i] = z.part[i] <= zero ? zero : z.part[i];
+  return z;
+}
 
 GS_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <class A>
 GS_INLINE Vec<A> read16(const A* p) {
   Vec<A> v;
-  __builtin_memcpy(&v, p, sizeof v);
+  for (int i = 0; i < Vec<A>::parts; ++i) __builtin_memcpy(&v.part[i], p + i * (kLane / Vec<A>::parts), kRegister);
   return v;
 }
 
 template <class A>
 GS_INLINE void write16(A* p, Vec<A> v) {
-  __builtin_memcpy(p, &v, sizeof v);
+  for (int i = 0; i < Vec<A>::parts; ++i) __builtin_memcpy(p + i * (kLane / Vec<A>::parts), &v.part[i], kRegister);
 }
 
 // Kept out of line: tails are rare, and inlined they would be most of the code.
@@ -97,21 +155,19 @@ GS_INLINE Vec<A> tanh16(Vec<A> v) {
 
 template <int kind, class A>
 GS_INLINE Vec<A> activate16(Vec<A> z, A slope) {
-  const Vec<A> zero = {};
-  if constexpr (kind == ganscale::kRelu) return z <= zero ? zero : z;  // a NaN stays a NaN
-  if constexpr (kind == ganscale::kLeakyRelu) return z > zero ? z : z * slope;
+  if constexpr (kind == ganscale::kRelu) return positive_part<A>(z);
+  if constexpr (kind == ganscale::kLeakyRelu) return where_positive<A>(z, z, z * slope);
   if constexpr (kind == ganscale::kTanh) return tanh16<A>(z);
   return z;
 }
 
 template <int kind, class A>
 GS_INLINE Vec<A> derived16(Vec<A> gy, Vec<A> z, A slope) {
-  const Vec<A> zero = {};
-  if constexpr (kind == ganscale::kRelu) return z > zero ? gy : zero;
-  if constexpr (kind == ganscale::kLeakyRelu) return z > zero ? gy : gy * slope;
+  if constexpr (kind == ganscale::kRelu) return where_positive<A>(z, gy, all16<A>(0));
+  if constexpr (kind == ganscale::kLeakyRelu) return where_positive<A>(z, gy, gy * slope);
   if constexpr (kind == ganscale::kTanh) {
     const Vec<A> t = tanh16<A>(z);
-    return gy * (A(1) - t * t);
+    return gy * (all16<A>(1) - t * t);
   }
   return gy;
 }

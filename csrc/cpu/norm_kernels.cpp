@@ -36,11 +36,10 @@ GS_INLINE At<A> at_column(const A* p, int64_t stride, int64_t lanes) {
 
 template <int mode, class A>
 GS_INLINE At<A> at_channel(const A* p, int64_t stride) {
-  const Vec<A> zero = {};
-  At<A> at = {zero + p[0], zero + p[stride], zero + p[2 * stride], zero, zero};
+  At<A> at = {all16<A>(p[0]), all16<A>(p[stride]), all16<A>(p[2 * stride]), {}, {}};
   if constexpr (mode == cpu::kBackwardBatch) {
-    at.b = zero + p[3 * stride];
-    at.offset = zero + p[4 * stride];
+    at.b = all16<A>(p[3 * stride]);
+    at.offset = all16<A>(p[4 * stride]);
   }
   return at;
 }
