@@ -5,10 +5,14 @@
 namespace ganscale::bind {
 namespace {
 
-// (stride of H, of W, padding of H, of W)
+// (stride of H, of W, padding of H, of W), and whether float32 may be rounded to tf32
 ConvShape conv_shape_from(const py::tuple& tuple) {
-  if (tuple.size() != 4) throw py::value_error("a convolution's shape must be (stride, stride, padding, padding)");
-  return ConvShape{{tuple[0].cast<int>(), tuple[1].cast<int>()}, {tuple[2].cast<int>(), tuple[3].cast<int>()}};
+  if (tuple.size() != 4 && tuple.size() != 5) {
+    throw py::value_error("a convolution's shape must be (stride, stride, padding, padding) and perhaps (tf32)");
+  }
+  return ConvShape{{tuple[0].cast<int>(), tuple[1].cast<int>()},
+                   {tuple[2].cast<int>(), tuple[3].cast<int>()},
+                   tuple.size() == 5 && tuple[4].cast<bool>()};
 }
 
 }  // namespace

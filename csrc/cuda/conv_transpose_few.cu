@@ -5,7 +5,7 @@
 // x (with the rim that taps reach) and the phase's weights go to shared memory as the accumulation type, and each value
 // of x read from there feeds all output channels. Bound: fused multiply-adds, ceil(K/s)^2 * CI * CO an output; x is read
 // about once from memory, s^2 times from the L2 cache. Sums run over CI and then taps in one thread: a fixed order.
-// 16-bit channels_last images that allow it go to tensor cores instead: conv_transpose_picture.cu.
+// channels_last images whose precision and shape allow it go to tensor cores instead: conv_transpose_picture.cu.
 #include "conv_transpose_picture.h"
 
 namespace ganscale::cuda {

@@ -1,36 +1,40 @@
-// Transposed convolution of 16-bit channels_last images to at most 4 channels + bias + activation, on tensor cores.
+// Transposed convolution of channels_last images to at most 4 channels + bias + activation, on tensor cores: 16-bit floats,
+// and float32 where it may be rounded to tf32, whose lines and fragments are the same bytes with half the channels.
 //
 // Around place (j, i) all phases of all output channels (columns: s * s * CO, 8 a row of phases) are sums over the same few
 // shifted inputs, so the layer is one product with rows = places, depth = shifts * CI and weights that are 0 where a phase
 // does not reach a shift: nine shifts instead of sixteen taps for kernel 4 and stride 2, and x is read once. A block of 4
 // warps owns 256 places and all their outputs; its patch of x and the packed weights come to shared memory by 16-byte
-// asynchronous copies, 64 channels at a time, a pixel a line of 128 bytes whose chunks are swapped by the pixel's number;
+// asynchronous copies, 64 (32) channels at a time, a pixel a line of 128 bytes whose chunks are swapped by the pixel's number;
 // a shift is then only another address for ldmatrix. Bound: shared memory (one ldmatrix of x a 16 x 16 x 8 or two), about
 // 1.5 times the memory traffic. Shared memory: 62 KiB for kernel 4 and stride 2, so that two or three blocks overlap.
-// pack_picture_kernel: a thread owns one packed weight. Sums run over channels by 64, then shifts: a fixed order.
+// pack_picture_kernel: a thread owns one packed weight. Sums run over channels by 64 (32), then shifts: a fixed order.
 #include "conv_transpose_picture.h"
+
+#include "conv_transpose_product.h"
 
 namespace ganscale::cuda {
 namespace {
 
 constexpr int kBlock = 128;      // threads
 constexpr int kPlaces = 256;     // of a block
-constexpr int kDepth = 64;       // channels at a time
-constexpr int kPixelLine = 128;  // bytes
+constexpr int kPixelLine = 128;  // bytes of a pixel in one stage
+template <class T>
+constexpr int kDepth = kPixelLine / static_cast<int>(sizeof(T));  // channels of a stage
 constexpr int kLargest = 96 * 1024;
 
 // --- kernels --------------------------------------------------------------------------------------------------------
 
-// Packed weights [chunks][shifts][8 * rows of phases][64]; column 8 d + CO d' + c is phase (d, d') of channel c.
+// Packed weights [chunks][shifts][8 * rows of phases][kDepth]; column 8 d + CO d' + c is phase (d, d') of channel c.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     pack_picture_kernel(const T* __restrict__ weight /* [CI, CO, KH, KW] */, T* __restrict__ packed, PicturePlan plan) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;  // below their number: whole blocks
   const ConvSizes& sizes = plan.sizes;
-  const int columns = 8 * sizes.stride[0], column = static_cast<int>(index / kDepth % columns);
-  const int shift = static_cast<int>(index / kDepth / columns % (plan.shifts[0] * plan.shifts[1]));
-  const int chunk = static_cast<int>(index / kDepth / columns / (plan.shifts[0] * plan.shifts[1]));
-  const int ci = chunk * kDepth + static_cast<int>(index % kDepth), in_row = column % 8;
+  const int columns = 8 * sizes.stride[0], column = static_cast<int>(index / kDepth<T> % columns);
+  const int shift = static_cast<int>(index / kDepth<T> / columns % (plan.shifts[0] * plan.shifts[1]));
+  const int chunk = static_cast<int>(index / kDepth<T> / columns / (plan.shifts[0] * plan.shifts[1]));
+  const int ci = chunk * kDepth<T> + static_cast<int>(index % kDepth<T>), in_row = column % 8;
   const int phase_across = in_row / sizes.out_channels;
   T value;
   narrow(0.0f, value);
@@ -44,15 +48,16 @@ __global__ void __launch_bounds__(kThreads)
       value = weight[(channel * sizes.kernel[0] + ky) * sizes.kernel[1] + kx];
     }
   }
+  if constexpr (sizeof(T) == 4) value = __uint_as_float(to_tf32(value));
   packed[index] = value;
 }
 
-// Copies 64 channels of the block's patch of x, zeros past its rim and past the last channel.
+// Copies a stage of the block's patch of x, zeros past its rim and past the last channel.
 template <class T>
 __device__ __forceinline__ void stage_patch(unsigned char* to, const T* image, const PicturePlan& plan, int y0, int x0,
                                             int channel0) {
   const int height = plan.sizes.in[0], width = plan.sizes.in[1], channels = plan.sizes.in_channels;
-  const int chunk = static_cast<int>(threadIdx.x) % 8, channel = channel0 + chunk * 8;
+  const int chunk = static_cast<int>(threadIdx.x) % 8, channel = channel0 + chunk * kWide<T>;
   int pixel = static_cast<int>(threadIdx.x) / 8, row = pixel / plan.patch[1], column = pixel - row * plan.patch[1];
   for (; row < plan.patch[0]; pixel += kBlock / 8) {
     const int iy = y0 + row, ix = x0 + column;
@@ -98,7 +103,7 @@ __device__ __forceinline__ void write_picture(T* sample, const float (&c)[4][kPh
         Pack<T, 2> pair;
         narrow(activate(c[m][d][2 * half] + first, activation, slope), pair.at[0]);
         narrow(activate(c[m][d][2 * half + 1] + second, activation, slope), pair.at[1]);
-        if (two && reinterpret_cast<uintptr_t>(to) % 4 == 0) {
+        if (two && reinterpret_cast<uintptr_t>(to) % sizeof pair == 0) {
           *reinterpret_cast<Pack<T, 2>*>(to) = pair;
         } else {
           to[0] = pair.at[0];
@@ -109,7 +114,7 @@ __device__ __forceinline__ void write_picture(T* sample, const float (&c)[4][kPh
   }
 }
 
-// A warp's four m-tiles and what it has loaded of them: x and weights of one step of 16 channels at one shift.
+// A warp's four m-tiles and what it has loaded of them: x and weights of one step of 32 bytes at one shift.
 template <class T, int kPhases>
 struct PictureProduct {
   struct Step {
@@ -141,6 +146,10 @@ struct PictureProduct {
     for (int m = 0; m < 4; ++m) {
       const int p = pixel[m] + shift;
       ldmatrix_x4(to.a[m], patch + p * kPixelLine + (half ^ (p & 7)) * 16);
+      if constexpr (sizeof(T) == 4) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) to.a[m][k] = to_tf32(__uint_as_float(to.a[m][k]));
+      }
     }
   }
 
@@ -150,12 +159,12 @@ struct PictureProduct {
 #pragma unroll
       for (int d = 0; d < kPhases; ++d) {
         const uint32_t pair[2] = {from.b[2 * d], from.b[2 * d + 1]};
-        mma_16x8x16(c[m][d], from.a[m], pair, T{});
+        multiply(c[m][d], from.a[m], pair, T{});
       }
     }
   }
 
-  // All shifts of a stage of 64 channels, each step loaded before the one before it is multiplied.
+  // All shifts of a whole stage, each step loaded before the one before it is multiplied.
   __device__ __forceinline__ void add_whole(const PicturePlan& plan, const unsigned char* weights) {
     const int shifts = plan.shifts[0] * plan.shifts[1];
     Step even, odd;
@@ -215,15 +224,16 @@ __global__ void __launch_bounds__(kBlock, 3)
   const int lines = plan.shifts[0] * plan.shifts[1] * kPhases * 8;  // of weights
   for (int chunk = 0; chunk < plan.chunks; ++chunk) {
     if (chunk != 0) __syncthreads();  // all have read the previous channels
-    stage_patch(shared, image, plan, j0 + plan.low[0], i0 + plan.low[1], chunk * kDepth);
+    stage_patch(shared, image, plan, j0 + plan.low[0], i0 + plan.low[1], chunk * kDepth<T>);
     for (int i = threadIdx.x; i < lines * 8; i += kBlock) {
-      const T* const from = packed + (static_cast<int64_t>(chunk) * lines * 8 + i) * 8;
+      const T* const from = packed + (static_cast<int64_t>(chunk) * lines * 8 + i) * kWide<T>;
       cp_async16(weights + i / 8 * kPixelLine + (i % 8 ^ (i / 8 & 7)) * 16, from, true);
     }
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
-    const int left = (sizes.in_channels - chunk * kDepth + 15) / 16;
+    constexpr int kStep = kDepth<T> / 4;
+    const int left = (sizes.in_channels - chunk * kDepth<T> + kStep - 1) / kStep;
     if (left >= 4) product.add_whole(plan, weights);
     else product.add_part(plan, weights, left);
   }
@@ -246,8 +256,8 @@ template <class T, int kPhases>
 Status launch_picture(const View& x, const View& weight, const View& bias, const View& y, const PicturePlan& plan,
                       int activation, double slope, const Exec& exec) {
   T* const packed = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(exec.workspace) + 15) / 16 * 16);
-  static_assert(8 * kDepth % kThreads == 0, "packed weights are whole blocks");
-  const int64_t count = int64_t{1} * plan.chunks * plan.shifts[0] * plan.shifts[1] * kPhases * 8 * kDepth;
+  static_assert(8 * kDepth<T> % kThreads == 0, "packed weights are whole blocks");
+  const int64_t count = int64_t{1} * plan.chunks * plan.shifts[0] * plan.shifts[1] * kPhases * 8 * kDepth<T>;
   GS_LAUNCH(static_cast<unsigned>(count / kThreads), kThreads, 0, stream_of(exec), pack_picture_kernel<T>)(
       static_cast<const T*>(weight.data), packed, plan);
   const Status made = launched("conv_transpose_few, packing of the weights");
@@ -268,11 +278,13 @@ Status launch_picture(const View& x, const View& weight, const View& bias, const
 // --- host -----------------------------------------------------------------------------------------------------------
 
 bool plan_picture(const View& x, const View& weight, const View& y, const ConvShape& shape, PicturePlan* plan) {
-  if ((x.dtype != kF16 && x.dtype != kBF16) || !dense_last(x) || !dense_last(y) || !aligned16(x.data)) return false;
+  const bool narrow = x.dtype == kF16 || x.dtype == kBF16, tf32 = x.dtype == kF32 && shape.tf32;
+  if (!(narrow || tf32) || !dense_last(x) || !dense_last(y) || !aligned16(x.data)) return false;
   if (conv_sizes(x, weight, y, shape, &plan->sizes).code != kOk) return false;
   const ConvSizes& sizes = plan->sizes;
-  // Fewer channels than a step's 16 leave tensor cores nothing to gain.
-  if (sizes.in_channels % 8 != 0 || sizes.in_channels < 16 || sizes.stride[0] > 2) return false;
+  const int each = narrow ? 8 : 4;
+  // Fewer channels than a step's leave tensor cores nothing to gain.
+  if (sizes.in_channels % each != 0 || sizes.in_channels < 2 * each || sizes.stride[0] > 2) return false;
   if (static_cast<int64_t>(sizes.stride[1]) * sizes.out_channels > 8) return false;
   for (int axis = 0; axis < 2; ++axis) {
     int low = INT32_MAX, high = INT32_MIN;
@@ -292,7 +304,7 @@ bool plan_picture(const View& x, const View& weight, const View& y, const ConvSh
   plan->tiles[0] = static_cast<int>(ceil_div(down, plan->tile[0]));
   plan->tiles[1] = static_cast<int>(ceil_div(across, plan->tile[1]));
   for (int axis = 0; axis < 2; ++axis) plan->patch[axis] = plan->tile[axis] + plan->shifts[axis] - 1;
-  plan->chunks = static_cast<int>(ceil_div(sizes.in_channels, kDepth));
+  plan->chunks = static_cast<int>(ceil_div(sizes.in_channels, 8 * each));
   const int lines = plan->shifts[0] * plan->shifts[1] * sizes.stride[0] * 8;
   plan->shared_bytes = (plan->patch[0] * plan->patch[1] + lines) * kPixelLine;
   plan->workspace_bytes = static_cast<int64_t>(plan->chunks) * lines * kPixelLine + 16;
@@ -306,13 +318,13 @@ Status run_picture(const View& x, const View& weight, const View& bias, const Vi
     return fail(kBadArgument, "workspace must hold %lld bytes, got %lld", static_cast<long long>(plan.workspace_bytes),
                 static_cast<long long>(exec.workspace_bytes));
   }
-  const bool two = plan.sizes.stride[0] == 2;
-  if (x.dtype == kF16) {
-    return two ? launch_picture<f16, 2>(x, weight, bias, y, plan, activation, slope, exec)
-               : launch_picture<f16, 1>(x, weight, bias, y, plan, activation, slope, exec);
-  }
-  return two ? launch_picture<bf16, 2>(x, weight, bias, y, plan, activation, slope, exec)
-             : launch_picture<bf16, 1>(x, weight, bias, y, plan, activation, slope, exec);
+  const auto run = [&](auto element) {
+    using T = decltype(element);
+    return plan.sizes.stride[0] == 2 ? launch_picture<T, 2>(x, weight, bias, y, plan, activation, slope, exec)
+                                     : launch_picture<T, 1>(x, weight, bias, y, plan, activation, slope, exec);
+  };
+  if (x.dtype == kF32) return run(float{});
+  return x.dtype == kF16 ? run(f16{}) : run(bf16{});
 }
 
 }  // namespace ganscale::cuda

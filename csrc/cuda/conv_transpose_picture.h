@@ -1,4 +1,4 @@
-// The picture's layer on tensor cores: 16-bit floats, channels_last, stride 1 or 2. See conv_transpose_picture.cu.
+// The picture's layer on tensor cores: 16-bit floats or tf32, channels_last, stride 1 or 2. See conv_transpose_picture.cu.
 #pragma once
 
 #include "phases.h"
@@ -10,7 +10,7 @@ struct PicturePlan {
   int low[2];     // least input place of a tap, relative to an output's own place j
   int shifts[2];  // input places from there on that some phase reaches
   int tile[2], tiles[2], patch[2];
-  int chunks;  // of 64 input channels
+  int chunks;  // of 128 bytes of input channels
   int shared_bytes;
   int64_t blocks, workspace_bytes;
 };

@@ -37,7 +37,8 @@ def few(
         return y
     core, weight = _extension.core(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
-    views, conv = (_image(x), _image(weight)), (*stride, *padding)
+    tf32 = x.dtype == torch.float32 and x.device.type == "cuda" and rounds_to_tf32()
+    views, conv = (_image(x), _image(weight)), (*stride, *padding, tf32)
     out = _image(y)
     size = core.conv_transpose_few_workspace_bytes(*views, out, conv, _bind.execution(x))
     workspace = torch.empty(size, dtype=torch.uint8, device=x.device)

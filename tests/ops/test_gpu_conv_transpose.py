@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from gpu_cases import DTYPES, MARKS, assert_replays, distance, needs_memory, tensor
+from gpu_cases import DTYPES, MARKS, assert_replays, convolutions_in, distance, needs_memory, tensor
 
 from ganscale.ops import _bind, _bind_conv, _extension
 
@@ -96,13 +96,23 @@ def test_few_channels_with_bias_and_activation_are_as_near_as_rounding_allows(ca
     for last in (False, True):
         x, weight, where, exact = _problem(case, dtype, last)
         bias = tensor(weight.shape[1], dtype=dtype, seed=2)
-        y = _bind_conv.few(x, weight, None, *where, "linear", SLOPE)
+        with convolutions_in("ieee"):
+            y = _bind_conv.few(x, weight, None, *where, "linear", SLOPE)
         assert distance(y, exact) <= ROUNDS[dtype]
         for activation in ("leaky_relu", "tanh"):
-            y = _bind_conv.few(x, weight, bias, *where, activation, SLOPE)
+            with convolutions_in("ieee"):
+                y = _bind_conv.few(x, weight, bias, *where, activation, SLOPE)
             expected = _act(exact + bias.double().reshape(1, -1, 1, 1), activation)
             assert distance(y, expected) <= ROUNDS[dtype]
             assert y.is_contiguous() or last
+
+
+@pytest.mark.parametrize("case", FEW.values(), ids=FEW.keys())
+def test_few_channels_are_rounded_to_tf32_only_where_torch_may(case):
+    x, weight, where, exact = _problem(case, torch.float32, True)
+    for precision, most in (("tf32", TF32), ("ieee", ROUNDS[torch.float32])):
+        with convolutions_in(precision):
+            assert distance(_bind_conv.few(x, weight, None, *where, "linear", SLOPE), exact) <= most
 
 
 # --- any number of output channels -----------------------------------------------------------------------------------

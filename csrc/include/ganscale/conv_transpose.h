@@ -10,6 +10,7 @@ namespace ganscale {
 struct ConvShape {
   int stride[2];
   int padding[2];
+  bool tf32 = false;  // conv_transpose_few may round float32 to tf32 where that is faster (on a GPU)
 };
 
 // y = act(convT(x, weight) + bias[c]) for at most kFewChannels output channels, which a matrix product serves badly.
