@@ -57,8 +57,15 @@ class Program:
 
     def tangent_steps(self, wanted: tuple[int, ...]) -> tuple[Step, ...]:
         """The nodes with a weight among the ``wanted`` tensors, and what the tangents of their inputs need."""
-        readers = [k for k, node in enumerate(self.nodes, 1) if node.kind in PARAMETRIC and node.tensors[0] in wanted]
-        return self._steps(self._ancestors(readers))
+        if wanted not in self._tangents:
+            nodes = enumerate(self.nodes, 1)
+            readers = [k for k, node in nodes if node.kind in PARAMETRIC and node.tensors[0] in wanted]
+            self._tangents[wanted] = self._steps(self._ancestors(readers))
+        return self._tangents[wanted]
+
+    @functools.cached_property
+    def _tangents(self) -> dict[tuple[int, ...], tuple[Step, ...]]:
+        return {}
 
     @functools.cached_property
     def reuse(self) -> float:

@@ -128,7 +128,7 @@ class Session(TorchFunctionMode):
                 raise
             # Code that asks a Traced for memory fails in ways of its own; where it is the critic that fails, it will
             # fail again.
-            self.reason = self.unwatched or f"{self._where()} raises {type(error).__name__} when it is watched"
+            self.reason = self.unwatched or self._named(f"raises {type(error).__name__} when it is watched")
         finally:
             self.watching = False
         self.pending = False
@@ -139,7 +139,7 @@ class Session(TorchFunctionMode):
 
     def _checked(self, output: object) -> object:
         if self.pending and self._changed():
-            self.unwatched = f"{self._where()} writes into a weight that it has read"
+            self.unwatched = self._named("writes into a weight that it has read")
         if self.unwatched:  # maybe somebody caught the exception
             raise Unwatched(self.unwatched)
         return output if self.pending else self.real(output)
@@ -164,7 +164,7 @@ class Session(TorchFunctionMode):
         if Traced in types:
             return self.call(func, args, kwargs)
         if self.tensors and self.pending and self._overwrites(func, args, kwargs):
-            self.give_up(f"{self._where()} writes into a weight that it has read")
+            self.give_up(self._named("writes into a weight that it has read"))
         return penalty_piecewise.call(func, args, kwargs, self.impl)
 
     def call(self, func: Callable, args: tuple, kwargs: dict) -> object:
@@ -176,7 +176,7 @@ class Session(TorchFunctionMode):
             try:
                 return self._record(func, args, kwargs)
             except NotUnderstood as why:
-                self.give_up(f"{self._where()} {why}")
+                self.give_up(self._named(str(why)))
         return penalty_piecewise.call(func, *self._real_arguments(args, kwargs), self.impl)
 
     def _record(self, func: Callable, args: tuple, kwargs: dict) -> Traced:
@@ -184,13 +184,13 @@ class Session(TorchFunctionMode):
 
         if not torch.is_grad_enabled():
             # Inside a torch.autograd.Function, whose backward is not that of the calls seen here, or under no_grad.
-            self.unwatched = f"{self._where()} runs with gradients off"
+            self.unwatched = self._named("runs with gradients off")
             raise Unwatched(self.unwatched)
         if _autocast(self.x.device.type) != self.autocast:
             raise NotUnderstood("changes autocast")
         if _saving() is not self.saving:
             # Checkpointing and the like, which would miss, or get twice, what is computed later.
-            self.unwatched = f"{self._where()} changes how tensors are saved"
+            self.unwatched = self._named("changes how tensors are saved")
             raise Unwatched(self.unwatched)
         if func not in RECORDERS:
             raise NotUnderstood(describe(func))
@@ -284,21 +284,23 @@ class Session(TorchFunctionMode):
         self.modules.append(module)
         apart = args and all(isinstance(arg, Tensor) and not isinstance(arg, Traced) for arg in args)
         if self.watching and not apart and (why := _interferes(module)):
-            self.give_up(f"{self._where()} {why}")
+            self.give_up(self._named(str(why)))
         return None if self.watching else self.real(args)
 
     def _leave(self, module: nn.Module, args: tuple, output: object) -> None:
         if threading.get_ident() == self.thread and self.modules:
             self.modules.pop()
 
-    def _where(self) -> str:
-        """Name the module that is running, as "BatchNorm2d at blocks.0.1"."""
+    def _named(self, what: str) -> str:
+        """Put the module that is running in front of ``what`` it does, as "BatchNorm2d at blocks.0.1 ..."."""
+        if not self.dry:
+            return what  # nobody reads it
         if not self.modules:
-            return "the critic"
+            return f"the critic {what}"
         root = self.root if isinstance(self.root, nn.Module) else self.modules[0]
         module = self.modules[-1]
         path = next((name for name, other in root.named_modules() if other is module), "")
-        return f"{type(module).__name__} at {path}" if path else type(module).__name__
+        return f"{type(module).__name__} at {path} {what}" if path else f"{type(module).__name__} {what}"
 
 
 def _autocast(device: str) -> torch.dtype | None:
