@@ -16,8 +16,7 @@ MARKS = [
     pytest.mark.skipif(not ops.build_info()["cuda"], reason="the core was built without CUDA"),
 ]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-# Relative L2 distance that rounding explains: a result is rounded once or twice to its type, and where an activation
-# bends, an element in ten thousand may fall on the other side.
+# Relative L2 distance that rounding explains: a result is rounded once or twice to its type.
 NEAR = {torch.float32: 2e-5, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
@@ -36,9 +35,19 @@ def distance(a: Tensor, b: Tensor) -> float:
     return far.item() if torch.isfinite(a).all() and torch.isfinite(b).all() else float("inf")
 
 
-def assert_near(ours, others, dtype: torch.dtype, factor: float = 1.0) -> None:
+def bent(y: Tensor, activation: str) -> float:
+    """What a few elements that fall on the other side of a bend may add to the distance of a gradient.
+
+    Of float32 numbers about one in ten million is that near to 0: none is expected of a small tensor.
+    """
+    return 4 / y.numel() ** 0.5 if activation in ("relu", "leaky_relu") and y.numel() > 1e5 else 0.0
+
+
+def assert_near(ours, others, dtype: torch.dtype, activation: str) -> None:
+    """Compare results and gradients, the output first. 5: gradients pass through more roundings than one."""
+    limit = 5 * NEAR[dtype] + bent(ours[0], activation)
     for place, (a, b) in enumerate(zip(ours, others, strict=True)):
-        assert distance(a, b) <= factor * NEAR[dtype], (place, distance(a, b))
+        assert distance(a, b) <= limit, (place, distance(a, b))
 
 
 def assert_replays(step: Callable[[], tuple[Tensor, ...]], inputs: list[Tensor]) -> None:

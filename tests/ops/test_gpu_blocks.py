@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_cases import DTYPES, MARKS, NEAR, assert_replays, convolutions_in, distance, tensor
+from gpu_cases import DTYPES, MARKS, NEAR, assert_replays, bent, convolutions_in, distance, tensor
 
 from ganscale import ops
 from ganscale.ops import _bind_conv, conv_transpose
@@ -33,10 +33,11 @@ def _with_gradients(y, leaves):
     return [y, *torch.autograd.grad(y, leaves, gy)]
 
 
-def assert_near_float64(ours, plain, exact, dtype):
+def assert_near_float64(ours, plain, exact, dtype, activation):
     """Ours may be twice as far from float64 as torch's, beyond what one rounding explains."""
+    slack = 10 * NEAR[dtype] + bent(ours[0], activation)
     for place, (a, b, c) in enumerate(zip(ours, plain, exact, strict=True)):
-        assert distance(a, c) <= 2 * distance(b, c) + 10 * NEAR[dtype], (place, distance(a, c), distance(b, c))
+        assert distance(a, c) <= 2 * distance(b, c) + slack, (place, distance(a, c), distance(b, c))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -50,7 +51,7 @@ def test_a_block_with_bias_and_activation_is_as_near_float64_as_torch(shape, out
                 with convolutions_in("ieee"):
                     y = conv_transpose.conv_transpose_act(*leaves, activation=activation, impl=impl, **UP)
                     found.append(_with_gradients(y, leaves))
-            assert_near_float64(*found, dtype)
+            assert_near_float64(*found, dtype, activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -67,7 +68,7 @@ def test_a_block_with_batch_norm_is_as_near_float64_as_torch(shape, out, dtype):
                 x, weight, bias, gamma, beta, *running, training=True, activation="leaky_relu", impl=impl, **UP
             )
             found.append([*_with_gradients(y, leaves), *running])
-    assert_near_float64(*found, dtype)
+    assert_near_float64(*found, dtype, "leaky_relu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -83,7 +84,7 @@ def test_known_statistics_are_folded_into_the_product(shape, out, dtype):
         with torch.no_grad(), convolutions_in("ieee"):
             y = conv_transpose.conv_transpose_norm_act(*image, *wide, training=False, impl=impl, **UP)
         found.append([y])
-    assert_near_float64(*found, dtype)
+    assert_near_float64(*found, dtype, "relu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -107,7 +108,7 @@ def test_a_critic_s_block_is_as_near_float64_as_torch(shape, out, dtype):
             with convolutions_in("ieee"):
                 y = ops.conv_act(*leaves, activation="leaky_relu", impl=impl, **UP)
                 found.append(_with_gradients(y, leaves))
-        assert_near_float64(*found, dtype)
+        assert_near_float64(*found, dtype, "leaky_relu")
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
