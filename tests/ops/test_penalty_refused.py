@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from penalty_cases import assert_same, penalty_and_gradients, seeded_biases
 from torch import nn
 
