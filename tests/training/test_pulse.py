@@ -27,7 +27,7 @@ def _rank_main(rank: int, folder: str) -> None:
 
     pulse = Pulse(group, should_stop, every_s=0.01)
     stopped = None
-    for step in range(STEPS):  # noqa: B007 (should_stop reads it)
+    for step in range(STEPS):
         torch.randn(10_000 * (1 + rank)).sum()  # ranks of unequal speed; nothing but the pulse holds them together
         if pulse.beat():
             stopped = step
