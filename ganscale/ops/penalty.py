@@ -9,8 +9,17 @@ from torch import Tensor
 
 from ganscale.errors import UserError
 from ganscale.ops import _check, _choice, _register, penalty_op, reference
-from ganscale.ops.penalty_plan import PenaltyChoice, Plan, explain, plain, plan, without_compiling
-from ganscale.ops.penalty_trace import Session
+from ganscale.ops.penalty_plan import (
+    PenaltyChoice,
+    Plan,
+    cannot_be_watched,
+    do_not_watch,
+    explain,
+    plain,
+    plan,
+    without_compiling,
+)
+from ganscale.ops.penalty_trace import Session, unwatched
 
 Critic = Callable[[Tensor], Tensor]
 
@@ -47,15 +56,20 @@ def _penalise(critic: Critic, x: Tensor, center: float, one_sided: bool, impl: s
     _choice.use_fused(impl, x, "sample_norm")  # warns, or raises, where there are no kernels
     with torch.enable_grad(), without_compiling():
         point = x if x.requires_grad else x.detach().requires_grad_()
+        critic = getattr(critic, "_orig_mod", critic)  # of a module that torch.compile wraps
         if left_alone:
             logits = critic(point)
+        elif cannot_be_watched(critic):
+            logits = unwatched(critic, point, impl)
         else:
             session = Session(point, impl=impl)
-            logits = session.run(getattr(critic, "_orig_mod", critic))  # of a module that torch.compile wraps
+            logits = session.run(critic)
             planned = plan(session, logits, x)
             if planned:
                 return _fused(planned, center, one_sided, keep_graph)
             logits = session.real(logits)
+            if session.unwatched:
+                do_not_watch(critic)
         g = _gradient(logits, point, keep_graph)
     fused = _choice.use_fused(impl, g, "sample_norm")
     penalty, _ = (_register.gp_penalty if fused else reference.gp_penalty)(g, center, one_sided)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
@@ -67,6 +68,27 @@ def _unwatchable(x: Tensor) -> str:
     if type(x) not in (Tensor, nn.Parameter):
         return f"x is a {type(x).__name__}"
     return ""
+
+
+# Critics, and the code of functions, whose pass had to be run a second time because watching it failed. They are not
+# watched again, so that what a pass does besides (a power iteration, a draw) is done once; the results are the same.
+_not_watched: weakref.WeakSet = weakref.WeakSet()
+
+
+def do_not_watch(critic: object) -> None:
+    """Leave the passes of this critic alone from now on."""
+    if _known(critic) is not None:
+        _not_watched.add(_known(critic))
+
+
+def cannot_be_watched(critic: object) -> bool:
+    """Tell whether watching this critic has failed before."""
+    return _known(critic) in _not_watched
+
+
+def _known(critic: object) -> object:
+    """What stays of a critic from call to call: a module, or the code of a function."""
+    return critic if isinstance(critic, nn.Module) else getattr(critic, "__code__", None)
 
 
 def without_compiling() -> AbstractContextManager:

@@ -11,6 +11,7 @@ can be out of date.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -134,8 +135,7 @@ class Session(TorchFunctionMode):
         self.pending = False
         if self.dry:
             return None
-        with penalty_piecewise.PiecewiseMode(self.impl):
-            return critic(self.x)
+        return unwatched(critic, self.x, self.impl)
 
     def _checked(self, output: object) -> object:
         if self.pending and self._changed():
@@ -183,9 +183,10 @@ class Session(TorchFunctionMode):
         from ganscale.ops.penalty_record_maps import RECORDERS, describe
 
         if not torch.is_grad_enabled():
-            # Inside a torch.autograd.Function, whose backward is not that of the calls seen here, or under no_grad.
-            self.unwatched = self._named("runs with gradients off")
-            raise Unwatched(self.unwatched)
+            if _inside_function():
+                self.unwatched = self._named("calls a torch.autograd.Function, whose backward is its own")
+                raise Unwatched(self.unwatched)
+            raise NotUnderstood("runs with gradients off")
         if _autocast(self.x.device.type) != self.autocast:
             raise NotUnderstood("changes autocast")
         if _saving() is not self.saving:
@@ -303,10 +304,24 @@ class Session(TorchFunctionMode):
         return f"{type(module).__name__} at {path} {what}" if path else f"{type(module).__name__} {what}"
 
 
+def unwatched(critic: Callable[[Tensor], object], x: Tensor, impl: str) -> object:
+    """Run a pass as ordinary autograd, its piecewise linear activations without second derivatives."""
+    with penalty_piecewise.PiecewiseMode(impl):
+        return critic(x)
+
+
 def _autocast(device: str) -> torch.dtype | None:
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+def _inside_function() -> bool:
+    """Tell whether the caller runs inside the forward of a torch.autograd.Function."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not torch.autograd.Function.apply.__func__.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _saving() -> object:

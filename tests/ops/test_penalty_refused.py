@@ -77,7 +77,7 @@ REFUSED = {
     "minibatch deviation": (lambda: MinibatchDeviation(), "MinibatchDeviation at middle calls std"),
     "a product of x with itself": (lambda: Call(lambda x: x * x.mean((2, 3), keepdim=True)), "multiplies values"),
     "a mean over the batch": (lambda: Call(lambda x: x - x.mean(0, keepdim=True)), "works along the batch axis"),
-    "a function of its own": (lambda: Call(Reversed.apply), "Call at middle runs with gradients off"),
+    "a function of its own": (lambda: Call(Reversed.apply), "Call at middle calls a torch.autograd.Function"),
     "a part without a gradient": (lambda: Call(_frozen_noise), "Call at middle runs with gradients off"),
     "a detached part": (lambda: Call(lambda x: x * x.detach().abs()), "calls detach, which is not in the table"),
     "a branch on values": (lambda: Call(lambda x: x if x.sum() > 0 else 2 * x), "over the batch axis"),
@@ -85,7 +85,7 @@ REFUSED = {
     "batches joined": (lambda: Call(lambda x: torch.cat([x, x])[: len(x)]), "works along the batch axis"),
     "batches mixed": (lambda: Call(lambda x: x.reshape(2, -1).reshape(x.shape)), "reshapes across the batch"),
     "a part in place": (lambda: Call(_in_place_on_a_view), "writes into a value that is used elsewhere"),
-    "a caught exception": (lambda: Call(_catching), "Call at middle runs with gradients off"),
+    "a caught exception": (lambda: Call(_catching), "calls a torch.autograd.Function, whose backward is its own"),
 }
 
 
