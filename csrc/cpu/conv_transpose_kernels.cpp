@@ -107,10 +107,11 @@ GS_INLINE void products_of(const FewShape& s, const typename T::Storage* x, int6
 // --- a finished row -------------------------------------------------------------------------------------------------
 
 template <int kind, class A>
-GS_INLINE void finish(const A* from, const A* bias, A* to, int64_t count, A slope) {
+GS_INLINE void finish(const A* from, const A* bias, A* to, int64_t count, int activation, A slope) {
   for (int64_t i = 0; i < count; i += kLane) {
     const int64_t lanes = least(kLane, count - i);
-    write_some<A>(to + i, lanes, activate16<kind, A>(read_some<A>(from + i, lanes) + read_some<A>(bias + i, lanes), slope));
+    const Vec<A> z = read_some<A>(from + i, lanes) + read_some<A>(bias + i, lanes);
+    write_some<A>(to + i, lanes, activate16<kind, A>(z, slope, activation));
   }
 }
 
@@ -123,7 +124,9 @@ GS_APART void write_row(const FewShape& s, typename T::Acc* from, const typename
   const bool in_a_row = s.y_w == s.co && (s.y_c == 1 || s.co == 1);
   A* to = from;
   if constexpr (kStoredWide<T>) to = in_a_row ? y : from;
-  with_activation(activation, [&](auto kind) GS_FLAT { finish<decltype(kind)::value, A>(from, bias, to, count, slope); });
+  with_activation<A>(activation, [&](auto kind) GS_FLAT {
+    finish<decltype(kind)::value, A>(from, bias, to, count, activation, slope);
+  });
   if (in_a_row) {
     if constexpr (!kStoredWide<T>) narrow<T>(from, count, y);
     return;

@@ -153,19 +153,24 @@ GS_INLINE Vec<A> tanh16(Vec<A> v) {
   return read16<A>(lanes);
 }
 
-template <int kind, class A>
-GS_INLINE Vec<A> activate16(Vec<A> z, A slope) {
-  if constexpr (kind == ganscale::kRelu) return positive_part<A>(z);
-  if constexpr (kind == ganscale::kLeakyRelu) return where_positive<A>(z, z, z * slope);
-  if constexpr (kind == ganscale::kTanh) return tanh16<A>(z);
+// `fixed` is the activation where the code was compiled for one, else kAny, and `activation` says which it is.
+constexpr int kAny = -1;
+
+template <int fixed, class A>
+GS_INLINE Vec<A> activate16(Vec<A> z, A slope, int activation) {
+  const int kind = fixed == kAny ? activation : fixed;
+  if (kind == ganscale::kRelu) return positive_part<A>(z);
+  if (kind == ganscale::kLeakyRelu) return where_positive<A>(z, z, z * slope);
+  if (kind == ganscale::kTanh) return tanh16<A>(z);
   return z;
 }
 
-template <int kind, class A>
-GS_INLINE Vec<A> derived16(Vec<A> gy, Vec<A> z, A slope) {
-  if constexpr (kind == ganscale::kRelu) return where_positive<A>(z, gy, all16<A>(0));
-  if constexpr (kind == ganscale::kLeakyRelu) return where_positive<A>(z, gy, gy * slope);
-  if constexpr (kind == ganscale::kTanh) {
+template <int fixed, class A>
+GS_INLINE Vec<A> derived16(Vec<A> gy, Vec<A> z, A slope, int activation) {
+  const int kind = fixed == kAny ? activation : fixed;
+  if (kind == ganscale::kRelu) return where_positive<A>(z, gy, all16<A>(0));
+  if (kind == ganscale::kLeakyRelu) return where_positive<A>(z, gy, gy * slope);
+  if (kind == ganscale::kTanh) {
     const Vec<A> t = tanh16<A>(z);
     return gy * (all16<A>(1) - t * t);
   }
@@ -177,10 +182,18 @@ struct Kind {
   static constexpr int value = k;
 };
 
-// Calls f with the activation as a type, so that each loop is compiled for one activation.
-template <class F>
+// With the address sanitizer all loops choose as they run: checked, a dozen copies of them would compile for minutes.
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kOneCopy = true;
+#else
+constexpr bool kOneCopy = false;
+#endif
+
+// Calls f with the activation as a type, so that float's loops are compiled for one each; double's choose as they run.
+template <class A, class F>
 GS_INLINE void with_activation(int activation, F f) {
-  switch (activation) {
+  if constexpr (kOneCopy || sizeof(A) == sizeof(double)) return f(Kind<kAny>{});
+  else switch (activation) {
     case ganscale::kRelu: return f(Kind<ganscale::kRelu>{});
     case ganscale::kLeakyRelu: return f(Kind<ganscale::kLeakyRelu>{});
     case ganscale::kTanh: return f(Kind<ganscale::kTanh>{});

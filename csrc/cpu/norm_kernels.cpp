@@ -24,20 +24,20 @@ struct At {
 };
 
 // `mode` says which rows there are.
-template <int mode, class A>
-GS_INLINE At<A> at_column(const A* p, int64_t stride, int64_t lanes) {
+template <class A>
+GS_INLINE At<A> at_column(int mode, const A* p, int64_t stride, int64_t lanes) {
   At<A> at = {read_some<A>(p, lanes), read_some<A>(p + stride, lanes), read_some<A>(p + 2 * stride, lanes), {}, {}};
-  if constexpr (mode == cpu::kBackwardBatch) {
+  if (mode == cpu::kBackwardBatch) {
     at.b = read_some<A>(p + 3 * stride, lanes);
     at.offset = read_some<A>(p + 4 * stride, lanes);
   }
   return at;
 }
 
-template <int mode, class A>
-GS_INLINE At<A> at_channel(const A* p, int64_t stride) {
+template <class A>
+GS_INLINE At<A> at_channel(int mode, const A* p, int64_t stride) {
   At<A> at = {all16<A>(p[0]), all16<A>(p[stride]), all16<A>(p[2 * stride]), {}, {}};
-  if constexpr (mode == cpu::kBackwardBatch) {
+  if (mode == cpu::kBackwardBatch) {
     at.b = all16<A>(p[3 * stride]);
     at.offset = all16<A>(p[4 * stride]);
   }
@@ -107,12 +107,12 @@ GS_APART void add_moments(const A* x, int64_t rows, int64_t stride, int64_t widt
 template <class A>
 GS_APART void add_products(const A* gy, const A* x, int64_t rows, int64_t stride, int64_t width,
                                             const A* p, int64_t p_stride, int activation, A slope, Sums<A>& sums) {
-  with_activation(activation, [&](auto kind) GS_FLAT {
+  with_activation<A>(activation, [&](auto kind) GS_FLAT {
     add_rows<A>(sums, width, rows, [&](int64_t row, int64_t column, int64_t lanes, Vec<A>& a, Vec<A>& b) GS_FLAT {
-      const At<A> at = at_column<cpu::kForward, A>(p + column, p_stride, lanes);
+      const At<A> at = at_column<A>(cpu::kForward, p + column, p_stride, lanes);
       const Vec<A> d = read_some<A>(x + row * stride + column, lanes) - at.mean;
       const Vec<A> g = derived16<decltype(kind)::value, A>(read_some<A>(gy + row * stride + column, lanes),
-                                                           d * at.scale + at.shift, slope);
+                                                           d * at.scale + at.shift, slope, activation);
       a += g;
       b += g * d;
     });
@@ -214,10 +214,11 @@ GS_APART Pair reduce_products(const A* gy, const A* x, int64_t rows, int64_t str
                                                const A* p, int64_t p_stride, int activation, A slope) {
   const A mean = p[0], scale = p[p_stride], shift = p[2 * p_stride];
   Pair sums = {0, 0};
-  with_activation(activation, [&](auto kind) GS_FLAT {
+  with_activation<A>(activation, [&](auto kind) GS_FLAT {
     sums = reduce_rows<A>(rows, stride, width, [&](int64_t i, int64_t lanes, Vec<A>& a, Vec<A>& b) GS_FLAT {
       const Vec<A> d = read_some<A>(x + i, lanes) - mean;
-      const Vec<A> g = derived16<decltype(kind)::value, A>(read_some<A>(gy + i, lanes), d * scale + shift, slope);
+      const Vec<A> g = derived16<decltype(kind)::value, A>(read_some<A>(gy + i, lanes), d * scale + shift, slope,
+                                                           activation);
       a += g;
       b += g * d;
     });
@@ -273,66 +274,74 @@ void run_sums_one(const void* gy, const void* x, int64_t outer, int64_t channels
 
 // --- maps -----------------------------------------------------------------------------------------------------------
 
-template <int mode, int kind, class A>
-GS_INLINE void map_lanes(const A* gy, const A* x, A* out, int64_t lanes, const At<A>& at, A slope) {
+// What a map is told beside its arrays; as constants where the code is compiled for one mode and activation.
+template <class A>
+struct How {
+  int mode, activation;
+  A slope;
+};
+
+template <int kind, class A>
+GS_INLINE void map_lanes(const A* gy, const A* x, A* out, int64_t lanes, const At<A>& at, const How<A>& how) {
   const Vec<A> d = read_some<A>(x, lanes) - at.mean, z = d * at.scale + at.shift;
   Vec<A> value;
-  if constexpr (mode == cpu::kForward) {
-    value = activate16<kind, A>(z, slope);
+  if (how.mode == cpu::kForward) {
+    value = activate16<kind, A>(z, how.slope, how.activation);
   } else {
-    const Vec<A> g = derived16<kind, A>(read_some<A>(gy, lanes), z, slope);
-    value = mode == cpu::kBackwardConstant ? at.scale * g : at.scale * ((g - at.offset) - d * at.b);
+    const Vec<A> g = derived16<kind, A>(read_some<A>(gy, lanes), z, how.slope, how.activation);
+    value = how.mode == cpu::kBackwardConstant ? at.scale * g : at.scale * ((g - at.offset) - d * at.b);
   }
   write_some<A>(out, lanes, value);
 }
 
-// Calls f with the mode and the activation as types.
-template <class F>
-GS_INLINE void with_mode(int mode, int activation, F f) {
-  with_activation(activation, [&](auto kind) GS_FLAT {
-    if (mode == cpu::kForward) f(Kind<cpu::kForward>{}, kind);
-    else if (mode == cpu::kBackwardConstant) f(Kind<cpu::kBackwardConstant>{}, kind);
-    else f(Kind<cpu::kBackwardBatch>{}, kind);
+// Calls f with the activation as a type and the mode as a constant of its copy of the code; double's are left open.
+template <class A, class F>
+GS_INLINE void with_mode(How<A> how, F f) {
+  with_activation<A>(how.activation, [&](auto kind) GS_FLAT {
+    if constexpr (decltype(kind)::value == kAny) return f(kind, how);
+    else if (how.mode == cpu::kForward) f(kind, How<A>{cpu::kForward, decltype(kind)::value, how.slope});
+    else if (how.mode == cpu::kBackwardBatch) f(kind, How<A>{cpu::kBackwardBatch, decltype(kind)::value, how.slope});
+    else f(kind, How<A>{cpu::kBackwardConstant, decltype(kind)::value, how.slope});
   });
 }
 
 template <class A>
-GS_APART void map_columns(const A* gy, const A* x, A* out, int64_t rows, int64_t width, const A* p,
-                                           int64_t p_stride, int mode, int activation, A slope) {
-  with_mode(mode, activation, [&](auto way, auto kind) GS_FLAT {
+GS_APART void map_columns(const A* gy, const A* x, A* out, int64_t rows, int64_t width, const A* p, int64_t p_stride,
+                          const How<A>& asked) {
+  with_mode<A>(asked, [&](auto kind, const How<A>& how) GS_FLAT {
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t column = 0; column < width; column += kLane) {
         const int64_t here = row * width + column, lanes = least(kLane, width - column);
-        map_lanes<decltype(way)::value, decltype(kind)::value, A>(gy + here, x + here, out + here, lanes,
-                                                                  at_column<decltype(way)::value, A>(p + column, p_stride, lanes), slope);
+        const At<A> at = at_column<A>(how.mode, p + column, p_stride, lanes);
+        map_lanes<decltype(kind)::value, A>(gy + here, x + here, out + here, lanes, at, how);
       }
     }
   });
 }
 
 template <class A>
-GS_APART void map_runs(const A* gy, const A* x, A* out, int64_t first, int64_t last, int64_t width,
-                                        const A* p, int64_t channels, int mode, int activation, A slope) {
-  with_mode(mode, activation, [&](auto way, auto kind) GS_FLAT {
+GS_APART void map_runs(const A* gy, const A* x, A* out, int64_t first, int64_t last, int64_t width, const A* p,
+                       int64_t channels, const How<A>& asked) {
+  with_mode<A>(asked, [&](auto kind, const How<A>& how) GS_FLAT {
     for (int64_t run = first; run < last; ++run) {
-      const At<A> at = at_channel<decltype(way)::value, A>(p + run % channels, channels);
+      const At<A> at = at_channel<A>(how.mode, p + run % channels, channels);
       const int64_t start = (run - first) * width;
       for (int64_t i = 0; i < width; i += kLane) {
-        const int64_t here = start + i, lanes = least(kLane, width - i);
-        map_lanes<decltype(way)::value, decltype(kind)::value, A>(gy + here, x + here, out + here, lanes, at, slope);
+        const int64_t here = start + i;
+        map_lanes<decltype(kind)::value, A>(gy + here, x + here, out + here, least(kLane, width - i), at, how);
       }
     }
   });
 }
 
-// Calls f(gy, x, out) in the accumulation type for `count` elements in a row, gy being absent in the forward pass.
+// Calls f(gy, x, out) in the accumulation type for `count` elements in a row; without gy, in the forward pass, it gets x.
 template <class T, class F>
 GS_INLINE void widened(const void* gy_, const void* x_, void* out_, int64_t first, int64_t count, Source<T>& gy_source,
                        Source<T>& x_source, F f) {
   auto* out = static_cast<typename T::Storage*>(out_) + first;
   int64_t s;
-  const auto* gy = gy_ ? gy_source.read(gy_, first, 1, count, count, &s) : nullptr;
   const auto* x = x_source.read(x_, first, 1, count, count, &s);
+  const auto* gy = gy_ ? gy_source.read(gy_, first, 1, count, count, &s) : x;
   if constexpr (kStoredWide<T>) {
     f(gy, x, out);
   } else {
@@ -355,7 +364,7 @@ void column_map_one(const void* gy, const void* x, void* out, int64_t rows, int6
       const int64_t width = least(part, live - start), count = least(together, rows - row);
       widened<T>(gy, x, out, row * stride + start, count * width, gy_source, x_source,
                  [&](const A* g, const A* v, A* o) GS_FLAT {
-        map_columns<A>(g, v, o, count, width, p + start, stride, mode, activation, static_cast<A>(slope));
+        map_columns<A>(g, v, o, count, width, p + start, stride, {mode, activation, static_cast<A>(slope)});
       });
     }
   }
@@ -374,7 +383,7 @@ void run_map_one(const void* gy, const void* x, void* out, int64_t first, int64_
       const int64_t width = least(part, inner - start), count = least(together, last - run);
       widened<T>(gy, x, out, run * inner + start, count * width, gy_source, x_source,
                  [&](const A* g, const A* v, A* o) GS_FLAT {
-        map_runs<A>(g, v, o, run, run + count, width, p, channels, mode, activation, static_cast<A>(slope));
+        map_runs<A>(g, v, o, run, run + count, width, p, channels, {mode, activation, static_cast<A>(slope)});
       });
     }
   }

@@ -24,11 +24,11 @@ PAYS_FROM = {
     "leaky_relu": 2**14,
     "tanh": 2**20,
     "channel_sum": 2**20,
-    "batch_norm_act": 2**16,
-    "affine_act": 2**16,
-    "channel_moments": 2**16,
+    "batch_norm_act": 2**15,
+    "affine_act": 2**17,
+    "channel_moments": 2**14,
     "conv_act": 2**10,
-    "conv_transpose_few": 2**12,
+    "conv_transpose_few": 2**14,
     "conv_transpose_act": 2**14,
 }
 

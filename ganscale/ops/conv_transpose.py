@@ -47,6 +47,12 @@ def _ours(x: Tensor, weight: Tensor, impl: str) -> bool:
     return asked and _bind_conv.takes_product(x, weight) and not _choice.obstacle(x.device)
 
 
+def _multiplies(impl: str, x: Tensor, weight: Tensor) -> bool:
+    """Tell whether a product of matrices takes at least the weight's gradient from torch."""
+    pixels = x.shape[2] * x.shape[3]
+    return _choice.resolve(impl) != "reference" and _products.pays("weights", x, pixels, weight.shape)
+
+
 def _forward(x, weight, bias, stride, padding, output_padding, activation, negative_slope, ours):
     stride, padding, output_padding = tuple(stride), tuple(padding), tuple(output_padding)
     size = _out_size(x, weight, stride, padding, output_padding)
@@ -292,7 +298,7 @@ def conv_transpose_norm_act(
             return _bind_conv.product(x, weight, scale, shift, *where, activation, float(negative_slope))
         if ours and not known:
             z, totals = _conv_transpose_totals(x, weight, *conv)
-        elif norm.is_plain(x) and _products.pays("weights", x, x.shape[2] * x.shape[3], weight.shape):
+        elif norm.is_plain(x) and _multiplies(impl, x, weight):
             z = _Eager.apply(x, weight, None, *conv, "linear", 0.0, False)
         else:
             z = torch.conv_transpose2d(x, weight, None, *conv)
