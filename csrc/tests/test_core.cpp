@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "ganscale/api.h"
+#include "ganscale/patches.h"
 
 using namespace ganscale;
 
@@ -116,6 +117,29 @@ void test_channel_sum(int64_t outer, int64_t channels, int64_t inner, int thread
   }
 }
 
+// Patches of an image of 2 samples against plain loops, and back: fold is the transpose of unfold.
+void test_patches(const int64_t (&grid)[4], const PatchShape& s, int64_t channels, int threads) {
+  const int64_t H = grid[0], W = grid[1], h = grid[2], w = grid[3], length = s.kernel[0] * s.kernel[1] * channels;
+  Rows x(2 * H * W * channels), patches(2 * h * w * length, 2), back(2 * H * W * channels, 3);
+  std::vector<double> sums(back.data.size());
+  const View image = x.view({2, H, W, channels}), matrix = patches.view({2, h, w, length});
+  EXPECT(fold(matrix, back.view({2, H, W, channels}), s, cpu(threads)).code == kOk);
+  const std::vector<float> drawn = patches.data;
+  EXPECT(unfold(image, matrix, s, cpu(threads)).code == kOk);
+  for (int64_t i = 0; i < 2 * h * w * length; ++i) {
+    const int64_t c = i % channels, kx = i / channels % s.kernel[1], ky = i / channels / s.kernel[1] % s.kernel[0];
+    const int64_t place = i / length, X = place % w * s.stride[1] - s.padding[1] + kx;
+    const int64_t Y = place / w % h * s.stride[0] - s.padding[0] + ky, n = place / w / h;
+    const bool inside = X >= 0 && X < W && Y >= 0 && Y < H;
+    const int64_t element = ((n * H + Y) * W + X) * channels + c;
+    EXPECT(patches.data[i] == (inside ? x.data[element] : 0.0f));
+    if (inside) sums[element] += drawn[i];
+  }
+  for (size_t i = 0; i < sums.size(); ++i) EXPECT(near(back.data[i], sums[i], 1e-5));
+  EXPECT(unfold(image, patches.view({2, h, w, length - 1}), s, cpu(threads)).code == kBadArgument);
+  EXPECT(fold(matrix, image, PatchShape{{0, 1}, {1, 1}, {0, 0}}, cpu(threads)).code == kBadArgument);
+}
+
 void test_refusals() {
   Rows g(8), out(2);
   const View no_workspace = g.view({2, 4});
@@ -150,6 +174,9 @@ int main() {
     }
     test_channel_sum(70000, 3, 1, threads);
     test_channel_sum(4097, 3, 5, threads);
+    test_patches({8, 6, 4, 3}, PatchShape{{4, 4}, {2, 2}, {1, 1}}, 5, threads);
+    test_patches({5, 7, 5, 7}, PatchShape{{3, 3}, {1, 1}, {1, 1}}, 3, threads);
+    test_patches({3, 4, 2, 9}, PatchShape{{1, 2}, {2, 1}, {0, 3}}, 1, threads);  // some patches lie outside
   }
   test_refusals();
   checks += check_generator_kernels();
