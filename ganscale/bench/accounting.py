@@ -54,9 +54,11 @@ def convolutions(call: Callable[[], object]) -> Counter[str]:
     return Counter({FORWARD: names[FORWARD], BACKWARD: names[BACKWARD]})
 
 
-def penalty_calls(side: int, device: str, *, batch: int = BATCH) -> dict[str, Callable[[], object]]:
+def penalty_calls(
+    side: int, device: str, *, batch: int = BATCH, dtype: torch.dtype = torch.float32
+) -> dict[str, Callable[[], object]]:
     """Return the penalty with its weight gradients by the peer and by us."""
-    critic, x = setting(side, "nhwc", device, batch=batch)
+    critic, x = (part.to(dtype) for part in setting(side, "nhwc", device, batch=batch))
     return {
         "peer": lambda: gradients(lambda x: textbook_penalty(critic, x), critic, x, "f32"),
         "ours": lambda: gradients(lambda x: ops.gradient_penalty(critic, x, impl="fused"), critic, x, "f32"),
@@ -75,9 +77,15 @@ def measure_memory(settings: Settings) -> Iterator[Line]:
 
 
 def measure_counts(settings: Settings) -> Iterator[Line]:
-    """Yield the convolutions, forward and backward, of the penalty with its weight gradients."""
+    """Yield the convolutions, forward and backward, of the penalty with its weight gradients.
+
+    In float64, whose convolutions are all torch's: in float32 some are products of matrices, which are not counted.
+    """
     for side in settings.sides:
-        found = {name: convolutions(call) for name, call in penalty_calls(side, settings.device, batch=2).items()}
+        calls = penalty_calls(side, settings.device, batch=2, dtype=torch.float64)
+        found = {name: convolutions(call) for name, call in calls.items()}
         for kind, words in ((FORWARD, "convolutions"), (BACKWARD, "convolution backwards")):
-            case = Case(claim=COUNTS, what=f"penalty + weight gradients, {words}", shape=f"2x3x{side}x{side}")
+            case = Case(
+                claim=COUNTS, what=f"penalty + weight gradients, {words}", shape=f"2x3x{side}x{side}", dtype="f64"
+            )
             yield case.line(EAGER, float(found["peer"][kind]), float(found["ours"][kind]), unit="calls")

@@ -97,6 +97,7 @@ def test_it_stays_faster_than_plain_torch(lines: list[dict], gate: Gate):
 
 
 def test_the_penalty_runs_no_convolution_that_it_could_spare(lines: list[dict]):
-    # Three convolutions and a linear layer: F 3 and T 3 forward; D 3 and W 3 backward. Plain autograd runs 9 and 6.
+    # Three convolutions and a linear layer: F 3 and T 3 forward; D 3 and W 3 backward, but for the one of D that leads
+    # to the picture, which is a kernel of ours. Plain autograd runs 9 and 6.
     counts = {line["what"].rpartition(", ")[2]: line["our_value"] for line in lines if line["claim"] == "counts"}
-    assert counts == {"convolutions": 6, "convolution backwards": 6}
+    assert counts == {"convolutions": 6, "convolution backwards": 5}
