@@ -38,6 +38,7 @@ def _workspace(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def stats_like(x: Tensor) -> Tensor:
+    """Return room for the statistics of ``x``: [rows of StatRow, C]."""
     return x.new_empty((6, x.shape[1]), dtype=_bind.accumulation(x.dtype))
 
 
@@ -143,6 +144,7 @@ def backward(gy: Tensor, x: Tensor, stats: Tensor, activation: str, negative_slo
 def affine_act(
     x: Tensor, mean: Tensor | None, scale: Tensor, shift: Tensor, activation: str, negative_slope: float
 ) -> Tensor:
+    """act((x - mean) * scale + shift) in the layout of ``x`` [N, C, ...]."""
     x = _bind.dense(x)
     y = torch.empty_like(x)
     if y.numel():

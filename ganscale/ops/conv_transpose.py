@@ -187,6 +187,7 @@ _conv_transpose_totals.register_autograd(_totals_gradients, setup_context=_total
 
 
 def pair(what: str, value: int | Pair, least: int) -> Pair:
+    """Return (H, W) numbers of at least ``least``; an integer stands for both. Raises UserError."""
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
         raise UserError(what, f"be an integer of at least {least}, or one for each side", value, "correct it")
