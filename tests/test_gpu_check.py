@@ -83,7 +83,9 @@ def test_what_a_gpu_machine_may_lack_keeps_no_operator_test_from_running(tmp_pat
     ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "error" not in done.stdout.lower()
+    assert (
+        "ERROR" not in done.stdout
+    )  # as pytest marks a file that it cannot import; tests have the word in their names
     assert "test_gpu.py" in done.stdout
     bench = [sys.executable, "-m", "ganscale", "bench", "--quick", "--only", "counts,critic-step", "--rounds", "1"]
     done = subprocess.run(bench, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)

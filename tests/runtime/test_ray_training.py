@@ -16,6 +16,8 @@ from tiny_runs import descendants, tiny_config
 from ganscale.errors import DataError, RunFailed
 from ganscale.runtime import launch
 from ganscale.runtime.local import ray_session
+from ganscale.training.process_group import solo_group
+from ganscale.training.state import TrainState
 
 pytestmark = pytest.mark.ray
 LAST = 1024  # images; long enough for a worker to be killed on the way
@@ -46,6 +48,11 @@ def weights(run):
     return {f"{part}/{name}": value for part in ("generator", "critic", "ema") for name, value in parts[part].items()}
 
 
+def weights_at_the_start():
+    nets = TrainState(longer(), solo_group("cpu")).nets
+    return {f"{part}/{name}": value for part, net in nets.items() for name, value in net.state_dict().items()}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_leave_the_same_directory_as_a_run_without_ray(trained, workers):
     def listing(run):
@@ -63,13 +70,13 @@ def test_one_worker_under_ray_has_the_bits_of_a_run_without_ray(trained):
 
 
 def test_two_workers_train_the_weights_of_one(trained):
-    one, two = weights(trained(1)), weights(trained(2))
+    one, two, begun = weights(trained(1)), weights(trained(2)), weights_at_the_start()
     for name, value in one.items():
-        # 64 steps of Adam; gradients summed in another order differ by 1e-7 of their size, and where a gradient is near
-        # zero Adam turns that into a share of its step (lr 4e-4): an element may move by a few per cent of 64 steps
-        torch.testing.assert_close(
-            two[name], value, rtol=1e-3, atol=1e-3, msg=lambda words, name=name: f"{name}: {words}"
-        )
+        # Gradients summed in another order differ by 1e-7 of their size. Adam makes of that a share of its step where a
+        # gradient is near zero, and 64 steps of two networks that answer each other enlarge it: a tensor ends about one
+        # per cent of its way apart. Ranks that did not exchange gradients, or not all of them, end a whole way apart.
+        learned, apart = (value - begun[name]).double().norm(), (two[name] - value).double().norm()
+        assert apart <= 0.05 * learned, f"{name}: {apart:.2g} apart after {learned:.2g} on the way"
 
 
 def test_a_mistake_that_only_a_worker_meets_comes_back_as_itself_after_one_start(tmp_path, monkeypatch):
