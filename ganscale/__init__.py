@@ -43,8 +43,8 @@ def launch(
     data: str | None = None,
     kimg: float | None = None,
     settings: Mapping[str, Any] | Iterable[str] = (),
-    workers: int = 1,
-    gpus: int | None = None,
+    workers: int | str | tuple[int, int] = 1,
+    gpus: int | str | tuple[int, int] | None = None,
     cpus: int | None = None,
     address: str | None = None,
     name: str | None = None,
@@ -57,8 +57,9 @@ def launch(
 
     ``preset`` is the recipe (default: ``presets.DEFAULT_PRESET``; with ``resume`` the run's own), ``data`` a built-in
     name or a path, ``kimg`` the total training length in thousands of real images, ``settings`` dotted keys
-    (``{"train.batch": 32}`` or ``["train.batch=32"]``). ``workers=0`` trains in this process without Ray. ``resume``
-    is a run directory or one of its checkpoints. ``on_tick`` is called with each line of ``metrics.jsonl``. Raises
+    (``{"train.batch": 32}`` or ``["train.batch=32"]``). ``workers=0`` trains in this process without Ray,
+    ``workers=(1, 4)`` with as many as find a place, which may change on the way. ``resume`` is a run directory or one
+    of its checkpoints. ``on_tick`` is called with each line of ``metrics.jsonl``. Raises
     ``UserError`` before anything is started or written, ``RunFailed`` where a run could not go on.
     """
     from ganscale import runtime

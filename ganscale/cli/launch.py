@@ -12,7 +12,7 @@ import click
 
 from ganscale.cli.group import Verb
 from ganscale.cli.output import note, result, result_json, table
-from ganscale.cli.params import Amount, WholeNumber, find_run, json_option
+from ganscale.cli.params import Amount, WholeNumber, WorkerCount, find_run, json_option
 from ganscale.cli.progress import Progress
 from ganscale.errors import UserError
 from ganscale.files import name_for_users
@@ -24,10 +24,18 @@ if TYPE_CHECKING:
 RECIPE = (
     click.option("--preset", metavar="NAME", help="The recipe; see `ganscale list presets`."),
     click.option("--data", metavar="NAME|PATH", help="A data set of `ganscale list datasets`, a folder or a zip."),
-    click.option("--gpus", metavar="N", type=WholeNumber(0), help="One worker on each of N GPUs; 0: none."),
+    click.option(
+        "--gpus",
+        metavar="N|MIN:MAX",
+        type=WorkerCount(0),
+        help="One worker on each of N GPUs; 0: none. A range: elastic.",
+    ),
     click.option("--cpus", metavar="N", type=WholeNumber(1), help="Train on the CPU, on N cores in all."),
     click.option(
-        "--workers", metavar="N", type=WholeNumber(0), help="Ray workers (default 1); 0: this process, no Ray."
+        "--workers",
+        metavar="N|MIN:MAX",
+        type=WorkerCount(0),
+        help="Ray workers (default 1); 0: this process, no Ray. A range: elastic, as many as there are.",
     ),
     click.option("--name", metavar="NAME", help="Name of the run (default: that of the preset)."),
     click.option(
@@ -70,9 +78,9 @@ def recipe_options(function: Callable[..., None]) -> Callable[..., None]:
 def launch(
     preset: str | None,
     data: str | None,
-    gpus: int | None,
+    gpus: str | None,
     cpus: int | None,
-    workers: int | None,
+    workers: str | None,
     address: str | None,
     name: str | None,
     runs_dir: str,

@@ -36,6 +36,22 @@ class WholeNumber(click.ParamType):
         return number
 
 
+class WorkerCount(click.ParamType):
+    """A whole number of at least ``least``, or a range MIN:MAX that the number may change in."""
+
+    name = "n"
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return ``value`` as text that was found to be good; raises ``UserError``."""
+        from ganscale.runtime.placement import read_count
+
+        fewest, most = read_count(value, param.opts[0], least=self.least)
+        return str(most) if fewest == most else f"{fewest}:{most}"
+
+
 class Amount(click.ParamType):
     """A finite number above zero."""
 

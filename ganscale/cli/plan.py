@@ -9,7 +9,7 @@ import click
 
 from ganscale.cli.group import Verb
 from ganscale.cli.output import note, result, result_json, table
-from ganscale.cli.params import Amount, WholeNumber, json_option
+from ganscale.cli.params import Amount, WholeNumber, WorkerCount, json_option
 from ganscale.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class LinkType(click.ParamType):
 
 @click.command(cls=Verb)
 @click.option("--preset", metavar="NAME", help="The recipe; see `ganscale list presets`.")
-@click.option("--gpus", metavar="N", type=WholeNumber(1), help="How many GPUs, one worker on each.")
-@click.option("--workers", metavar="N", type=WholeNumber(1), help="How many workers on CPUs instead.")
+@click.option("--gpus", metavar="N|MIN:MAX", type=WorkerCount(1), help="How many GPUs, one worker on each.")
+@click.option("--workers", metavar="N|MIN:MAX", type=WorkerCount(1), help="How many workers on CPUs instead.")
 @click.option("--per-node", metavar="N", type=WholeNumber(1), default=8, show_default=True, help="Workers of a node.")
 @click.option("--step-ms", metavar="X", type=Amount(), help="Time of a step of one worker alone (else measured here).")
 @click.option(
@@ -64,8 +64,8 @@ class LinkType(click.ParamType):
 @json_option
 def plan(
     preset: str | None,
-    gpus: int | None,
-    workers: int | None,
+    gpus: str | None,
+    workers: str | None,
     per_node: int,
     step_ms: float | None,
     inside: tuple[float, float],
@@ -80,23 +80,23 @@ def plan(
     """
     from ganscale.presets import compose
     from ganscale.runtime.estimate import estimate
-    from ganscale.runtime.placement import Resources, place
+    from ganscale.runtime.placement import Resources, place, read_count
     from ganscale.runtime.scaling import Machines, expect, gradient_sums, steps_up_to
 
     if (gpus is None) == (workers is None):
         raise UserError("--gpus or --workers", "be given, and not both", "both" if gpus else "neither", "use --gpus 8")
-    count = gpus or workers
+    least, count = read_count(gpus or workers)
     config = compose(preset, kimg=kimg, settings=settings)
-    there = Resources(cpus=8 * count, gpus=gpus or 0, memory_bytes=None, where="the planned cluster")
+    there = Resources(cpus=8 * count, gpus=count if gpus else 0, memory_bytes=None, where="the planned cluster")
     placed = place(config, there, workers=workers or 1, gpus=gpus, cpus=None)
     parameters = estimate(config, placed, measure=False).parameters
     image_s, source = _image_seconds(config, step_ms)
     machines = Machines(per_node=per_node, inside=_link(inside), between=_link(network))
     sums = gradient_sums(config, parameters)
     found = []
-    for size in steps_up_to(count, config.train.batch):
+    for size in steps_up_to(count, config.train.batch, least if least < count else 1):
         expected = expect(config.train.batch, size, image_s=image_s, sums=sums, machines=machines)
-        one = dataclasses.replace(placed, batch_per_worker=expected.share)
+        one = dataclasses.replace(placed, workers=size, least=size)
         found.append((expected, estimate(config, one, measure=False).memory_bytes))
     assumptions = _assumptions(config, machines, source)
     if as_json:

@@ -2,10 +2,10 @@
 
 The real images form one endless sequence of *slots*: slot s belongs to epoch e = s // N and holds sample p[s mod N],
 where p is the permutation keyed by (seed, e). A global batch is the next B slots; rank r of w takes slots
-[r B/w, (r+1) B/w) of it. So any number of workers sees the same global batches, every sample comes exactly once an
-epoch, and the number of images consumed is all there is to save.
+[r B/w, (r+1) B/w) of it, rounded down, so shares differ by one at most. So any number of workers sees the same global
+batches, every sample comes exactly once an epoch, and the number of images consumed is all there is to save.
 
-Legend: N samples in the set, B global batch, n = B / world local batch.
+Legend: N samples in the set, B global batch, n local batch.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ShardedBatches:
     ``batch`` is global, ``start_images`` the global count of images already consumed (the state to resume from),
     ``prefetch`` how many batches a background thread keeps ready (0: none, everything in the caller's thread). What the
     thread raises is raised to the consumer. Close it, or use it in a ``with`` statement, to end the thread.
-    Raises ``ConfigError`` where the batch is not divisible by the world.
+    Raises ``ConfigError`` where there is no image for every rank.
     """
 
     def __init__(
@@ -81,14 +81,15 @@ class ShardedBatches:
         start_images: int = 0,
         prefetch: int = 2,
     ) -> None:
-        if batch < 1 or batch % world:
-            remedy = f"use --set train.batch={max(1, batch // world) * world}"
-            raise ConfigError("train.batch", f"be divisible by the number of workers, {world}", batch, remedy)
+        if batch < world:
+            remedy = f"use --set train.batch={world}"
+            raise ConfigError("train.batch", f"hold an image for each of the {world} workers", batch, remedy)
         assert 0 <= rank < world
         assert min(start_images, prefetch) >= 0
-        self.dataset, self.batch, self.local_batch = dataset, batch, batch // world
+        first, end = rank * batch // world, (rank + 1) * batch // world
+        self.dataset, self.batch, self.local_batch = dataset, batch, end - first
         self._images, self._closed = start_images, False
-        produce = _producer(dataset, batch=batch, first=rank * self.local_batch, count=self.local_batch, seed=seed)
+        produce = _producer(dataset, first=first, count=self.local_batch, seed=seed)
         self._produce, self._ahead = produce, None
         if prefetch:
             self._ahead = _Ahead(produce, start_images=start_images, step=batch, depth=prefetch)
@@ -124,7 +125,7 @@ class ShardedBatches:
         self.close()
 
 
-def _producer(dataset: Dataset, *, batch: int, first: int, count: int, seed: int) -> Callable[[int], Batch]:
+def _producer(dataset: Dataset, *, first: int, count: int, seed: int) -> Callable[[int], Batch]:
     """Return the function images consumed -> this rank's next batch. It holds no reference to its ShardedBatches."""
     order = EpochOrder(len(dataset), seed)
 

@@ -20,7 +20,7 @@ from ganscale.files import name_for_users, replace_text
 from ganscale.runtime.failures import reason_to_stop
 from ganscale.runtime.follow import Follower, OnTick
 from ganscale.runtime.place import Place, find_place, held
-from ganscale.runtime.placement import Plan, place
+from ganscale.runtime.placement import Count, Plan, place
 from ganscale.runtime.planner import check_disk, find_resources, refuse_existing
 from ganscale.runtime.resume import Resumption, prepare_resume
 from ganscale.runtime.stopping import SCRATCH, Stop, stop_signals
@@ -36,8 +36,8 @@ def launch(
     *,
     name: str | None = None,
     runs_dir: str | Path = "runs",
-    workers: int = 1,
-    gpus: int | None = None,
+    workers: Count = 1,
+    gpus: Count | None = None,
     cpus: int | None = None,
     address: str | None = None,
     resume: str | Path | None = None,
@@ -49,8 +49,9 @@ def launch(
     """Train ``config`` and return the finished run.
 
     ``workers`` 0 trains in this process without Ray; otherwise the workers run under the Ray cluster at ``address``,
-    or a local one that is started and stopped here. ``gpus`` asks for one worker on each of so many GPUs, ``cpus``
-    limits the cores. ``resume`` is a run directory (or one of its checkpoints) to go on in. ``on_start`` gets the plan
+    or a local one that is started and stopped here; with ``(1, 4)`` or ``"1:4"`` their number may change on the way.
+    ``gpus`` asks for one worker on each of so many GPUs, ``cpus`` limits the cores. ``resume`` is a run directory (or
+    one of its checkpoints) to go on in. ``on_start`` gets the plan
     just before training, ``on_tick`` each line of ``metrics.jsonl``. Raises the UserError family before anything is
     started or written; RunFailed or NonFiniteError where training could not go on; Interrupted after Ctrl-C, with all
     saved.

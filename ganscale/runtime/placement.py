@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ganscale.config import RunConfig
-from ganscale.errors import ConfigError, ResourceError
+from ganscale.errors import ConfigError, ResourceError, UserError
 
+Count = int | str | tuple[int, int]  # of workers: 4, or from 1 to 4 as (1, 4) or "1:4"
 CPUS_PER_GPU = 8  # reading and preparing images for one GPU takes no more
 
 
@@ -24,6 +25,11 @@ class Resources:
     where: str  # "this machine", "the cluster at ADDRESS"
     threads_limit: int | None = None  # what OMP_NUM_THREADS allows
     nodes: tuple[tuple[int, int], ...] = ()  # cores and GPUs of each node, where there are several
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether there may be more later: a cluster gets nodes, this machine stays as it is."""
+        return bool(self.nodes)
 
     def seats(self, threads: int, *, on_gpu: bool) -> int:
         """Return how many workers with so many threads (and a GPU) find a place: none is spread over nodes."""
@@ -43,14 +49,18 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Who runs where. ``workers`` 0 means: in this process, without Ray."""
+    """Who runs where. ``workers`` 0 means: in this process, without Ray.
+
+    Where ``least`` is below ``workers`` the run is elastic: it goes on with any number between, on the same batch.
+    """
 
     workers: int
+    least: int
     device: Literal["cpu", "cuda"]
     backend: Literal["none", "gloo", "nccl"]
     gpus_per_worker: int
     threads: int  # CPU cores reserved for a worker, and its threads
-    batch_per_worker: int
+    batch: int  # of all workers
     where: str
     address: str | None = None
     run_dir: str | None = None
@@ -61,86 +71,134 @@ class Plan:
         """Return what one worker reserves, in Ray's terms."""
         return {"CPU": self.threads} | ({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})
 
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change while it trains."""
+        return self.least < self.workers
+
+    @property
+    def batch_per_worker(self) -> int:
+        """The largest share that a worker gets, which is the one among the fewest workers."""
+        return -(-self.batch // max(1, self.least))
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return asdict(self)
+        return asdict(self) | {"batch_per_worker": self.batch_per_worker}
 
     def lines(self) -> dict[str, str]:
         """Return the plan in words, a fact a line."""
         devices = f"{self.threads} CPU thread{'s' if self.threads > 1 else ''}"
         devices = f"1 GPU and {devices}" if self.gpus_per_worker else devices
-        who = "this process, without Ray" if self.workers == 0 else f"{self.workers} under Ray on {self.where}"
+        count = f"{self.least} to {self.workers}" if self.is_elastic else self.workers
+        who = "this process, without Ray" if self.workers == 0 else f"{count} under Ray on {self.where}"
+        fewest = self.batch // max(1, self.workers)
+        share = self.batch_per_worker if fewest == self.batch_per_worker else f"{fewest} to {self.batch_per_worker}"
         facts = {
             "workers": f"{who}; {devices} each; exchange by {self.backend}",
-            "batch": f"{self.batch_per_worker} images a worker, {self.batch_per_worker * max(1, self.workers)} in all",
+            "batch": f"{share} images a worker, {self.batch} in all",
         }
         if self.run_dir:
             facts["run directory"] = self.run_dir
         if self.estimate:
             e = self.estimate
             facts["parameters"] = ", ".join(f"{name} {count:,}" for name, count in e.parameters.items())
-            facts["memory"] = f"about {e.memory_bytes / 2**20:,.0f} MiB a worker"
+            among = f" where there are {self.least}" if self.is_elastic else ""
+            facts["memory"] = f"about {e.memory_bytes / 2**20:,.0f} MiB a worker{among}"
             facts["disk"] = f"up to about {e.disk_bytes / 2**20:,.0f} MiB"
             facts["time"] = "unknown before the first tick" if e.seconds is None else f"about {duration(e.seconds)}"
         return facts
+
+
+def read_count(value: Count, what: str = "--workers", *, least: int = 0) -> tuple[int, int]:
+    """Return the fewest and the most that ``value`` allows: ``4``, ``"4"``, ``"1:4"`` or ``(1, 4)``.
+
+    Raises UserError, in the name of ``what``, where a single number is below ``least`` or a range begins below 1.
+    """
+    parts = value.split(":") if isinstance(value, str) else value if isinstance(value, (tuple, list)) else [value]
+    try:
+        numbers = [int(part) for part in parts]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) == 1 and numbers[0] >= least:
+        return numbers[0], numbers[0]
+    if len(numbers) == 2 and 1 <= numbers[0] <= numbers[1]:
+        return numbers[0], numbers[1]
+    rule = f"be a whole number of at least {least}, or MIN:MAX with 1 <= MIN <= MAX"
+    raise UserError(what, rule, value, f"for example {max(least, 2)} or 1:4")
 
 
 def place(
     config: RunConfig,
     resources: Resources,
     *,
-    workers: int = 1,
-    gpus: int | None = None,
+    workers: Count = 1,
+    gpus: Count | None = None,
     cpus: int | None = None,
     address: str | None = None,
 ) -> Plan:
     """Place ``workers`` on ``resources``; ``gpus`` asks for as many workers with one GPU each, ``cpus`` limits the
-    cores.
+    cores. Both may be a range, which makes the run elastic: the fewest have to fit now, and on a cluster the most may
+    come later.
 
     Without either, GPUs are used where there is one for every worker. Raises ResourceError where there is less than
     asked for, ConfigError where the global batch does not divide.
     """
-    count, on_gpu = _workers_and_device(resources, workers, gpus, cpus)
+    least, most, on_gpu = _workers_and_device(resources, workers, gpus, cpus)
     cores = _cores(resources, cpus)
-    ranks = max(1, count)
-    if ranks > cores:
+    needed = max(1, least if resources.can_grow and cpus is None else most)
+    if needed > cores:
         raise ResourceError(
             "--workers",
             f"be at most {cores}, the CPU cores of {resources.where}" if cpus is None else f"be at most --cpus {cpus}",
-            ranks,
-            f"use --workers {cores}" + ("" if address else " or join a larger cluster with --address"),
+            _range(least, most) if most else 1,
+            f"use --workers {_range(min(least, cores), cores)}"
+            + ("" if address else " or join a larger cluster with --address"),
         )
-    _check_batch(config.train.batch, ranks)
-    if config.train.cuda_graphs and not (on_gpu and ranks == 1):
-        got = f"true with {_count(ranks, 'worker')} on {'GPUs' if on_gpu else 'the CPU'}"
+    _check_batch(config.train.batch, max(1, least), max(1, most))
+    if config.train.cuda_graphs and not (on_gpu and most <= 1):
+        got = f"true with {_count(max(1, most), 'worker')} on {'GPUs' if on_gpu else 'the CPU'}"
         raise ConfigError("train.cuda_graphs", "be false but for one worker on a GPU", got, "leave it out")
-    threads = _threads(resources, cores, ranks, on_gpu)
+    seats = resources.seats(1, on_gpu=on_gpu)
+    threads = _threads(resources, cores, max(1, least, min(most, seats, cores)), on_gpu)
     return Plan(
-        workers=count,
+        workers=most,
+        least=least,
         device="cuda" if on_gpu else "cpu",
-        backend="none" if count == 0 else "nccl" if on_gpu else "gloo",
+        backend="none" if most == 0 else "nccl" if on_gpu else "gloo",
         gpus_per_worker=int(on_gpu),
         threads=min(threads, resources.threads_limit or threads),
-        batch_per_worker=config.train.batch // ranks,
+        batch=config.train.batch,
         where=resources.where,
         address=address,
     )
 
 
-def _workers_and_device(resources: Resources, workers: int, gpus: int | None, cpus: int | None) -> tuple[int, bool]:
-    if workers < 0:
-        raise ResourceError("--workers", "be 0 (in this process, without Ray) or more", workers, "use --workers 1")
+def _workers_and_device(
+    resources: Resources, workers: Count, gpus: Count | None, cpus: int | None
+) -> tuple[int, int, bool]:
+    """Return the fewest and the most workers, and whether each has a GPU."""
+    least, most = read_count(workers)
     if gpus is None:
-        return workers, cpus is None and 0 < max(1, workers) <= resources.gpus
-    if gpus < 0:
-        raise ResourceError("--gpus", "be 0 or more", gpus, "leave it out to use what there is")
-    if gpus > resources.gpus:
-        raise ResourceError("--gpus", f"be at most {resources.gpus}", gpus, _what_would_work(resources))
-    if gpus and cpus is not None:
-        raise ResourceError("--cpus", "be left out beside --gpus", cpus, f"use --gpus {gpus} alone")
-    if gpus and workers not in (1, gpus) and not (workers == 0 and gpus == 1):
-        raise ResourceError("--workers", f"be {gpus}, one for each GPU", workers, "leave --workers out beside --gpus")
-    return (workers if workers == 0 or gpus == 0 else gpus), gpus > 0
+        needed = least if resources.can_grow else most
+        return least, most, cpus is None and 0 < max(1, needed) <= resources.gpus
+    fewest, all_ = read_count(gpus, "--gpus")
+    if all_ == 0:
+        return least, most, False
+    needed = fewest if resources.can_grow else all_
+    if needed > resources.gpus:
+        raise ResourceError("--gpus", f"be at most {resources.gpus}", _range(fewest, all_), _what_would_work(resources))
+    if cpus is not None:
+        raise ResourceError("--cpus", "be left out beside --gpus", cpus, f"use --gpus {_range(fewest, all_)} alone")
+    if most == 0 and all_ == 1:
+        return 0, 0, True
+    if (least, most) not in ((1, 1), (fewest, all_)):
+        rule = f"be {_range(fewest, all_)}, one worker for each GPU"
+        raise ResourceError("--workers", rule, _range(least, most), "leave --workers out beside --gpus")
+    return fewest, all_, True
+
+
+def _range(least: int, most: int) -> int | str:
+    return most if least == most else f"{least}:{most}"
 
 
 def _cores(resources: Resources, cpus: int | None) -> int:
@@ -169,9 +227,13 @@ def _what_would_work(resources: Resources) -> str:
     return f"{has}: use {best}" + (" or join a cluster with --address" if "machine" in resources.where else "")
 
 
-def _check_batch(batch: int, ranks: int) -> None:
-    if batch % ranks == 0:
+def _check_batch(batch: int, least: int, ranks: int) -> None:
+    """An elastic run divides its batch as evenly as it can; a fixed one would let the same workers wait every time."""
+    if least < ranks <= batch or batch % ranks == 0:
         return
+    if least < ranks:
+        remedy = f"use --workers {least}:{batch}" if least <= batch else f"use --set train.batch={ranks}"
+        raise ConfigError("train.batch", f"hold an image for each of the {ranks} workers", batch, remedy)
     below, above = batch // ranks * ranks, -(-batch // ranks) * ranks
     near = " or ".join(str(size) for size in (below, above) if size > 0)
     raise ConfigError("train.batch", f"be divisible by the {ranks} workers", batch, f"use --set train.batch={near}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ganscale.config import RunConfig
 from ganscale.errors import ResourceError, UserError
-from ganscale.runtime.placement import Plan, Resources, place
+from ganscale.runtime.placement import Count, Plan, Resources, place
 from ganscale.runtime.resume import prepare_resume
 from ganscale.runtime.storage import is_uri
 
@@ -21,8 +21,8 @@ SPARE_DISK_BYTES = 64 << 20  # left free beside what the run will write
 def plan(
     config: RunConfig,
     *,
-    workers: int = 1,
-    gpus: int | None = None,
+    workers: Count = 1,
+    gpus: Count | None = None,
     cpus: int | None = None,
     address: str | None = None,
     resources: Resources | None = None,

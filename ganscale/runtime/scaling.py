@@ -59,7 +59,8 @@ class Expectation:
 
     workers: int
     nodes: int
-    share: int  # images of a rank
+    batch: int  # images of all ranks
+    share: int  # images of the rank that has most
     compute_s: float
     exchange_s: float
     exchange_bytes: float
@@ -72,12 +73,12 @@ class Expectation:
     @property
     def images_per_s(self) -> float:
         """All ranks together."""
-        return self.share * self.workers / self.step_s
+        return self.batch / self.step_s
 
     @property
     def efficiency(self) -> float:
         """The share of the workers' time that is spent computing; 1: n workers are n times as fast as one."""
-        return self.compute_s / self.step_s
+        return self.compute_s * self.batch / (self.share * self.workers) / self.step_s
 
 
 def ring_s(size: float, ranks: int, link: Link) -> float:
@@ -103,17 +104,20 @@ def gradient_sums(config: RunConfig, parameters: Mapping[str, int]) -> list[Sum]
 def expect(batch: int, workers: int, *, image_s: float, sums: Sequence[Sum], machines: Machines) -> Expectation:
     """Return what ``workers`` ranks make of a global ``batch``; ``image_s`` is one worker's compute for one image.
 
-    Raises UserError where the batch cannot be divided, or a number is not above zero.
+    Where the batch does not divide, all wait for those with one image more. Raises UserError where there are more
+    workers than images, or a number is not above zero.
     """
     if image_s <= 0:
         raise UserError("the time of a step", "be above 0", image_s, "measure one, or give --step-ms")
-    if workers < 1 or batch % workers:
-        raise UserError("train.batch", f"be divisible by the {workers} workers", batch, "use --set train.batch=N")
-    share = batch // workers
+    if not 1 <= workers <= batch:
+        rule = f"hold an image for each of the {workers} workers"
+        raise UserError("train.batch", rule, batch, "use --set train.batch=N")
+    share = -(-batch // workers)
     link = machines.slowest(workers)
     return Expectation(
         workers=workers,
         nodes=-(-workers // machines.per_node),
+        batch=batch,
         share=share,
         compute_s=share * image_s,
         exchange_s=sum(ring_s(one.bytes, workers, link) / one.every for one in sums),
@@ -121,7 +125,8 @@ def expect(batch: int, workers: int, *, image_s: float, sums: Sequence[Sum], mac
     )
 
 
-def steps_up_to(workers: int, batch: int) -> Iterable[int]:
-    """Return the sizes to compare: doubled from one worker on, those that divide the batch, and ``workers``."""
-    sizes = [1 << power for power in range(workers.bit_length()) if 1 << power < workers]
-    return [*(size for size in sizes if batch % size == 0), workers]
+def steps_up_to(workers: int, batch: int, least: int = 1) -> Iterable[int]:
+    """Return the sizes to compare: ``least``, doubled sizes that divide the batch, and ``workers``; without a
+    ``least``, from one worker on."""
+    sizes = [1 << power for power in range(workers.bit_length()) if least < 1 << power < workers]
+    return sorted({least, *(size for size in sizes if batch % size == 0), workers})

@@ -14,6 +14,7 @@ from ganscale.data import EpochOrder, ShardedBatches, open_dataset, to_float
 from ganscale.data.dataset import Dataset
 from ganscale.data.keyed import keyed_normal, keyed_permutation, keyed_uniform
 from ganscale.errors import ConfigError, DataError
+from ganscale.training.process_group import Group
 
 
 class Numbers(Dataset):
@@ -119,13 +120,26 @@ def test_batches_are_exact_floats_of_the_images():
     assert torch.equal(batch.labels, labels)
 
 
-@pytest.mark.parametrize(("batch", "world"), [(10, 4), (3, 8), (0, 1)])
+@pytest.mark.parametrize(("batch", "world"), [(3, 8), (0, 1)])
 def test_a_batch_that_the_workers_cannot_share_is_refused_with_one_that_they_can(batch, world):
-    with pytest.raises(ConfigError, match=r"train\.batch must be divisible by the number of workers") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"train\.batch must hold an image for each of the {world} workers"
+    ) as caught:
         ShardedBatches(Numbers(9), batch=batch, rank=0, world=world, seed=0)
-    suggested = int(str(caught.value).rpartition("=")[2])
-    assert suggested > 0
-    assert suggested % world == 0
+    assert int(str(caught.value).rpartition("=")[2]) == world
+
+
+@pytest.mark.parametrize("world", [1, 3, 4, 7, 10])
+def test_ranks_share_a_batch_that_does_not_divide_as_their_group_says(world):
+    batches = [
+        ShardedBatches(Numbers(50), batch=10, rank=rank, world=world, seed=2, prefetch=0) for rank in range(world)
+    ]
+    alone = ShardedBatches(Numbers(50), batch=10, rank=0, world=1, seed=2, prefetch=0)
+    groups = [Group(rank=rank, size=world, device=torch.device("cpu")) for rank in range(world)]
+    for _ in range(3):
+        shares = [next(one).labels for one in batches]
+        assert [len(share) for share in shares] == [len(group.slots(10)) for group in groups]
+        assert torch.equal(torch.cat(shares), next(alone).labels)
 
 
 def test_the_prefetch_thread_ends_on_close_and_on_loss_of_the_last_reference():

@@ -52,7 +52,8 @@ def test_omp_num_threads_limits_the_threads():
         (LAPTOP, {"cpus": 1, "workers": 2}, ["--workers must be at most --cpus 1", "got 2"]),
         (BOX, {"gpus": 4, "workers": 2}, ["--workers must be 4", "got 2"]),
         (BOX, {"gpus": 2, "cpus": 4}, ["--cpus must be left out beside --gpus"]),
-        (LAPTOP, {"workers": -1}, ["--workers must be 0", "got -1"]),
+        (LAPTOP, {"workers": (2, 5)}, ["--workers must be at most 4", "got 2:5", "--workers 2:4"]),
+        (BOX, {"gpus": "2:9"}, ["--gpus must be at most 8, got 2:9"]),
     ],
 )
 def test_more_than_there_is_is_refused_in_one_line_with_what_would_work(resources, asked, words):

@@ -60,7 +60,7 @@ def test_a_step_worked_out_by_hand(workers, nodes, share, compute_s, exchange_s,
 
 def test_efficiency_is_the_gain_in_speed_per_worker():
     one = expect(64, 1, image_s=1e-3, sums=SUMS, machines=MACHINES)
-    for workers in (2, 4, 16, 64):
+    for workers in (2, 3, 4, 16, 48, 64):  # of 3 and of 48 some have an image more, for which the others wait
         many = expect(64, workers, image_s=1e-3, sums=SUMS, machines=MACHINES)
         assert many.efficiency == pytest.approx(many.images_per_s / one.images_per_s / workers)
 
@@ -94,13 +94,21 @@ def test_the_sums_are_those_of_the_phases_that_train(settings, expected):
 
 
 @pytest.mark.parametrize(
-    ("workers", "batch", "sizes"), [(1, 64, [1]), (8, 64, [1, 2, 4, 8]), (6, 12, [1, 2, 4, 6]), (3, 9, [1, 3])]
+    ("least", "workers", "batch", "sizes"),
+    [
+        (1, 1, 64, [1]),
+        (1, 8, 64, [1, 2, 4, 8]),
+        (1, 6, 12, [1, 2, 4, 6]),
+        (1, 3, 9, [1, 3]),
+        (3, 8, 64, [3, 4, 8]),
+        (2, 3, 8, [2, 3]),
+    ],
 )
-def test_sizes_to_compare_divide_the_batch_and_end_with_the_one_asked_for(workers, batch, sizes):
-    assert list(steps_up_to(workers, batch)) == sizes
+def test_sizes_to_compare_divide_the_batch_and_end_with_the_one_asked_for(least, workers, batch, sizes):
+    assert list(steps_up_to(workers, batch, least)) == sizes
 
 
-@pytest.mark.parametrize(("workers", "image_s"), [(48, 1e-3), (0, 1e-3), (2, 0.0), (2, -1.0)])
+@pytest.mark.parametrize(("workers", "image_s"), [(65, 1e-3), (0, 1e-3), (2, 0.0), (2, -1.0)])
 def test_what_makes_no_sense_is_refused(workers, image_s):
     with pytest.raises(UserError):
         expect(64, workers, image_s=image_s, sums=SUMS, machines=MACHINES)
@@ -129,6 +137,14 @@ def test_the_verb_prints_a_row_a_size_and_every_assumption():
     told = call("plan", "--gpus", 16, "--step-ms", 64, "--network", "100:8", *SMALL)
     assert [line.removeprefix("assumed: ") for line in told.stderr.splitlines()] == facts["assumptions"]
     assert len(told.stdout.splitlines()) == 1 + len(rows)
+
+
+def test_a_range_is_compared_from_its_fewest_to_its_most():
+    done = call("plan", "--gpus", "3:8", "--step-ms", 64, "--json", *SMALL)
+    rows = json.loads(done.stdout)["sizes"]
+    assert [(row["workers"], row["share"]) for row in rows] == [(3, 22), (4, 16), (8, 8)]
+    assert rows[0]["compute_s"] == pytest.approx(0.022)
+    assert rows[0]["images_per_s"] == pytest.approx(64 / rows[0]["step_s"])
 
 
 def test_without_a_given_step_one_is_measured_here_and_said_to_be():
