@@ -7,7 +7,7 @@ Nothing here knows of data sources, models or training.
 from ganscale.metrics.classifier_cache import cache_dir, in_domain_classifier, load_classifier, save_classifier
 from ganscale.metrics.distances import KernelDistance, energy_distance, kernel_distance
 from ganscale.metrics.diversity import class_histogram, histogram_kl, neighbour_distance_ratio
-from ganscale.metrics.evaluation import METRICS, MetricValue, compare, evaluate_features, measure
+from ganscale.metrics.evaluation import METRICS, MetricValue, Reference, compare, evaluate_features, measure
 from ganscale.metrics.features import Extractor, features_of
 from ganscale.metrics.frechet import Moments, frechet_distance
 from ganscale.metrics.image_quality import ms_ssim, psnr, ssim
@@ -23,6 +23,7 @@ __all__ = [
     "KernelDistance",
     "MetricValue",
     "Moments",
+    "Reference",
     "TrainingSet",
     "cache_dir",
     "class_histogram",

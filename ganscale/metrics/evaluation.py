@@ -92,6 +92,58 @@ _PARAMETERS = {
 }
 
 
+class Reference:
+    """The real images of an evaluation, looked at once: their features, their floors, and the stamp that names them.
+
+    ``real_a`` ``[Na, C, H, W]`` and ``real_b`` ``[N, C, H, W]`` are disjoint images, uint8; ``reference`` names them in
+    the stamp (``"data"``, ``"split"``, ``"fingerprint"``). Raises ``UserError`` for sets that are too small or of other
+    shapes and dtypes.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        real_a: Tensor,
+        real_b: Tensor,
+        *,
+        reference: Mapping[str, str] | None = None,
+        batch: int = 256,
+    ) -> None:
+        _check_request(tuple(METRICS), real_a, real_b, real_b)
+        self._extractor, self._batch, self._shape = extractor, batch, real_b.shape
+        self._real_a, self._real_b = (features_of(extractor, images, batch=batch) for images in (real_a, real_b))
+        self._floors: dict[tuple[str, int], list[Measured]] = {}
+        self._stamp = {
+            "split": "unstated",
+            **(reference or {}),
+            "reals_sha256": _images_hash(real_a, real_b),
+            "image_shape": "x".join(map(str, real_b.shape[1:])),
+            **extractor.describe(),
+        }
+
+    def measure(
+        self,
+        fake: Tensor,
+        *,
+        metrics: Sequence[str] = tuple(METRICS),
+        seed: int = 0,
+        subject: Mapping[str, str] | None = None,
+    ) -> dict[str, MetricValue]:
+        """Measure ``fake`` ``[N, C, H, W]`` uint8; all metrics come from one pass through the extractor.
+
+        ``subject`` names what is judged (``"run"``, ``"images"``). Raises ``UserError`` for an unknown metric and a set
+        of another size or shape.
+        """
+        _check_metrics(metrics)
+        _check_sets((len(self._real_a), *self._shape[1:]), self._shape, fake.shape)
+        features = features_of(self._extractor, fake, batch=self._batch)
+        for metric in metrics:
+            if (metric, seed) not in self._floors:
+                self._floors[metric, seed] = METRICS[metric](self._real_a, self._real_b, seed=seed)
+        floors = {metric: self._floors[metric, seed] for metric in metrics}
+        return _stamped(self._real_a, features, floors, stamp=self._stamp, seed=seed, subject=subject)
+
+
 def measure(
     extractor: Extractor,
     real_a: Tensor,
@@ -110,18 +162,11 @@ def measure(
     disjoint images. Values compare ``fake`` with ``real_a``, floors compare ``real_b`` with ``real_a``.
     ``reference`` names the real images in the stamp (``"data"``, ``"split"``, ``"fingerprint"``), ``subject`` what is
     judged (``"run"``, ``"images"``, ``"weights"``). Raises ``UserError`` for unknown metrics, sets of unequal or too
-    small size, or other shapes and dtypes.
+    small size, or other shapes and dtypes. Who measures several sets keeps a ``Reference``.
     """
     _check_request(metrics, real_a, real_b, fake)
-    features = [features_of(extractor, images, batch=batch) for images in (real_a, real_b, fake)]
-    stamp = {
-        "split": "unstated",
-        **(reference or {}),
-        "reals_sha256": _images_hash(real_a, real_b),
-        "image_shape": "x".join(map(str, fake.shape[1:])),
-        **extractor.describe(),
-    }
-    return evaluate_features(*features, metrics=metrics, seed=seed, stamp=stamp, subject=subject)
+    judge = Reference(extractor, real_a, real_b, reference=reference, batch=batch)
+    return judge.measure(fake, metrics=metrics, seed=seed, subject=subject)
 
 
 def evaluate_features(
@@ -139,10 +184,22 @@ def evaluate_features(
     for key in ("extractor", "split"):
         if key not in stamp:
             raise UserError("the stamp", f"name the {key}", str(sorted(stamp)), f"add stamp['{key}']")
+    floors = {metric: METRICS[metric](real_a, real_b, seed=seed) for metric in metrics}
+    return _stamped(real_a, fake, floors, stamp=stamp, seed=seed, subject=subject)
+
+
+def _stamped(
+    real_a: Tensor,
+    fake: Tensor,
+    floors: Mapping[str, list[Measured]],
+    *,
+    stamp: Mapping[str, str],
+    seed: int,
+    subject: Mapping[str, str] | None,
+) -> dict[str, MetricValue]:
+    """Measure the features ``fake`` by every metric of ``floors``."""
     values = {}
-    for metric in metrics:
-        measured = METRICS[metric](real_a, fake, seed=seed)
-        floors = METRICS[metric](real_a, real_b, seed=seed)
+    for metric, metric_floors in floors.items():
         full_stamp = {
             **stamp,
             "metric": metric,
@@ -152,7 +209,7 @@ def evaluate_features(
             "seed": str(seed),
             "torch": torch.__version__,
         }
-        for found, floor in zip(measured, floors, strict=True):
+        for found, floor in zip(METRICS[metric](real_a, fake, seed=seed), metric_floors, strict=True):
             name = f"{found.label} ({stamp['extractor']})"
             values[name] = MetricValue(
                 name=name,
@@ -181,23 +238,32 @@ def compare(new: MetricValue, old: MetricValue) -> float:
 
 
 def _check_request(metrics: Sequence[str], real_a: Tensor, real_b: Tensor, fake: Tensor) -> None:
+    _check_metrics(metrics)
+    _check_sets(real_a.shape, real_b.shape, fake.shape)
+
+
+def _check_metrics(metrics: Sequence[str]) -> None:
     if isinstance(metrics, str) or len(metrics) == 0:
         raise UserError("metrics", "be a list of names", repr(metrics), f"choose from {', '.join(METRICS)}")
     for metric in metrics:
         if metric not in METRICS:
             raise unknown("metric", metric, METRICS)
-    shapes = {tuple(tensor.shape[1:]) for tensor in (real_a, real_b, fake)}
+
+
+def _check_sets(real_a: Sequence[int], real_b: Sequence[int], fake: Sequence[int]) -> None:
+    """Refuse sets whose shapes, with the number of samples first, do not go together."""
+    shapes = {tuple(shape[1:]) for shape in (real_a, real_b, fake)}
     if len(shapes) > 1:
         got = ", ".join("x".join(map(str, shape)) for shape in sorted(shapes))
         raise UserError("real and fake samples", "have one shape", got, "read the reals at the run's resolution")
-    if len(real_b) != len(fake):
-        got = f"{len(real_b)} and {len(fake)}"
+    if real_b[0] != fake[0]:
+        got = f"{real_b[0]} and {fake[0]}"
         raise UserError(
             "the second real half and the fakes", "hold equally many samples", got, "cut both to one number"
         )
     smallest = max(2 * NEIGHBOURS, 4)
-    if min(len(real_a), len(fake)) < smallest:
-        got = f"{len(real_a)} and {len(fake)}"
+    if min(real_a[0], fake[0]) < smallest:
+        got = f"{real_a[0]} and {fake[0]}"
         raise UserError("real and fake samples", f"number at least {smallest} each", got, "measure more images")
 
 
