@@ -20,12 +20,14 @@ PenaltyName = Literal["none", "wgan-gp", "wgan-gp-one-sided", "r1", "r2", "r1-r2
 ModelName = Literal["mlp", "dcgan"]
 ScoreName = Literal["fd", "kd", "precision", "recall", "density", "coverage", "modes-hit", "within-4-sigma"]
 MetricName = Literal["fd", "kd", "prdc"]
+ExplainerName = Literal["integrated-gradients", "kernel-shap", "exact-shapley", "directions"]
 Impl = Literal["auto", "reference", "fused"]
 
 LOSS_NAMES: tuple[str, ...] = get_args(LossName)
 PENALTY_NAMES: tuple[str, ...] = get_args(PenaltyName)
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 METRIC_NAMES: tuple[str, ...] = get_args(MetricName)
+EXPLAINER_NAMES: tuple[str, ...] = get_args(ExplainerName)
 
 
 def _split_commas(value: object) -> object:
@@ -43,6 +45,11 @@ def _read_resolution(value: object) -> object:
     return value
 
 
+def _read_seconds(value: object) -> object:
+    """Accept ``"30s"`` for 30."""
+    return value.strip().removesuffix("s").strip() if isinstance(value, str) else value
+
+
 def _read_number(value: object) -> object:
     """A literal number may come as text, as the command line gives it."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
@@ -57,6 +64,8 @@ Betas = Annotated[
 Metrics = Annotated[tuple[MetricName, ...], BeforeValidator(_split_commas)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Explainers = Annotated[tuple[ExplainerName, ...], BeforeValidator(_split_commas), Field(min_length=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_read_seconds)]
 
 
 class _Part(BaseModel):
@@ -154,11 +163,27 @@ class CheckpointConfig(_Part):
 
 
 class EvaluateConfig(_Part):
-    """What ``ganscale evaluate`` measures, on how many images, through which feature extractor."""
+    """What ``ganscale evaluate`` measures, and whether checkpoints are measured beside training.
 
+    ``cpus`` cores are kept free for it; with 0 it uses what training leaves. The end of a run waits up to ``wait_s``
+    for the last one.
+    """
+
+    every_kimg: Positive | None = None
     num: Annotated[int, Field(ge=100)] = 1000
     metrics: Metrics = ("fd", "kd", "prdc")
     extractor: Literal["in-domain-cnn"] = "in-domain-cnn"
+    cpus: Annotated[int, Field(ge=0, le=1)] = 0
+    wait_s: Seconds = 300.0
+
+
+class ExplainConfig(_Part):
+    """Which explanations are made of checkpoints beside training; ``budget`` is in seconds of one core, for all."""
+
+    every_kimg: Positive | None = None
+    methods: Explainers = ("integrated-gradients",)
+    num_samples: Annotated[int, Field(ge=1, le=1024)] = 4
+    budget: Seconds = 30.0
 
 
 class OpsConfig(_Part):
@@ -171,6 +196,7 @@ class RuntimeConfig(_Part):
     """How long to wait for workers, and which Ray cluster to join (none: a local one is started and stopped)."""
 
     max_wait_s: Positive = 300.0
+    resize_s: Positive = 30.0
     address: str | None = None
 
 
@@ -188,6 +214,7 @@ class RunConfig(_Part):
     sample: SampleConfig = SampleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    explain: ExplainConfig = ExplainConfig()
     ops: OpsConfig = OpsConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
@@ -214,6 +241,10 @@ class RunConfig(_Part):
             )
         if penalty == "wgan-gp-one-sided" and self.penalty.center == 0:
             raise ConfigError("penalty.center", "be above 0 for wgan-gp-one-sided", 0, "use --set penalty.center=1")
+        for part, every_kimg in (("evaluate", self.evaluate.every_kimg), ("explain", self.explain.every_kimg)):
+            if every_kimg is not None and every_kimg < self.checkpoint.every_kimg:
+                rule = f"be at least checkpoint.every_kimg ({self.checkpoint.every_kimg:g}), as it looks at checkpoints"
+                raise ConfigError(f"{part}.every_kimg", rule, every_kimg, "raise it, or lower checkpoint.every_kimg")
         return self
 
     def to_json(self) -> str:
@@ -260,7 +291,7 @@ def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{name}"
 
 
-_OPTIONAL_KEYS = ("checkpoint.keep_best", "optim.decay_kimg", "runtime.address")
+_OPTIONAL_KEYS = ("checkpoint.keep_best", "evaluate.every_kimg", "explain.every_kimg", "optim.decay_kimg", "runtime.address")
 
 
 def _split_assignment(text: str) -> tuple[str, str]:

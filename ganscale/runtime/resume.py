@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "checkpoint.",
     "sample.",
     "evaluate.",
+    "explain.",
     "runtime.",
 )
 
