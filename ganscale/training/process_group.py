@@ -48,8 +48,12 @@ class Group:
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Sum each tensor over all ranks in place, in the order given, which must be the same on every rank."""
         if self.size > 1:
-            for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            for work in [self.start_sum_(tensor) for tensor in tensors]:
                 work.wait()
+
+    def start_sum_(self, tensor: Tensor) -> dist.Work:
+        """Begin a sum over the ranks in place, of several ranks only; it is there after ``wait`` of what is returned."""
+        return dist.all_reduce(tensor, async_op=True)
 
     def sum_differentiable(self, x: Tensor) -> Tensor:
         """Return the sum of ``x`` over all ranks, differentiable to any order."""
