@@ -291,7 +291,13 @@ def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{name}"
 
 
-_OPTIONAL_KEYS = ("checkpoint.keep_best", "evaluate.every_kimg", "explain.every_kimg", "optim.decay_kimg", "runtime.address")
+_OPTIONAL_KEYS = (
+    "checkpoint.keep_best",
+    "evaluate.every_kimg",
+    "explain.every_kimg",
+    "optim.decay_kimg",
+    "runtime.address",
+)
 
 
 def _split_assignment(text: str) -> tuple[str, str]:

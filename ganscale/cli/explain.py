@@ -34,11 +34,12 @@ def explain(
     options = dict(_key_and_value(text) for text in settings)
     from ganscale.runtime import load
 
-    found = load(path).explain(
+    explained = load(path)
+    found = explained.explain(
         method, target=target, num_samples=num_samples, workers=workers, seed=seed, options=options
     )
     # one process explains a run at a time: the newest directory of the method is the one just written
-    written = max((path / "explanations").glob(f"{method}-*"))
+    written = max((explained.path / "explanations").glob(f"{method}-*"))
     if as_json:
         result_json(
             {

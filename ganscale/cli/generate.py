@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 def generate(run: str, num: int, seed: int, out: str | None, interpolate: bool, as_json: bool) -> None:
     """Draw images from a run's generator."""
     path = find_run(run)
-    walk = "-walk" if interpolate else ""
-    target = Path(out) if out else path / "generated" / f"seed-{seed}-num-{num}{walk}.png"
-    if (out and target.is_file()) or (target.is_dir() and any(target.iterdir())):
-        raise UserError("--out", "be a new file or folder", str(target), "choose another name, or remove it")
     from ganscale.runtime import load
 
-    written = save(load(path).generate(num, seed=seed, interpolate=interpolate), target)
+    found = load(path)
+    walk = "-walk" if interpolate else ""
+    target = Path(out) if out else found.path / "generated" / f"seed-{seed}-num-{num}{walk}.png"
+    if (out and target.is_file()) or (target.is_dir() and any(target.iterdir())):
+        raise UserError("--out", "be a new file or folder", str(target), "choose another name, or remove it")
+    written = save(found.generate(num, seed=seed, interpolate=interpolate), target)
     if as_json:
         result_json({"num": num, "seed": seed, "files": written})
     else:

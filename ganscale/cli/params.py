@@ -94,14 +94,16 @@ def run_argument(function: Function) -> Function:
 def find_run(text: str, *, runs_dir: str | Path = "runs") -> Path:
     """Return the run directory that ``text`` names; raises ``UserError``.
 
-    ``text`` is a path, a name below ``runs_dir``, or an address in an object store, whose working copy is returned.
+    ``text`` is a path, a name below ``runs_dir``, or an address in an object store, whose working copy is returned. The
+    path of a checkpoint in a run directory is returned as it is.
     """
     if "://" in text:
         from ganscale.runtime.remote import open_run
 
         return open_run(text)
     for path in (Path(text), Path(runs_dir) / text):
-        if (path / "config.json").is_file():
+        run_dir = path.parent.parent if path.parent.name == "checkpoints" and path.is_dir() else path
+        if (run_dir / "config.json").is_file():
             return path
     known = sorted(path.parent.name for path in Path(runs_dir).glob("*/config.json"))
     remedy = nearest(text, known) if known else "train one with `ganscale launch`"

@@ -55,9 +55,10 @@ def _disk(config: RunConfig, parameters: dict[str, int]) -> int:
     pixels = config.sample.num * config.data.channels * math.prod(config.data.resolution)
     grids = config.train.kimg / config.sample.every_kimg + 2
     ticks = config.train.kimg / config.train.tick_kimg + 2
-    # the newest ones, the best, and one more, as a new one is whole before the oldest goes; a grid lies in samples/ and
-    # TensorBoard
-    kept = config.checkpoint.keep + 1 + (config.checkpoint.keep_best is not None)
+    # the newest, the best, one that is being evaluated, and one more, as a new one is whole before the oldest goes;
+    # a grid lies in samples/ and TensorBoard
+    beside = config.evaluate.every_kimg is not None or config.explain.every_kimg is not None
+    kept = config.checkpoint.keep + 1 + (config.checkpoint.keep_best is not None) + beside
     return int(checkpoint * kept + 2 * pixels * grids + 16_384 * ticks)
 
 

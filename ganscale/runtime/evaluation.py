@@ -16,11 +16,13 @@ from ganscale.data import keyed, open_dataset
 from ganscale.data.dataset import Dataset
 from ganscale.errors import UserError, unknown
 from ganscale.files import replace_text
-from ganscale.metrics import METRICS, MetricValue, TrainingSet, gaussian_grid_report, in_domain_classifier, measure
+from ganscale.metrics import METRICS, MetricValue, Reference, TrainingSet, gaussian_grid_report, in_domain_classifier
 from ganscale.runtime.run import Networks, untrained_networks
+from ganscale.runtime.threads import one_thread
 from ganscale.training.checkpoint import checkpoint_name
 
 if TYPE_CHECKING:
+    from ganscale.dashboards import TensorBoardSink
     from ganscale.runtime.run import Run
 
 SEED = 0  # of the fakes, the choice of reals and the subsets; stamped on every value
@@ -48,22 +50,39 @@ def evaluate_run(
     run: Run, *, num: int | None, metrics: Sequence[str] | None, data: str | None, untrained: bool
 ) -> Evaluation:
     """Do what ``Run.evaluate`` says."""
+    networks = run.networks  # first: a damaged checkpoint is refused before a classifier is trained
+    judge = build_judge(run, num=num, metrics=metrics, data=data)
+    values = judge(networks)
+    found = keep(run, networks, values, untrained=judge(untrained_networks(run.config)) if untrained else None)
+    with evaluation_board(run.path) as board:
+        board.write_metrics(found.values, found.images)
+    return found
+
+
+def build_judge(
+    run: Run, *, num: int | None = None, metrics: Sequence[str] | None = None, data: str | None = None
+) -> Judge:
+    """Return the function that measures networks of ``run``; the real images are read and looked at here, once.
+
+    Its numbers are the same bits wherever it is called. Raises UserError for what cannot be measured.
+    """
     source = override(run.config, {"data.path": data}).data if data else run.config.data
     dataset = open_dataset(source, split="train")
     shape = (run.config.data.channels, *run.config.data.resolution)
     if dataset.kind == "image" and tuple(dataset.shape) != shape:
         got = "x".join(map(str, dataset.shape))
         raise UserError("--data", f"hold images of {'x'.join(map(str, shape))}", got, "evaluate on the run's own data")
-    points = dataset.kind == "points"
-    networks = run.networks  # first: a damaged checkpoint is refused before a classifier is trained
-    judge = _judge_of_points(dataset, num) if points else _judge_of_images(run, source, dataset, num, metrics)
-    values = judge(networks)
-    first = judge(untrained_networks(run.config)) if untrained else None
-    path = run.path / "evaluations" / f"{checkpoint_name(networks.images)}.json"
-    found = Evaluation(run=run.name, images=networks.images, path=path, values=values, untrained=first)
-    _write(found)
-    _chart(run.path, found)
-    return found
+    with one_thread():
+        if dataset.kind == "points":
+            judge = _judge_of_points(dataset, num)
+        else:
+            judge = _judge_of_images(run, source, dataset, num, metrics)
+
+    def measure(networks: Networks) -> dict[str, MetricValue]:
+        with one_thread():
+            return judge(networks)
+
+    return measure
 
 
 Judge = Callable[[Networks], dict[str, MetricValue]]
@@ -84,12 +103,13 @@ def _judge_of_images(
     chosen = keyed.keyed_permutation(len(dataset), SEED, purpose="evaluate")[: 2 * wanted]
     real_a, real_b = (dataset.read(np.sort(part))[0] for part in (chosen[:wanted], chosen[wanted:]))
     extractor = in_domain_classifier(dataset.fingerprint, lambda: _training_set(source, dataset))
-    reference = {"data": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint}
+    named = {"data": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint}
+    reference = Reference(extractor, real_a, real_b, reference=named)
 
     def judge(networks: Networks) -> dict[str, MetricValue]:
         fake = torch.from_numpy(networks.draw(wanted, seed=SEED, purpose="evaluate"))
         subject = {"run": run.name, "images": str(networks.images)}
-        return measure(extractor, real_a, real_b, fake, metrics=names, seed=SEED, reference=reference, subject=subject)
+        return reference.measure(fake, metrics=names, seed=SEED, subject=subject)
 
     return judge
 
@@ -133,23 +153,36 @@ def _judge_of_points(dataset: Any, num: int | None) -> Judge:
     return judge
 
 
-def _write(found: Evaluation) -> None:
+def keep(
+    run: Run, networks: Networks, values: dict[str, MetricValue], *, untrained: dict[str, MetricValue] | None = None
+) -> Evaluation:
+    """Write ``evaluations/kimg-*.json``, whole or not at all, and return what it says."""
+    path = evaluation_path(run.path, networks.images)
     page = {
-        "run": found.run,
-        "images": found.images,
-        "values": _plain(found.values),
-        "untrained": None if found.untrained is None else _plain(found.untrained),
+        "run": run.name,
+        "images": networks.images,
+        "values": _plain(values),
+        "untrained": None if untrained is None else _plain(untrained),
     }
-    found.path.parent.mkdir(exist_ok=True)
-    replace_text(found.path, json.dumps(page, indent=2, allow_nan=False) + "\n")
+    path.parent.mkdir(exist_ok=True)
+    replace_text(path, json.dumps(page, indent=2, allow_nan=False) + "\n")
+    return Evaluation(run=run.name, images=networks.images, path=path, values=values, untrained=untrained)
+
+
+def evaluation_path(run_dir: Path, images: int) -> Path:
+    """Return where the evaluation of the checkpoint at ``images`` is kept."""
+    return run_dir / "evaluations" / f"{checkpoint_name(images)}.json"
+
+
+def evaluation_board(run_dir: Path) -> TensorBoardSink:
+    """Return the board of what is found out about a run, in a folder of its own beside the trainer's events.
+
+    A plain TensorBoard follows one file a folder, and would leave the trainer's for a newer one.
+    """
+    from ganscale.dashboards import TensorBoardSink
+
+    return TensorBoardSink(run_dir / "tensorboard" / "evaluation")
 
 
 def _plain(values: Mapping[str, MetricValue]) -> dict[str, Any]:
     return {name: value.to_json() for name, value in values.items()}
-
-
-def _chart(run_dir: Path, found: Evaluation) -> None:
-    from ganscale.dashboards import TensorBoardSink
-
-    with TensorBoardSink(run_dir / "tensorboard") as board:
-        board.write_metrics(found.values, found.images)

@@ -21,6 +21,7 @@ from ganscale.errors import GanscaleError, ResourceError, RunFailed, UserError
 from ganscale.explain import (
     EXPLAINERS,
     Chunk,
+    Explainer,
     Explanation,
     Partial,
     Request,
@@ -33,16 +34,18 @@ from ganscale.explain import (
     next_directory,
     subject_of_run,
 )
+from ganscale.runtime.evaluation import evaluation_board
 from ganscale.runtime.run import Networks, latents
+from ganscale.runtime.threads import THREADS, one_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ganscale.dashboards import TensorBoardSink
     from ganscale.runtime.run import Run
 
 CHUNKS_IN_FLIGHT = 2  # a worker: one in work, one waiting for it
 RESTARTS = 3  # of one actor, and tries of one chunk
-THREADS = 1  # everywhere alike: the bits of a sum may depend on it
 POINTS_RANGE = None  # points of the plane have no bounds
 
 Execute = Callable[[list[Chunk]], Iterator[tuple[int, Partial]]]
@@ -58,8 +61,10 @@ def explain_run(
     seed: int,
     options: Mapping[str, Any],
     address: str | None,
+    between: Callable[[], None] | None = None,
+    board: TensorBoardSink | None = None,
 ) -> Explanation:
-    """Do what ``Run.explain`` says."""
+    """Do what ``Run.explain`` says; ``between`` is called before each chunk, and may raise to give up."""
     explainer_class = find_explainer(method, EXPLAINERS)
     if num_samples < 1:
         raise UserError("--num-samples", "be at least 1", num_samples, "use --num-samples 8")
@@ -68,24 +73,39 @@ def explain_run(
     networks = run.networks
     inputs = _inputs(run, explainer_class.input_name, num_samples, seed)
     request = make_request(explainer_class, inputs, seed=seed, options=options)
-    explanation = explain_networks(networks, request, target=str(target), workers=workers, address=address)
+    explanation = explain_networks(
+        networks, request, target=str(target), workers=workers, address=address, between=between
+    )
     explanation.meta["run"] = {"name": run.name, "images": networks.images}
-    _write(run.path, explanation, networks.images)
+    _write(run.path, explanation, networks.images, board)
     return explanation
 
 
 def explain_networks(
-    networks: Networks, request: Request, *, target: str, workers: int, address: str | None = None
+    networks: Networks,
+    request: Request,
+    *,
+    target: str,
+    workers: int,
+    address: str | None = None,
+    between: Callable[[], None] | None = None,
 ) -> Explanation:
     """Run ``request`` on ``networks`` with ``workers`` Ray actors (0: in this process) and return the explanation."""
     began = time.perf_counter()
-    with _threads(THREADS):
+    with one_thread():
         explainer = build_explainer(subject_of(networks, target), request)
-        with actor_pool(networks, request, target, workers, address) if workers else nullcontext() as execute:
+        here = None if between is None else lambda chunks: _run_here(explainer, chunks, between)
+        with actor_pool(networks, request, target, workers, address) if workers else nullcontext(here) as execute:
             explanation = drive(explainer, execute=execute)
     cost = {"workers": workers, "threads": THREADS, "seconds": time.perf_counter() - began}
     explanation.meta["cost"] |= cost
     return explanation
+
+
+def _run_here(explainer: Explainer, chunks: list[Chunk], between: Callable[[], None]) -> Iterator[tuple[int, Partial]]:
+    for chunk in chunks:
+        between()
+        yield chunk.index, explainer.run(chunk)
 
 
 def subject_of(networks: Networks, target: str) -> Subject:
@@ -186,24 +206,14 @@ def _inputs(run: Run, input_name: str, num: int, seed: int) -> dict[str, torch.T
     }
 
 
-def _write(run_dir: Path, explanation: Explanation, images: int) -> None:
-    from ganscale.dashboards import TensorBoardSink, write_panels
+def _write(run_dir: Path, explanation: Explanation, images: int, board: TensorBoardSink | None) -> None:
+    from ganscale.dashboards import write_panels
 
     directory = next_directory(run_dir / "explanations", explanation.method)
     directory.parent.mkdir(exist_ok=True)
     explanation.save(directory, also_write=lambda aside: write_panels(explanation, aside))
-    with TensorBoardSink(run_dir / "tensorboard") as board:
-        board.write_explanation(explanation, images)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    with evaluation_board(run_dir) if board is None else nullcontext(board) as shown:
+        shown.write_explanation(explanation, images)
 
 
 def _check_cpus(workers: int, cpus: int, where: str) -> None:

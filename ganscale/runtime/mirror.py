@@ -20,7 +20,7 @@ from ganscale.errors import RunFailed
 from ganscale.files import name_for_users
 from ganscale.runtime.storage import ObjectStore, StorageAway, StorageError
 from ganscale.training.checkpoint import MANIFEST, names
-from ganscale.training.retention import best_checkpoint
+from ganscale.training.retention import spared
 
 log = logging.getLogger(__name__)
 
@@ -152,9 +152,9 @@ class Mirror:
         """Delete what need not be kept, once a newer checkpoint is whole in the store."""
         if self._settings is None:
             return
-        best = best_checkpoint(self._run_dir, self._settings.keep_best, among=self._whole)
+        spare = spared(self._run_dir, self._settings.keep_best, among=self._whole)
         for name in sorted(self._whole)[: -self._settings.keep]:
-            if name != best:
+            if name not in spare:
                 delete_checkpoint(self._store, name)
                 self._whole.discard(name)
 

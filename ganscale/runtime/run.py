@@ -33,14 +33,21 @@ def load(path: str | Path) -> Run:
 
 
 class Run:
-    """A trained run. Everything is made from the averaged generator (EMA) of its newest checkpoint."""
+    """A trained run. Everything is made from the averaged generator (EMA) of its newest checkpoint.
+
+    Where ``path`` is that of a checkpoint (``runs/demo/checkpoints/kimg-000064``), of that one.
+    """
 
     def __init__(self, path: str | Path) -> None:
         if is_uri(path):
-            from ganscale.runtime.remote import open_run
+            from ganscale.runtime.remote import open_run, split_address
 
+            chosen = split_address(str(path))[1]
             path = open_run(str(path))
-        self.path = Path(path).absolute()
+            path = path if chosen is None else path / "checkpoints" / chosen
+        path = Path(path).absolute()
+        self._chosen = path if path.parent.name == "checkpoints" else None
+        self.path = path if self._chosen is None else path.parent.parent
         self.page: dict[str, Any] = read_page(self.path)  # config.json: config, versions, command, created, placement
         self.config: RunConfig = from_mapping(self.page["config"])
 
@@ -53,14 +60,14 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     def checkpoint(self) -> Checkpoint:
-        """Read the newest checkpoint; raises CheckpointError where there is none, or naming the damaged file."""
+        """Read the checkpoint; raises CheckpointError where there is none, or naming the damaged file."""
         from ganscale.training import checkpoint as checkpoints
 
-        return checkpoints.load(checkpoints.newest(self.path))
+        return checkpoints.load(self._chosen or checkpoints.newest(self.path))
 
     @cached_property
     def networks(self) -> Networks:
-        """The averaged generator and the critic of the newest checkpoint, in eval mode on the CPU; read once."""
+        """The averaged generator and the critic of the checkpoint, in eval mode on the CPU; read once."""
         checkpoint = self.checkpoint()
         return Networks(self.config, checkpoint.parts["ema"], checkpoint.parts["critic"], images=checkpoint.images)
 

@@ -40,6 +40,12 @@ def checkpoint_name(images: int) -> str:
     return f"kimg-{kimg:06d}" + (f".{rest:03d}" if rest else "")
 
 
+def images_of(name: str) -> int:
+    """Return how many images the checkpoint of this ``checkpoint_name`` has seen."""
+    kimg, _, rest = name.removeprefix("kimg-").partition(".")
+    return 1000 * int(kimg) + int(rest or 0)
+
+
 def commit(root: Path, images: int, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> Path:
     """Write a checkpoint below ``root`` in one visible step and return its path.
 

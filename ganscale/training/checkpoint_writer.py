@@ -19,7 +19,7 @@ from torch import Tensor
 from ganscale.config import CheckpointConfig
 from ganscale.files import remove_leftovers
 from ganscale.training import checkpoint as checkpoints
-from ganscale.training.retention import best_checkpoint
+from ganscale.training.retention import spared
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class CheckpointWriter:
         try:
             page = {**meta, "weights": checkpoints.digest(parts)}
             self._newest = checkpoints.commit(self._root, images, parts, page)
-            best = best_checkpoint(self._run_dir, self._settings.keep_best)
-            checkpoints.prune(self._root, self._settings.keep, spare={best} if best else set())
+            spare = spared(self._run_dir, self._settings.keep_best)
+            checkpoints.prune(self._root, self._settings.keep, spare=spare)
         except BaseException as error:
             self._error = error

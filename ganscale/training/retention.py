@@ -9,6 +9,22 @@ from typing import Any
 
 from ganscale.training.checkpoint import names
 
+READING = ".ray/reading"  # below the run directory, while a launch is under way: the checkpoint that is being evaluated
+
+
+def spared(run_dir: Path, score: str | None, *, among: Iterable[str] | None = None) -> set[str]:
+    """Return the names of the checkpoints to keep besides the newest: the best, and one that is being evaluated."""
+    best = best_checkpoint(run_dir, score, among=among)
+    return {best} - {None} | being_evaluated(run_dir)
+
+
+def being_evaluated(run_dir: Path) -> set[str]:
+    """Return the name of the checkpoint that an evaluation looks at right now, if there is one: it may be the best."""
+    try:
+        return {(run_dir / READING).read_text()}
+    except OSError:
+        return set()
+
 
 def best_checkpoint(run_dir: Path, score: str | None, *, among: Iterable[str] | None = None) -> str | None:
     """Return the name of the checkpoint with the best ``score`` ("fd", "recall", ...), of those that are there.
