@@ -196,6 +196,7 @@ class RuntimeConfig(_Part):
     """How long to wait for workers, and which Ray cluster to join (none: a local one is started and stopped)."""
 
     max_wait_s: Positive = 300.0
+    hang_timeout_s: Positive = 300.0
     resize_s: Positive = 30.0
     address: str | None = None
 
