@@ -36,6 +36,7 @@ class Progress:
     def __init__(self, total_kimg: float) -> None:
         self.total_kimg = total_kimg
         self._bar = None
+        self._workers: int | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -60,6 +61,10 @@ class Progress:
     def __call__(self, line: Mapping[str, Any]) -> None:
         """Show one tick."""
         words = tick_line(line, total_kimg=self.total_kimg)
+        workers = line["timing"].get("workers")
+        if self._workers not in (None, workers):
+            note(f"workers: {workers} instead of {self._workers}")
+        self._workers = workers
         if self._bar is None:
             note(words)
         else:

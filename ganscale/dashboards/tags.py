@@ -40,6 +40,9 @@ TAGS: tuple[Tag, ...] = (
     _tag("scalar", "speed/tick_s", _TRAINER, "Seconds the tick took."),
     _tag("scalar", "speed/elapsed_s", _TRAINER, "Seconds since this process began to train."),
     _tag("scalar", "speed/checkpoint_stall_s", _TRAINER, "Seconds of the tick in which training waited for a save."),
+    _tag(
+        "scalar", "speed/workers", _TRAINER, "Workers that trained it; changes in an elastic run (--workers MIN:MAX)."
+    ),
     _tag("histogram", "logits_histogram/real", _STEP, "Distribution of D(x) on real images over the tick."),
     _tag("histogram", "logits_histogram/fake", _STEP, "Distribution of D(G(z)) over the tick."),
     _tag(

@@ -30,7 +30,11 @@ _open_ray = ContextVar("open_ray", default=False)
 SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon the controller sees a report, an end, a death
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
+    # how long the controller waits for a place for all workers before it looks again at what there is: it holds nothing
+    # but the reservation, so trying often costs little, and after a loss the wait for the lost node is the price
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # a worker whose process answers nothing is lost; Ray's is 600
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",  # for all ranks to report a tick; without it for ever
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process fewer to start; it serves spot nodes
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning in workers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without GPUs sees none

@@ -5,6 +5,7 @@ What cannot be placed is refused here, before anything is started or written, wi
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -80,6 +81,11 @@ class Plan:
     def batch_per_worker(self) -> int:
         """The largest share that a worker gets, which is the one among the fewest workers."""
         return -(-self.batch // max(1, self.least))
+
+    def places(self, nodes: Iterable[Mapping[str, float]]) -> int:
+        """Return how many workers fit on ``nodes``, each given by its resources in Ray's terms."""
+        needs = self.ray_resources.items()
+        return sum(min(int(node.get(kind, 0) // count) for kind, count in needs) for node in nodes)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

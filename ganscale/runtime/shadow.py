@@ -23,7 +23,7 @@ METRICS = "metrics.jsonl"
 
 
 class Shadow:
-    """A context around training under Ray; ``has_started`` tells whether a worker has been seen, here or there."""
+    """A context around training under Ray."""
 
     def __init__(self, run_dir: Path, store: ObjectStore, *, every_s: float = EVERY_S) -> None:
         self._run_dir, self._store, self._every_s = run_dir, store, every_s
@@ -51,10 +51,6 @@ class Shadow:
             log.warning(
                 "what was trained elsewhere is in %s, and not in %s: %s", self._store.uri, self._run_dir, failure
             )
-
-    def has_started(self) -> bool:
-        """Whether a worker has begun to train."""
-        return self._started or self._is_shared()
 
     def _is_shared(self) -> bool:
         """Whether a worker has left its flag in our own working copy."""

@@ -12,7 +12,7 @@ from typing import Any
 from ganscale.errors import Interrupted
 
 SCRATCH = ".ray"  # below the run directory, while it trains: Ray Train's state and the flags
-STOP_FLAG, STARTED_FLAG = "stop", "started"
+STOP_FLAG, STARTED_FLAG, ROLL = "stop", "started", "roll.json"
 
 
 class Stop:

@@ -7,27 +7,31 @@ the run directory; Ray gets a pointer a tick, and a restarted group asks the dir
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
 from ganscale.errors import GanscaleError, RunFailed
+from ganscale.runtime.attendance import Attendance, RollCall
+from ganscale.runtime.backend import GroupConfig
+from ganscale.runtime.common_ground import leave_mark
+from ganscale.runtime.elastic import ElasticPolicy
 from ganscale.runtime.gate import FailureGate
 from ganscale.runtime.launcher import with_way_on
 from ganscale.runtime.placement import Plan
 from ganscale.runtime.run_lock import this_machine
-from ganscale.runtime.stopping import SCRATCH, STARTED_FLAG
+from ganscale.runtime.stopping import ROLL, SCRATCH
 from ganscale.runtime.storage import ObjectStore, child
 
 EXCHANGE_TIMEOUT_S = 300
-FAILURES_BACKSTOP = 50  # the gate decides; Ray's counters never reset, so they only bound the life of a run
+# Ray's counters never reset, so these only bound the life of a run
+FAILURES_BACKSTOP = 50  # lost groups: the gate decides
+STARTS_BACKSTOP = 10_000  # starts without a place for all: runtime.max_wait_s decides
 
 
 def worker_loop(settings: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +51,11 @@ class _Trainer(TorchTrainer):
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        if self.scaling_config.elasticity_enabled:
+            parts["scaling_policy"] = ElasticPolicy(self.scaling_config)
+        return super()._initialize_and_run_controller(**parts)
+
 
 def train_with_ray(
     config: Any, run_dir: Path, plan: Plan, *, check: Callable[[], None], address: str | None = None
@@ -59,11 +68,11 @@ def train_with_ray(
     where they are ours, else RunFailed in one line.
     """
     if address is None:
-        return _train(config, run_dir, plan, check, None, (run_dir / SCRATCH / STARTED_FLAG).exists)
+        return _train(config, run_dir, plan, check, None)
     from ganscale.runtime.shadow import Shadow  # here: the controller, whose start every launch waits for, needs none
 
-    with Shadow(run_dir, ObjectStore(address)) as shadow:
-        return _train(config, run_dir, plan, check, address, shadow.has_started)
+    with Shadow(run_dir, ObjectStore(address)):
+        return _train(config, run_dir, plan, check, address)
 
 
 def _train(
@@ -72,42 +81,49 @@ def _train(
     plan: Plan,
     check: Callable[[], None],
     address: str | None,
-    has_started: Callable[[], bool],
 ) -> dict[str, Any]:
     # Ray Train wants its own files where all its workers see them
     scratch = run_dir / SCRATCH if address is None or plan.address is None else child(address, SCRATCH)
+    roll = run_dir / SCRATCH / ROLL
     trainer = _Trainer(
         worker_loop,
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "run_dir": str(run_dir),
             "address": address,
+            "mark": leave_mark(run_dir),
             "machine": this_machine(),
             "threads": plan.threads,
             "device": plan.device,
         },
-        torch_config=TorchConfig(backend=plan.backend, timeout_s=EXCHANGE_TIMEOUT_S),
+        torch_config=GroupConfig(backend=plan.backend, timeout_s=EXCHANGE_TIMEOUT_S),
         scaling_config=ScalingConfig(
-            num_workers=plan.workers, use_gpu=plan.device == "cuda", resources_per_worker=plan.ray_resources
+            num_workers=(plan.least, plan.workers) if plan.is_elastic else plan.workers,
+            use_gpu=plan.device == "cuda",
+            resources_per_worker=plan.ray_resources,
+            placement_strategy="PACK",  # on few nodes: what a ring sends between them is what it waits for
+            elastic_resize_monitor_interval_s=config.runtime.resize_s,
         ),
         run_config=RunConfig(
             name=f"{run_dir.name}-{uuid.uuid4().hex[:8]}",  # a name used twice would silently resume Ray's state
             storage_path=str(scratch),
-            callbacks=[FailureGate()],
-            failure_config=FailureConfig(max_failures=FAILURES_BACKSTOP, controller_failure_limit=10),
+            callbacks=[FailureGate(), RollCall(roll)],
+            failure_config=FailureConfig(max_failures=FAILURES_BACKSTOP, controller_failure_limit=STARTS_BACKSTOP),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    deadline = time.monotonic() + config.runtime.max_wait_s
+    attendance = Attendance(roll, plan, config.runtime.max_wait_s)
     outcome: list[Any] = []
     thread = threading.Thread(target=_fit, args=(trainer, outcome), name="ray_fit", daemon=True)
     thread.start()  # in the main thread fit() would take over SIGINT
     while thread.is_alive():
         thread.join(0.1)
         check()
-        if time.monotonic() > deadline and not has_started():
-            raise RunFailed(_nobody_came(plan, config.runtime.max_wait_s))
+        try:
+            attendance.check()
+        except RunFailed as failure:
+            raise with_way_on(failure, run_dir) from None
     if isinstance(outcome[0], BaseException):
         raise translate(outcome[0], run_dir) from None
     return outcome[0]
@@ -118,16 +134,6 @@ def _fit(trainer: TorchTrainer, outcome: list[Any]) -> None:
         outcome.append(trainer.fit().return_value)
     except BaseException as error:
         outcome.append(error)
-
-
-def _nobody_came(plan: Plan, waited_s: float) -> str:
-    free = ray.available_resources()
-    have = f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free on {plan.where}"
-    needs = " and ".join(f"{count:g} {kind}s" for kind, count in plan.ray_resources.items())
-    return (
-        f"the {plan.workers} workers did not start within {waited_s:g} s: each needs {needs}, {have}; "
-        "use fewer workers or raise runtime.max_wait_s"
-    )
 
 
 def translate(error: BaseException, run_dir: Path) -> BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import ray.train
@@ -13,6 +14,7 @@ import torch
 from ganscale.config import RunConfig, from_mapping
 from ganscale.dashboards import TensorBoardSink
 from ganscale.files import set_address
+from ganscale.runtime.common_ground import check_ground
 from ganscale.runtime.mirror import Mirror
 from ganscale.runtime.remote import pull_checkpoint, pull_newest_good, working_copy
 from ganscale.runtime.run_lock import this_machine
@@ -41,14 +43,18 @@ class RaySink:
 def run_rank(settings: dict[str, Any]) -> dict[str, Any]:
     """Train as one rank; every rank runs this alike, at the start and after each restart of the group."""
     config, address = from_mapping(settings["config"]), settings["address"]
-    run_dir = Path(settings["run_dir"]) if address is None else working_copy(address)
+    if address is None:
+        run_dir = Path(settings["run_dir"])
+        check_ground(run_dir, settings["mark"], config.data.path, f"{ray.util.get_node_ip_address()} ({gethostname()})")
+    else:
+        run_dir = working_copy(address)
     torch.set_num_threads(settings["threads"])
     device = "cpu"
     if settings["device"] == "cuda" and torch.cuda.is_available():
         device = ray.train.torch.get_device()  # all GPUs of the node are visible; this one is ours
         torch.cuda.set_device(device)
     group = torch_group(device)
-    if settings["machine"] != this_machine():
+    if address is not None and settings["machine"] != this_machine():
         shutil.rmtree(run_dir / SCRATCH, ignore_errors=True)  # of a launch that used this machine before
     resume_from = _find_checkpoint(address, run_dir, group)
     scratch = run_dir / SCRATCH

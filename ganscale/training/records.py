@@ -35,7 +35,7 @@ class TickRecord:
     images: int
     scalars: dict[str, float]
     histograms: dict[str, Histogram]
-    timing: dict[str, float]  # kimg_per_s, tick_s, elapsed_s, checkpoint_stall_s
+    timing: dict[str, float]  # kimg_per_s, tick_s, elapsed_s, checkpoint_stall_s, workers
     checkpoint: str | None  # name of the newest one that is wholly on the disk; None on all ranks but 0
     partial: bool
 

@@ -159,6 +159,7 @@ class Trainer:
             "tick_s": seconds,
             "elapsed_s": now - self._started,
             "checkpoint_stall_s": self._stall_s - self._ticked_stall_s,
+            "workers": self.group.size,
         }
         tick = TickRecord(
             images=self.state.images,

@@ -136,5 +136,5 @@ def train_workers() -> list[int]:
 
 
 def test_a_run_that_no_worker_joins_in_time_ends_with_what_is_missing(tmp_path):
-    with pytest.raises(RunFailed, match=r"1 workers did not start within 0\.05 s: each needs .* CPUs"):
+    with pytest.raises(RunFailed, match=r"1 worker did not start within 0\.05 s: each needs .* CPUs"):
         launch(tiny_config(runtime__max_wait_s=0.05), name="late", runs_dir=tmp_path, workers=1)
