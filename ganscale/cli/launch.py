@@ -180,6 +180,7 @@ def _train(request: _Request, *, verbose: bool, as_json: bool) -> None:
             resume=request.resume,
             on_start=begin,
             on_tick=progress,
+            on_event=progress.say,
             verbose=verbose,
             command=("ganscale", *sys.argv[1:]),
         )

@@ -69,3 +69,10 @@ class Progress:
             note(words)
         else:
             self._bar.update(self._task, completed=line["kimg"], description=words)
+
+    def say(self, event: Mapping[str, Any]) -> None:
+        """Show one line of ``beside.jsonl``: what was found out beside training, or could not be."""
+        if self._bar is None:
+            note(event["words"])
+        else:
+            self._bar.console.print(event["words"], highlight=False, markup=False)

@@ -51,11 +51,27 @@ class Follower:
         # the whole file each time: a resumed trainer replaces it, and thousands of ticks are still below a megabyte
         if not self._path.is_file():
             return
-        for text in self._path.read_text().splitlines():
+        for number, text in enumerate(self._path.read_text().splitlines()):
             try:
-                tick = json.loads(text)
+                line = json.loads(text)
             except ValueError:  # a line that is being written; it comes whole the next time
                 continue
-            if tick["images"] > self._seen:
-                self._seen = tick["images"]
-                self._on_tick(tick)
+            place = self._place(number, line)
+            if place > self._seen:
+                self._seen = place
+                self._on_tick(line)
+
+    def _place(self, number: int, line: Mapping[str, Any]) -> int:
+        """Return what orders lines: a tick that is redone comes to the place of the first one."""
+        return line["images"]
+
+
+class LineFollower(Follower):
+    """The same for a file that only grows: each line that it did not have at first."""
+
+    def __init__(self, path: Path, on_line: OnTick | None) -> None:
+        lines = len(path.read_text().splitlines()) if path.is_file() else 0
+        super().__init__(path, on_line, after_images=lines - 1)
+
+    def _place(self, number: int, line: Mapping[str, Any]) -> int:
+        return number

@@ -6,10 +6,11 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import logging
 import platform
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 from ganscale.config import RunConfig, override
 from ganscale.errors import GanscaleError, Interrupted, RunFailed, UserError
 from ganscale.files import name_for_users, replace_text
+from ganscale.runtime.beside import EVENTS
+from ganscale.runtime.beside_start import Finish, beside_training, refuse_far_away
 from ganscale.runtime.failures import reason_to_stop
-from ganscale.runtime.follow import Follower, OnTick
+from ganscale.runtime.follow import Follower, LineFollower, OnTick
 from ganscale.runtime.place import Place, find_place, held
 from ganscale.runtime.placement import Count, Plan, place
 from ganscale.runtime.planner import check_disk, find_resources, refuse_existing
@@ -27,6 +30,8 @@ from ganscale.runtime.stopping import SCRATCH, Stop, stop_signals
 
 if TYPE_CHECKING:
     from ganscale.runtime.run import Run
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 
@@ -43,6 +48,7 @@ def launch(
     resume: str | Path | None = None,
     on_start: Callable[[Plan], None] | None = None,
     on_tick: OnTick | None = None,
+    on_event: OnTick | None = None,
     verbose: bool = False,
     command: Sequence[str] = (),
 ) -> Run:
@@ -51,10 +57,10 @@ def launch(
     ``workers`` 0 trains in this process without Ray; otherwise the workers run under the Ray cluster at ``address``,
     or a local one that is started and stopped here; with ``(1, 4)`` or ``"1:4"`` their number may change on the way.
     ``gpus`` asks for one worker on each of so many GPUs, ``cpus`` limits the cores. ``resume`` is a run directory (or
-    one of its checkpoints) to go on in. ``on_start`` gets the plan
-    just before training, ``on_tick`` each line of ``metrics.jsonl``. Raises the UserError family before anything is
-    started or written; RunFailed or NonFiniteError where training could not go on; Interrupted after Ctrl-C, with all
-    saved.
+    one of its checkpoints) to go on in. ``on_start`` gets the plan just before training, ``on_tick`` each line of
+    ``metrics.jsonl``, ``on_event`` each of ``beside.jsonl`` (default: what failed is logged). Raises the UserError
+    family before anything is started or written; RunFailed or NonFiniteError where training could not go on;
+    Interrupted after Ctrl-C, with all saved.
     """
     from ganscale.runtime.run import Run
 
@@ -66,6 +72,7 @@ def launch(
         prepare_resume(where.resume, config)  # refuse before anything is touched
     placed = place(config, find_resources(address), workers=workers, gpus=gpus, cpus=cpus, address=address)
     placed = dataclasses.replace(placed, run_dir=str(where.address or run_dir))
+    refuse_far_away(placed, where.address)
     dataset = _preflight(config, run_dir)
     fresh = not run_dir.exists()
     with (
@@ -81,9 +88,12 @@ def launch(
         stop.begin()
         if on_start is not None:
             on_start(placed)
-        with Follower(
-            run_dir / "metrics.jsonl", on_tick, after_images=resumption.images if resumption else -1
-        ) as follower:
+        with (
+            Follower(
+                run_dir / "metrics.jsonl", on_tick, after_images=resumption.images if resumption else -1
+            ) as follower,
+            LineFollower(run_dir / EVENTS, on_event or _log_failure),
+        ):
             result = _train(config, where, placed, resumption, stop, verbose)
     if follower.error is not None:
         raise follower.error
@@ -161,17 +171,39 @@ def _train(
         discard_newer(where.store, resumption.checkpoint.name if resumption else "")
         Mirror(where.run_dir, where.store).send()  # what the workers start from, wherever they are
     if plan.workers == 0:
-        return _train_here(config, where, plan, resumption, stop)
+        with beside_training(config, where.run_dir, plan) as finish:
+            result = _train_here(config, where, plan, resumption, stop)
+            _finish_beside(finish, where, result, stop)
+        return result
     from ganscale.runtime.local import ray_session
 
-    cpus = plan.workers * plan.threads if plan.address is None else None
+    cpus = plan.workers * plan.threads + (plan.beside or 0) if plan.address is None else None
     gpus = plan.workers * plan.gpus_per_worker if plan.address is None else None
     with ray_session(address=plan.address, cpus=cpus, gpus=gpus, verbose=verbose, meanwhile="ganscale.runtime.train"):
         stop.listen()  # Ray has put its own handlers there
         stop.check()
         from ganscale.runtime.train import train_with_ray
 
-        return train_with_ray(config, where.run_dir, plan, check=stop.check, address=where.address)
+        with beside_training(config, where.run_dir, plan) as finish:
+            result = train_with_ray(config, where.run_dir, plan, check=stop.check, address=where.address)
+            _finish_beside(finish, where, result, stop)
+        return result
+
+
+def _finish_beside(finish: Finish, where: Place, result: dict[str, Any], stop: Stop) -> None:
+    """Let the last checkpoint be evaluated, unless somebody wants to stop."""
+    if result["stopped"]:
+        return
+    finish(stop.is_wanted)
+    if where.address is not None:
+        from ganscale.runtime.mirror import Mirror
+
+        Mirror(where.run_dir, where.store).send()
+
+
+def _log_failure(event: Mapping[str, Any]) -> None:
+    if event["event"] == "failed":
+        log.warning("%s", event["words"])
 
 
 def _train_here(

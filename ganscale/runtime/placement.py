@@ -6,7 +6,7 @@ What cannot be placed is refused here, before anything is started or written, wi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ganscale.config import RunConfig
@@ -66,6 +66,7 @@ class Plan:
     address: str | None = None
     run_dir: str | None = None
     estimate: Estimate | None = None
+    beside: int | None = None  # cores kept for evaluating beside training; 0: it uses what training leaves
 
     @property
     def ray_resources(self) -> dict[str, float]:
@@ -103,6 +104,9 @@ class Plan:
             "workers": f"{who}; {devices} each; exchange by {self.backend}",
             "batch": f"{share} images a worker, {self.batch} in all",
         }
+        if self.beside is not None:
+            shared = "at the lowest priority on the cores of training; evaluate.cpus=1 would keep one for it"
+            facts["evaluation"] = f"beside training, {'on a core of its own' if self.beside else shared}"
         if self.run_dir:
             facts["run directory"] = self.run_dir
         if self.estimate:
@@ -149,6 +153,9 @@ def place(
     Without either, GPUs are used where there is one for every worker. Raises ResourceError where there is less than
     asked for, ConfigError where the global batch does not divide.
     """
+    beside = cores_beside(config)
+    resources, where = _without(resources, beside or 0), resources.where
+    cpus = cpus if cpus is None or not beside else max(1, cpus - beside)
     least, most, on_gpu = _workers_and_device(resources, workers, gpus, cpus)
     cores = _cores(resources, cpus)
     needed = max(1, least if resources.can_grow and cpus is None else most)
@@ -174,9 +181,29 @@ def place(
         gpus_per_worker=int(on_gpu),
         threads=min(threads, resources.threads_limit or threads),
         batch=config.train.batch,
-        where=resources.where,
+        where=where,
         address=address,
+        beside=beside,
     )
+
+
+def cores_beside(config: RunConfig) -> int | None:
+    """Return how many cores are kept for evaluating and explaining beside training; None where nothing is asked for."""
+    asked = (config.evaluate.every_kimg, config.explain.every_kimg)
+    return None if asked == (None, None) else config.evaluate.cpus
+
+
+def _without(resources: Resources, kept: int) -> Resources:
+    """Return what is left for training where a node keeps so many cores for something else."""
+    if not kept:
+        return resources
+    if resources.cpus <= kept:
+        rule = f"leave a core for training, of the {resources.cpus} of {resources.where}"
+        raise ResourceError("evaluate.cpus", rule, kept, "use --set evaluate.cpus=0, which shares them")
+    roomy = max(range(len(resources.nodes)), key=lambda i: resources.nodes[i][0], default=None)
+    nodes = tuple((cpus - kept * (i == roomy), gpus) for i, (cpus, gpus) in enumerate(resources.nodes))
+    where = f"{resources.where} but the one of evaluate.cpus"
+    return replace(resources, cpus=resources.cpus - kept, nodes=nodes, where=where)
 
 
 def _workers_and_device(

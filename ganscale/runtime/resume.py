@@ -38,12 +38,15 @@ class Resumption:
     changes: dict[str, list[Any]]
 
     def discard_newer(self) -> None:
-        """Delete the checkpoints after the chosen one: the run goes over that ground again."""
+        """Delete the checkpoints after the chosen one, and their evaluations: the run goes over that ground again."""
         from ganscale.training.checkpoint import names
 
         for path in names(self.run_dir / "checkpoints"):
             if path.name > self.checkpoint.name:
                 remove_directory(path)
+        for path in (self.run_dir / "evaluations").glob("kimg-*.json"):
+            if path.name.removesuffix(".json") > self.checkpoint.name:
+                path.unlink()
 
 
 def read_page(run_dir: Path) -> dict[str, Any]:
