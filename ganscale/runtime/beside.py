@@ -98,6 +98,8 @@ class Beside:
 
     def _watch(self) -> None:
         lower_priority()
+        import ganscale.runtime.beside_work  # noqa: F401  takes seconds: before a checkpoint is chosen, not after
+
         seen = None
         while not self._ending.wait(POLL_S):
             path = _newest(self._run_dir)
@@ -121,8 +123,10 @@ class Beside:
                 self._work = self._work or work  # a thread that came first may have made one
             self._work.look(path, evaluate=due.evaluate, explain=due.explain, give_up=give_up)
         except CheckpointError as error:
-            gone = "" if path.exists() else "deleted before it was read: "
-            self._events.add("skipped" if gone else "failed", _images(path), f"{path.name} {gone}{error}")
+            if path.exists():
+                self._events.add("failed", _images(path), f"{path.name} could not be evaluated: {error}")
+            else:
+                self._events.add("skipped", _images(path), f"{path.name} was deleted before it was read", count=1)
         except Exception as error:
             self._events.add("failed", _images(path), f"{path.name} could not be evaluated: {_words(error)}")
 
