@@ -84,11 +84,13 @@ def absence(
 ) -> str:
     """Say in one line what is missing: ``lost`` nodes by name, and for how many workers the cluster has ``places``."""
     least, needs = max(1, plan.least), plan.ray_resources
+    who = f"{least} worker{'s' if least > 1 else ''}"
+    happened = f"did not {'come back' if began else 'start'} within {waited_s:g} s"
+    gone = f"node{'s' if len(lost) > 1 else ''} {', '.join(lost)} did not come back, " if lost else ""
     each = " and ".join(f"{count:g} {kind}{'s' if count > 1 else ''}" for kind, count in needs.items())
     have = f"{plan.where} has {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
-    gone = f"node{'s' if len(lost) > 1 else ''} {', '.join(lost)} did not come back, " if lost else ""
-    who = f"{least} worker{'s' if least > 1 else ''}"
-    happened = f"did not come back within {waited_s:g} s" if began else f"did not start within {waited_s:g} s"
-    room = f"places for {places}" if places < least else "places for them that others hold"
+    room = (
+        f"places for {places}" if places < least else "its places are taken, by others or by workers that still start"
+    )
     remedy = f"go on with --workers 1:{plan.workers}" if began and plan.workers > 1 else "use fewer workers"
     return f"{who} {happened}: {gone}each needs {each}, {have} and {room}; {remedy} or raise runtime.max_wait_s"
