@@ -134,6 +134,7 @@ class TrainConfig(_Part):
     """How long, how many at once, in which precision."""
 
     batch: Annotated[int, Field(ge=1)] = 64
+    micro_batch: Annotated[int, Field(ge=2)] | None = None  # 1 would leave a smaller share without an image in a pass
     kimg: Positive = 200.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -298,6 +299,7 @@ _OPTIONAL_KEYS = (
     "explain.every_kimg",
     "optim.decay_kimg",
     "runtime.address",
+    "train.micro_batch",
 )
 
 

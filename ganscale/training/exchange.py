@@ -20,7 +20,7 @@ def exchange_gradients(net: nn.Module, group: Group, *, bucket_bytes: int = BUCK
     """Leave in every parameter's ``grad`` the sum over ranks; a missing one counts as zero.
 
     Gradients are gathered in flat buckets, each summed by one asynchronous all-reduce, in the order of the parameters
-    on every rank. ``grad`` then is a view into its bucket, in the parameter's own memory layout: nothing is copied back.
+    on every rank. ``grad`` then is a view into its bucket, laid out as its parameter is: nothing is copied back.
     """
     if group.size == 1:
         for parameter in net.parameters():

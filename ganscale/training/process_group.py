@@ -52,7 +52,7 @@ class Group:
                 work.wait()
 
     def start_sum_(self, tensor: Tensor) -> dist.Work:
-        """Begin a sum over the ranks in place, of several ranks only; it is there after ``wait`` of what is returned."""
+        """Begin a sum in place over several ranks, in one order on all; ``wait`` of what it returns ends it."""
         return dist.all_reduce(tensor, async_op=True)
 
     def sum_differentiable(self, x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from ganscale.models import build_critic, build_generator
 from ganscale.models.layers import BatchNormAct
 from ganscale.training.checkpoint import Checkpoint
 from ganscale.training.process_group import Group
+from ganscale.training.records import Histogram
+from ganscale.training.soundness import fingerprints, refuse_drift
 from ganscale.training.stats import Stats
 
 EMA_RAMP = 0.05  # the half-life is at most this share of the images seen, so a young average is not its first weights
@@ -69,6 +71,13 @@ class TrainState:
         torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1.0 - keep)
         for mine, theirs in zip(average.buffers(), current.buffers(), strict=True):
             mine.copy_(theirs)
+
+    def tick(self) -> tuple[dict[str, float], dict[str, Histogram]]:
+        """Return what ``Stats.tick`` does, over all ranks; raises RunFailed where their networks have drifted apart."""
+        table = fingerprints(self.nets, self.group)
+        statistics = self.stats.tick(rider=table)
+        refuse_drift(table, list(self.nets))
+        return statistics
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
         """Return everything as named CPU tensors with storage of their own, ready for a checkpoint.

@@ -52,17 +52,21 @@ class Stats:
         """Add one number that every rank knows alike."""
         self._add(self._sums, name, torch.tensor([1.0, value], dtype=torch.float64, device=self._group.device))
 
-    def tick(self) -> tuple[dict[str, float], dict[str, Histogram]]:
+    def tick(self, rider: Tensor | None = None) -> tuple[dict[str, float], dict[str, Histogram]]:
         """Return the means and the histograms over all ranks, then start afresh.
 
-        Names must be the same on all ranks, which they are because every rank runs the same phases.
+        Names must be the same on all ranks, which they are because every rank runs the same phases. ``rider``, float64,
+        rides along: it is summed over ranks in place by the same collective.
         """
         sum_names, count_names = sorted(self._sums), sorted(self._counts)
         empty = torch.empty(0, dtype=torch.float64, device=self._group.device)
-        flat = torch.cat([empty, *(self._sums[n] for n in sum_names), *(self._counts[n] for n in count_names)])
+        rider = empty if rider is None else rider
+        parts = [rider.flatten(), *(self._sums[n] for n in sum_names), *(self._counts[n] for n in count_names)]
+        flat = torch.cat(parts)
         self._group.sum_([flat])
-        rows = flat[: 2 * len(sum_names)].view(-1, 2).tolist()
-        counts = flat[2 * len(sum_names) :].view(-1, _BINS).cpu().numpy()
+        rode, sums, counts = flat.split([rider.numel(), 2 * len(sum_names), _BINS * len(count_names)])
+        rider.copy_(rode.view_as(rider))
+        rows, counts = sums.view(-1, 2).tolist(), counts.view(-1, _BINS).cpu().numpy()
         self._sums, self._counts = {}, {}
         means = {name: total / count for name, (count, total) in zip(sum_names, rows, strict=True)}
         edges = _EDGES.numpy()

@@ -6,18 +6,19 @@ A phase is data: which network moves, every how many batches, and the terms [N] 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ganscale.config import RunConfig
-from ganscale.errors import NonFiniteError
 from ganscale.losses import ADVERSARIAL, PENALTIES
 from ganscale.training.exchange import exchange_gradients
 from ganscale.training.random import Draws
+from ganscale.training.soundness import finite_norm
 from ganscale.training.state import TrainState
 
 
@@ -43,6 +44,14 @@ class StepContext:
     draws: Draws
     autocast: Callable[[], AbstractContextManager]
     report: Callable[..., None]  # as Stats.report
+
+    def passes(self) -> Iterator[StepContext]:
+        """This step in passes of at most ``train.micro_batch`` images, each with the draws of its slots."""
+        train = self.state.config.train
+        largest = -(-train.batch // self.state.group.size)
+        count = -(-largest // (train.micro_batch or largest))  # on every rank, as batch norm meets in each pass
+        for start, end in pairwise(i * len(self.real) // count for i in range(count + 1)):
+            yield replace(self, real=self.real[start:end], first_slot=self.first_slot + start)
 
     def generate(self) -> Tensor:
         """G(z), z ~ N(0, I)."""
@@ -106,9 +115,9 @@ def build_phases(config: RunConfig) -> list[Phase]:
 
 
 def leave_gradients(phase: Phase, step: StepContext) -> None:
-    """Leave d E[term] / d parameters of the phase's network: a sum over N / the global batch, so ranks add up to it."""
-    term_N = phase.term(step)
-    (phase.gain * term_N.sum() / step.state.config.train.batch).backward()
+    """Leave d E[term] / d parameters of the phase's network: sums over N / the global batch; passes, ranks add up."""
+    for part in step.passes():
+        (phase.gain * phase.term(part).sum() / step.state.config.train.batch).backward()
 
 
 def train_step(
@@ -135,14 +144,6 @@ def update(state: TrainState, phase: Phase) -> None:
     """Sum the gradients over ranks, refuse what is not finite, let the optimiser move the network."""
     net, optimiser = state.nets[phase.net], state.optimisers[phase.net]
     exchange_gradients(net, state.group)
-    gradients = [p.grad for p in net.parameters()]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
-    if not norm < float("inf"):  # true for NaN as well
-        guilty = [name for name, p in net.named_parameters() if not p.grad.isfinite().all()]
-        raise NonFiniteError(
-            f"the gradient of {phase.net}.{guilty[0] if guilty else '(norm)'} is not finite in phase {phase.name} at "
-            f"{state.images} images; no parameter was changed by it; lower optim.{phase.net}.lr or raise penalty.weight"
-        )
-    state.stats.report_scalar(f"grad_norm/{phase.name}", norm)
+    state.stats.report_scalar(f"grad_norm/{phase.name}", finite_norm(net, phase.net, phase.name, state.images))
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
