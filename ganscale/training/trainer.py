@@ -17,7 +17,7 @@ import torch
 from ganscale import ops
 from ganscale.config import RunConfig
 from ganscale.data import ShardedBatches, open_dataset
-from ganscale.errors import CheckpointError, NonFiniteError
+from ganscale.errors import CheckpointError, NonFiniteError, RunFailed
 from ganscale.files import full_disk, is_full_disk, name_for_users
 from ganscale.losses import describe_penalty
 from ganscale.training import checkpoint as checkpoints
@@ -150,7 +150,10 @@ class Trainer:
 
     def _tick(self, *, partial: bool) -> None:
         self.writer.check()
-        scalars, histograms = self.state.stats.tick()
+        try:
+            scalars, histograms = self.state.tick()
+        except RunFailed as error:
+            raise RunFailed(f"{error}; {self._way_on()}") from None
         scalars |= {f"lr/{name}": o.param_groups[0]["lr"] for name, o in self.state.optimisers.items()}
         now = time.perf_counter()
         seconds = now - self._ticked
