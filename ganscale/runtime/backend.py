@@ -13,6 +13,7 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
 from ganscale.errors import RunFailed
+from ganscale.runtime.leaving import listen
 
 
 class _Backend(_TorchBackend):
@@ -20,6 +21,7 @@ class _Backend(_TorchBackend):
         """Start the group with the backend that the devices of all workers can be used with."""
         if backend_config.backend == "nccl":
             backend_config = dataclasses.replace(backend_config, backend=choose(worker_group.execute(_look)))
+        worker_group.execute(listen)  # it runs in the main thread of each, training does not
         super().on_start(worker_group, backend_config)
 
     def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:

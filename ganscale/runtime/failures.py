@@ -10,6 +10,18 @@ from collections.abc import Mapping
 from ganscale.errors import GanscaleError, RunFailed
 from ganscale.files import full_disk, is_full_disk
 
+
+class RankHung(Exception):
+    """A worker that stood still until it was ended: in words, and ``where``, by which two such failures compare."""
+
+    def __init__(self, words: str, where: str) -> None:
+        super().__init__(words, where)
+        self.where = where
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
 MAX_FAILURES_IN_A_ROW = 5  # without a new checkpoint between them
 
 # compared by name, so that neither Ray nor torch is needed to judge; names of the classes and of their bases count
@@ -24,6 +36,7 @@ _LOST = {
     "RaySystemError",
     "DistNetworkError",
     "DistStoreError",
+    "WorkerLeaves",
     "ConnectionError",
 }
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer")  # gloo says so in a plain RuntimeError
@@ -46,17 +59,31 @@ def reason_to_stop(
         if told := _deterministic(rank, error):
             return told
     if in_a_row >= MAX_FAILURES_IN_A_ROW:
-        return RunFailed(f"the workers failed {in_a_row} times without a new checkpoint, last: {signature(failures)}")
+        return RunFailed(f"the workers failed {in_a_row} times without a new checkpoint, last: {describe(failures)}")
     if any(_is_lost(error) for _, error in ranked):
         return None
     if last is not None and last == signature(failures):
-        return RunFailed(f"the workers failed twice in the same way: {last}")
+        return RunFailed(f"the workers failed twice in the same way: {describe(failures)}")
     return None
 
 
 def signature(failures: Mapping[int, BaseException]) -> str:
-    """Return what a failure was, in one line that is equal for equal failures: lowest rank, type and first line."""
+    """Return what a failure was, equal for equal failures: lowest rank, type and first line; for a hang, the phase."""
     rank, error = min(failures.items())
+    return f"worker {rank} hung in {error.where}" if isinstance(error, RankHung) else describe(failures)
+
+
+def describe(failures: Mapping[int, BaseException]) -> str:
+    """Return a failure in one line: the workers that hung, else the lost ones, else what the first one raised."""
+    ranked = sorted(failures.items())
+    if any(isinstance(error, RankHung) for _, error in ranked):
+        return "; ".join(str(error) for _, error in ranked if isinstance(error, RankHung))
+    lost = [rank for rank, error in ranked if _is_named(error, _LOST)]
+    if lost and type(failures[lost[0]]).__name__ == "WorkerLeaves":
+        return str(failures[lost[0]])
+    if lost:
+        return f"worker {', '.join(map(str, lost))} was lost ({_words(failures[lost[0]])})"
+    rank, error = ranked[0]
     return f"{_words(error)} (worker {rank})"
 
 

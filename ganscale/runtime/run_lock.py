@@ -55,7 +55,7 @@ def ourselves() -> Holder:
         token=uuid.uuid4().hex,
         host=socket.gethostname(),
         pid=os.getpid(),
-        started=_started(os.getpid()),
+        started=started_at(os.getpid()),
         machine=this_machine(),
         since=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
@@ -73,7 +73,7 @@ def parse_holder(text: str) -> Holder | None:
 def is_alive(holder: Holder | None, age_s: float) -> bool:
     """Whether ``holder``, last touched ``age_s`` ago, still runs."""
     if holder is not None and holder.machine and holder.machine == this_machine():
-        return bool(holder.started) and _started(holder.pid) == holder.started
+        return bool(holder.started) and started_at(holder.pid) == holder.started
     return age_s < STALE_S
 
 
@@ -212,7 +212,8 @@ def this_machine() -> str:
         return ""  # not Linux: only touches tell
 
 
-def _started(pid: int) -> str:
+def started_at(pid: int) -> str:
+    """Return when process ``pid`` started, in the kernel's clock ticks since boot; "" where it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

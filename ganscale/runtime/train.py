@@ -22,15 +22,17 @@ from ganscale.runtime.backend import GroupConfig
 from ganscale.runtime.common_ground import leave_mark
 from ganscale.runtime.elastic import ElasticPolicy
 from ganscale.runtime.gate import FailureGate
+from ganscale.runtime.heartbeat import Board
 from ganscale.runtime.launcher import with_way_on
 from ganscale.runtime.placement import Plan
 from ganscale.runtime.run_lock import this_machine
 from ganscale.runtime.stopping import ROLL, SCRATCH
 from ganscale.runtime.storage import ObjectStore, child
+from ganscale.runtime.watch import Watch
 
-EXCHANGE_TIMEOUT_S = 300
+EXCHANGE_TIMEOUT_S = 300  # and twice runtime.hang_timeout_s at least: the watch, which names who hangs, comes first
 # Ray's counters never reset, so these only bound the life of a run
-FAILURES_BACKSTOP = 50  # lost groups: the gate decides
+FAILURES_BACKSTOP = 1_000_000  # lost groups: the gate decides, by what was saved between two of them
 STARTS_BACKSTOP = 10_000  # starts without a place for all: runtime.max_wait_s decides
 
 
@@ -85,6 +87,8 @@ def _train(
     # Ray Train wants its own files where all its workers see them
     scratch = run_dir / SCRATCH if address is None or plan.address is None else child(address, SCRATCH)
     roll = run_dir / SCRATCH / ROLL
+    name = f"{run_dir.name}-{uuid.uuid4().hex[:8]}"  # a name used twice would silently resume Ray's state
+    hang_timeout_s = config.runtime.hang_timeout_s
     trainer = _Trainer(
         worker_loop,
         train_loop_config={
@@ -92,11 +96,12 @@ def _train(
             "run_dir": str(run_dir),
             "address": address,
             "mark": leave_mark(run_dir),
+            "board": name,
             "machine": this_machine(),
             "threads": plan.threads,
             "device": plan.device,
         },
-        torch_config=GroupConfig(backend=plan.backend, timeout_s=EXCHANGE_TIMEOUT_S),
+        torch_config=GroupConfig(backend=plan.backend, timeout_s=max(EXCHANGE_TIMEOUT_S, int(2 * hang_timeout_s))),
         scaling_config=ScalingConfig(
             num_workers=(plan.least, plan.workers) if plan.is_elastic else plan.workers,
             use_gpu=plan.device == "cuda",
@@ -105,9 +110,9 @@ def _train(
             elastic_resize_monitor_interval_s=config.runtime.resize_s,
         ),
         run_config=RunConfig(
-            name=f"{run_dir.name}-{uuid.uuid4().hex[:8]}",  # a name used twice would silently resume Ray's state
+            name=name,
             storage_path=str(scratch),
-            callbacks=[FailureGate(), RollCall(roll)],
+            callbacks=[FailureGate(name), RollCall(roll)],
             failure_config=FailureConfig(max_failures=FAILURES_BACKSTOP, controller_failure_limit=STARTS_BACKSTOP),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -117,13 +122,14 @@ def _train(
     outcome: list[Any] = []
     thread = threading.Thread(target=_fit, args=(trainer, outcome), name="ray_fit", daemon=True)
     thread.start()  # in the main thread fit() would take over SIGINT
-    while thread.is_alive():
-        thread.join(0.1)
-        check()
-        try:
-            attendance.check()
-        except RunFailed as failure:
-            raise with_way_on(failure, run_dir) from None
+    with Watch(Board(name), run_dir, hang_timeout_s=hang_timeout_s):
+        while thread.is_alive():
+            thread.join(0.1)
+            check()
+            try:
+                attendance.check()
+            except RunFailed as failure:
+                raise with_way_on(failure, run_dir) from None
     if isinstance(outcome[0], BaseException):
         raise translate(outcome[0], run_dir) from None
     return outcome[0]

@@ -13,17 +13,21 @@ import torch
 
 from ganscale.config import RunConfig, from_mapping
 from ganscale.dashboards import TensorBoardSink
+from ganscale.errors import RunFailed
 from ganscale.files import set_address
 from ganscale.runtime.common_ground import check_ground
+from ganscale.runtime.heartbeat import Board, beating, every_s
+from ganscale.runtime.leaving import WorkerLeaves, is_asked
 from ganscale.runtime.mirror import Mirror
 from ganscale.runtime.remote import pull_checkpoint, pull_newest_good, working_copy
-from ganscale.runtime.run_lock import this_machine
+from ganscale.runtime.run_lock import ourselves, this_machine
 from ganscale.runtime.stopping import SCRATCH, STARTED_FLAG, STOP_FLAG
 from ganscale.runtime.storage import ObjectStore
 from ganscale.training import checkpoint as checkpoints
 from ganscale.training.process_group import Group, torch_group
 from ganscale.training.records import Record, TickRecord
-from ganscale.training.trainer import train
+from ganscale.training.trainer import TrainResult, train
+from ganscale.training.whereabouts import Whereabouts
 
 
 class RaySink:
@@ -56,6 +60,17 @@ def run_rank(settings: dict[str, Any]) -> dict[str, Any]:
     group = torch_group(device)
     if address is not None and settings["machine"] != this_machine():
         shutil.rmtree(run_dir / SCRATCH, ignore_errors=True)  # of a launch that used this machine before
+    whereabouts = Whereabouts()
+    with beating(Board(settings["board"]), whereabouts, _facts(group), every_s(config.runtime.hang_timeout_s)):
+        result = _train(config, run_dir, settings, group, whereabouts)
+    _leave_where_asked(run_dir, group, result)
+    return {"images": result.images, "stopped": result.stopped}
+
+
+def _train(
+    config: RunConfig, run_dir: Path, settings: dict[str, Any], group: Group, whereabouts: Whereabouts
+) -> TrainResult:
+    address, mark = settings["address"], run_dir / SCRATCH / settings["mark"]
     resume_from = _find_checkpoint(address, run_dir, group)
     scratch = run_dir / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
@@ -67,11 +82,48 @@ def run_rank(settings: dict[str, Any]) -> dict[str, Any]:
             (scratch / STARTED_FLAG).touch()
             purge = None if resume_from is None else checkpoints.verify(resume_from)["images"]
             board = stack.enter_context(TensorBoardSink(run_dir / "tensorboard", purge_images=purge))
-        flag = scratch / STOP_FLAG
-        result = train(
-            config, run_dir, group=group, sink=RaySink(board), should_stop=flag.exists, resume_from=resume_from
+        flag, is_ours = scratch / STOP_FLAG, mark.exists()
+
+        def should_stop() -> bool:
+            if is_ours and not mark.exists():  # nothing may be written any more: another launch may be there already
+                raise RunFailed("the launch that this worker belongs to has ended")
+            return flag.exists() or is_asked()
+
+        return train(
+            config,
+            run_dir,
+            group=group,
+            sink=RaySink(board),
+            should_stop=should_stop,
+            resume_from=resume_from,
+            whereabouts=whereabouts,
         )
-    return {"images": result.images, "stopped": result.stopped}
+
+
+def _leave_where_asked(run_dir: Path, group: Group, result: TrainResult) -> None:
+    """Raise WorkerLeaves, on every rank alike, where training has stopped because a worker must go, and only then."""
+    wishes = torch.tensor([float((run_dir / SCRATCH / STOP_FLAG).exists())] + group.size * [0.0], device=group.device)
+    wishes[1 + group.rank] = float(is_asked())
+    group.sum_([wishes])
+    stop, *leaving = wishes.tolist()
+    if result.stopped and not stop and any(leaving):
+        who = ", ".join(str(rank) for rank, wish in enumerate(leaving) if wish)
+        raise WorkerLeaves(f"worker {who} was asked to end by SIGTERM; all saved at {result.images} images")
+
+
+def _facts(group: Group) -> dict[str, Any]:
+    """Return what a sign of life says of this process; collective, as all ranks of one start share a name."""
+    me = ourselves()
+    return {
+        "attempt": group.broadcast_object(me.token),
+        "rank": group.rank,
+        "size": group.size,
+        "pid": me.pid,
+        "started": me.started,
+        "machine": me.machine,
+        "host": me.host,
+        "node": ray.get_runtime_context().get_node_id(),
+    }
 
 
 def _find_checkpoint(address: str | None, run_dir: Path, group: Group) -> Path | None:

@@ -29,7 +29,9 @@ from ganscale.training.pulse import Pulse
 from ganscale.training.random import Draws
 from ganscale.training.records import NullSink, Sink, StartRecord, TickRecord
 from ganscale.training.state import TrainState
-from ganscale.training.step import build_phases, leave_gradients, train_step
+from ganscale.training.step import Phase, StepContext, build_phases, leave_gradients, train_step
+from ganscale.training.suspects import say_whose
+from ganscale.training.whereabouts import Whereabouts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,20 +55,25 @@ def train(
     sink: Sink | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     resume_from: Path | None = None,
+    whereabouts: Whereabouts | None = None,
 ) -> TrainResult:
     """Train until ``train.kimg`` real images were shown to the critic, in all, over all ranks.
 
     ``run_dir`` exists. ``should_stop`` is asked about once a second on every rank; one yes saves and stops all.
-    ``resume_from`` is a checkpoint directory; it is verified before anything is changed. Raises ConfigError, DataError,
+    ``resume_from`` is a checkpoint directory; it is verified before anything is changed. ``whereabouts`` is told what
+    this rank does, for a thread that watches. Raises ConfigError, DataError,
     CheckpointError, NonFiniteError (nothing was updated), RunFailed (disk full; says how to go on).
     """
-    return Trainer(config, run_dir, group or solo_group(), sink or NullSink()).run(should_stop, resume_from)
+    trainer = Trainer(config, run_dir, group or solo_group(), sink or NullSink(), whereabouts or Whereabouts())
+    return trainer.run(should_stop, resume_from)
 
 
 class Trainer:
     """One run in one process of a group; ``train`` is its only caller outside tests."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, group: Group, sink: Sink) -> None:
+    def __init__(
+        self, config: RunConfig, run_dir: Path, group: Group, sink: Sink, whereabouts: Whereabouts | None = None
+    ) -> None:
         refuse_where_impossible(config, group)
         ops.use_impl(config.ops.impl)
         self.config, self.run_dir, self.group, self.sink = config, run_dir, group, sink
@@ -75,6 +82,7 @@ class Trainer:
         self.gradients = GraphedPhases() if config.train.cuda_graphs else leave_gradients
         self.draws = Draws(config.train.seed, group.device)
         self.journal = Journal(run_dir)
+        self.whereabouts = whereabouts or Whereabouts()
         self.resumed_from: Path | None = None
         self._saved_at = self._sampled_at = -1  # images at the last save and grid
         self._started = self._ticked = time.perf_counter()
@@ -82,6 +90,7 @@ class Trainer:
 
     def run(self, should_stop: Callable[[], bool], resume_from: Path | None) -> TrainResult:
         """Train from ``resume_from`` or from the beginning to the end."""
+        self._enter("opening the data")
         dataset = open_dataset(self.config.data, split="train")
         if resume_from is not None:
             self._resume(resume_from, dataset.fingerprint)
@@ -112,10 +121,13 @@ class Trainer:
         while state.images < 1000 * config.train.kimg:
             before = state.images
             try:
+                self._enter("reading images")
                 real = self._to_device(next(batches).images)
-                train_step(state, self.phases, real, self.draws, self._autocast, self.gradients)
+                train_step(state, self.phases, real, self.draws, self._autocast, self._leave_gradients)
             except NonFiniteError as error:
-                raise NonFiniteError(f"{error}; {self._way_on()}") from None
+                whose = say_whose(self.group, *self._turn, self.gradients)
+                raise NonFiniteError(f"{error}{whose}; {self._way_on()}") from None
+            self.whereabouts.has_stepped()
             if self._crossed(before, config.sample.every_kimg):
                 self._sample()
             # the tick comes before the save, so a checkpoint never holds statistics that a written line already has
@@ -123,11 +135,22 @@ class Trainer:
                 self._tick(partial=False)
             if self._crossed(before, config.checkpoint.every_kimg):
                 self._save()
+            self._enter("asking all whether to stop")
             if pulse.beat():
                 return True
         return False
 
+    def _leave_gradients(self, phase: Phase, step: StepContext) -> None:
+        self._turn = phase, step
+        self._enter(f"phase {phase.name}")
+        self.gradients(phase, step)
+        self._enter(f"phase {phase.name}, summing gradients over workers")
+
+    def _enter(self, doing: str) -> None:
+        self.whereabouts.enter(doing, self.state.images)
+
     def _begin(self, images_in_data: int) -> None:
+        self.whereabouts.begin(self.state.images)
         self._started = self._ticked = time.perf_counter()
         self._ticked_images = self.state.images
         if self.group.is_main:
@@ -149,6 +172,7 @@ class Trainer:
             self._tick(partial=True)
 
     def _tick(self, *, partial: bool) -> None:
+        self._enter("writing a tick")
         self.writer.check()
         try:
             scalars, histograms = self.state.tick()
@@ -178,6 +202,7 @@ class Trainer:
         self.sink.write(tick)
 
     def _sample(self) -> None:
+        self._enter("drawing samples")
         self._sampled_at = self.state.images
         if self.group.is_main:
             record = self._on_disk(
@@ -187,6 +212,7 @@ class Trainer:
                 self.sink.write(record)
 
     def _save(self) -> None:
+        self._enter("saving a checkpoint")
         began = time.perf_counter()
         self._saved_at = self.state.images
         self.writer.make_room(self.state.images)
