@@ -66,7 +66,8 @@ def describe_penalty(config: RunConfig, critic: Critic, device: torch.device | s
     """Say which penalty a run has, which way it is computed, and why; nothing is computed here."""
     if config.penalty.name not in PENALTIES:
         return "none"
-    batch = config.train.batch * (2 if config.penalty.name == "r1-r2" else 1)
+    batch = min(config.train.batch, config.train.micro_batch or config.train.batch)
+    batch *= 2 if config.penalty.name == "r1-r2" else 1
     x = torch.empty(batch, config.data.channels, *config.data.resolution, device=device)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
         choice = ops.explain_choice(critic, x)

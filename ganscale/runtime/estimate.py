@@ -63,7 +63,8 @@ def _disk(config: RunConfig, parameters: dict[str, int]) -> int:
 
 
 def _memory(config: RunConfig, plan: Plan, generator: nn.Module, critic: nn.Module) -> int:
-    g, c, batch = _size(generator), _size(critic), plan.batch_per_worker
+    g, c = _size(generator), _size(critic)
+    batch = min(plan.batch_per_worker, config.train.micro_batch or plan.batch_per_worker)  # of one pass
     state = FLOAT * (2 * g + c + 4 * (g + c))  # nets and average; gradients, their flat buffer, two Adam moments
     through_g = _saved_bytes(generator, (generator.latent,), batch)
     through_c = _saved_bytes(critic, (config.data.channels, *config.data.resolution), batch)

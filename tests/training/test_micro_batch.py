@@ -7,6 +7,9 @@ import torch
 
 from ganscale.config import RunConfig, override
 from ganscale.errors import ConfigError
+from ganscale.presets import preset
+from ganscale.runtime.estimate import estimate
+from ganscale.runtime.placement import Resources, place
 from ganscale.training.cuda_graphs import GraphedPhases
 from ganscale.training.process_group import Group, solo_group
 from ganscale.training.random import Draws
@@ -88,3 +91,16 @@ def test_passes_of_one_image_are_refused(tiny: RunConfig):
     with pytest.raises(ConfigError, match=r"train\.micro_batch must be greater than or equal to 2, got 1"):
         override(tiny, {"train.micro_batch": 1})
     assert override(tiny, ["train.micro_batch=none"]).train.micro_batch is None
+
+
+def test_memory_is_estimated_for_one_pass():
+    config = override(preset("dcgan-64"), {"train.batch": 512})
+    machine = Resources(cpus=2, gpus=0, memory_bytes=None, where="this machine")
+
+    def memory(changes: dict) -> int:
+        changed = override(config, changes)
+        return estimate(changed, place(changed, machine, workers=2), measure=False).memory_bytes
+
+    assert memory({"train.micro_batch": 32}) < memory({}) / 3
+    assert memory({"train.micro_batch": 32}) == memory({"train.batch": 64})
+    assert memory({"train.micro_batch": 500}) == memory({})
