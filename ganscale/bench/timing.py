@@ -37,8 +37,9 @@ def fastest(
 ) -> dict[str, float]:
     """Return the least seconds a call of each contender took, over ``rounds`` turns of about ``round_s`` each.
 
-    Contenders take turns, so that a slow moment of the machine hits all of them. On the CPU the clock is process
-    time (all threads added up), on a GPU the device's own events.
+    Contenders take turns, so that a slow moment of the machine hits all of them. A turn begins with a call that is not
+    timed: what the one before left in the caches is neither's doing. On the CPU the clock is process time (all threads
+    added up), on a GPU the device's own events.
     """
     measure = _cuda_seconds if device == "cuda" else _cpu_seconds
     calls = {}
@@ -48,6 +49,7 @@ def fastest(
     best = dict.fromkeys(contenders, float("inf"))
     for _ in range(rounds):
         for name, call in contenders.items():
+            call()
             best[name] = min(best[name], measure(call, calls[name]))
     return best
 
