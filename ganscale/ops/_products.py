@@ -72,7 +72,7 @@ PAYS = {
     ("transpose", torch.bfloat16): (25, 2**19),
     ("weights", torch.bfloat16): (64, 2**15),
 }
-PART_BYTES = 2**22  # of patches at a time
+PART_BYTES = 2**20  # of patches at a time
 FEW_ROWS = 1024  # a float32 weight gradient of larger images wins as well while P has at most this many rows
 
 

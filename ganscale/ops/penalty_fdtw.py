@@ -21,6 +21,7 @@ as far as the inputs of the nodes whose weights want a gradient. All images keep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -101,26 +102,43 @@ class Sweeps:
 
     def weights(self, u: Tensor, kept: Sequence[Tensor], wanted: tuple[int, ...]) -> dict[int, Tensor]:
         """Return the gradients of the tensors at ``wanted``; for one that is not there it is zero."""
-        gradients: dict[int, Tensor] = {}
+        gradients: Gradients = {}
         adjoints = dict(zip(self.program.kept, kept, strict=True))
         values: Values = {0: (u, True)}
         del u  # so that its memory is free once t_1 is there
         for step in self.program.tangent_steps(wanted):
             inputs, free = _take(values, step)
-            if step.node.kind in PARAMETRIC and step.node.tensors[0] in wanted:
-                q = adjoints[self.program.roots[step.value]].reshape(self.rows, *step.node.shape)
-                part = RULES[step.node.kind].weights(step.node, inputs, self._laid_out(q)[0], self.read(step.node))
-                self._add_to(gradients, step.node.tensors[0], part)
-            if not step.read_later:
-                continue
-            if step.node.kind == "act":
-                t = self._writable(inputs.pop(), free[0])
-                penalty_masks.scale(t, self.masks[step.value], step.node.options[0], self.compiled)
-                values[step.value] = t, True
-            else:
-                t = RULES[step.node.kind].tangent(step.node, inputs, self.read(step.node))
-                _put(values, step, t, inputs, free)
+            weigh = step.node.kind in PARAMETRIC and step.node.tensors[0] in wanted
+            # the smaller result first, as it is there while the other one is made
+            late = weigh and self.tensors[step.node.tensors[0]].numel() > self.rows * math.prod(step.node.shape)
+            if weigh and not late:
+                self._weigh(step, inputs, adjoints, gradients)
+            if step.read_later:
+                self._push(values, step, inputs, free)
+            if late:
+                self._weigh(step, inputs, adjoints, gradients)
         return gradients
+
+    def _push(self, values: Values, step: Step, inputs: list[Tensor], free: list[bool]) -> None:
+        """T of one node."""
+        if step.node.kind == "act":
+            t = self._writable(inputs.pop(), free[0])
+            penalty_masks.scale(t, self.masks[step.value], step.node.options[0], self.compiled)
+            values[step.value] = t, True
+        else:
+            t = RULES[step.node.kind].tangent(step.node, inputs, self.read(step.node))
+            _put(values, step, t, inputs, free)
+
+    def _weigh(self, step: Step, inputs: list[Tensor], adjoints: dict[int, Tensor], gradients: Gradients) -> None:
+        """W of one node: add to the gradient of its weight, in the weight's layout."""
+        tensor, q = step.node.tensors[0], adjoints[self.program.roots[step.value]]
+        q = self._laid_out(q.reshape(self.rows, *step.node.shape))[0]
+        part = RULES[step.node.kind].weights(step.node, inputs, q, self.read(step.node))
+        if tensor in gradients:
+            gradients[tensor] += part
+            return
+        fits = part.stride() == torch.empty_like(self.tensors[tensor], device="meta").stride()
+        gradients[tensor] = part if fits else torch.empty_like(self.tensors[tensor]).copy_(part)
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
@@ -138,15 +156,8 @@ class Sweeps:
         dense, ours = self._laid_out(t, ours)
         return dense if ours else dense.clone()
 
-    def _add_to(self, gradients: dict[int, Tensor], tensor: int, part: Tensor) -> None:
-        """Add to the gradient of a tensor, in its layout."""
-        if tensor in gradients:
-            gradients[tensor] += part
-            return
-        like = torch.empty_like(self.tensors[tensor])  # memory that may stay untouched
-        gradients[tensor] = part if part.stride() == like.stride() else like.copy_(part)
 
-
+Gradients = dict[int, Tensor]
 Values = dict[int, tuple[Tensor, bool]]  # by value; with whether nobody else needs its memory
 
 _AXES = {torch.channels_last: 4, torch.channels_last_3d: 5}
