@@ -84,7 +84,7 @@ def ray_session(
             yield
         finally:
             tree = tree_of(home)
-            ray.shutdown()
+            _shut_down(ray, verbose)
             end_all(tree, home)
             if verbose:
                 print(f"Ray's logs are in {home}", file=sys.stderr)
@@ -163,7 +163,7 @@ def _joined(address: str, verbose: bool, meanwhile: str | None) -> Iterator[None
     try:
         yield
     finally:
-        ray.shutdown()
+        _shut_down(ray, verbose)
 
 
 def _check_answers(address: str) -> None:
@@ -185,6 +185,12 @@ def _init(ray: Any, verbose: bool, meanwhile: str | None, **options: Any) -> Non
     importing.start()
     ray.init(log_to_driver=verbose, logging_level="INFO" if verbose else "ERROR", **options)
     importing.join()
+
+
+def _shut_down(ray: Any, verbose: bool) -> None:
+    """End the connection; what Ray held back of the nodes' last words, to say it once, comes from this very thread."""
+    with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
+        ray.shutdown()
 
 
 @contextlib.contextmanager
