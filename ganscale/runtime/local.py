@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ganscale.errors import ResourceError, UserError
+from ganscale.runtime.guard import guarded
 from ganscale.runtime.placement import Resources
 from ganscale.runtime.processes import end_all, tree_of
 
@@ -68,7 +69,16 @@ def ray_session(
             with _joined(address, verbose, meanwhile):
                 yield
             return
-        home = Path(tempfile.mkdtemp(prefix="ganscale-"))
+        with _local_ray(verbose, meanwhile, cpus, gpus):
+            yield
+
+
+@contextlib.contextmanager
+def _local_ray(verbose: bool, meanwhile: str | None, cpus: int | None, gpus: int | None) -> Iterator[None]:
+    import ray
+
+    home = Path(tempfile.mkdtemp(prefix="ganscale-"))
+    with guarded(home):
         try:
             # "local": without it Ray joins whatever cluster it finds on this machine
             _init(
