@@ -8,7 +8,8 @@ from gpu_cases import DTYPES, MARKS, convolutions_in, distance, needs_memory, te
 from torch import nn
 
 from ganscale import ops
-from ganscale.ops import penalty_masks, penalty_plan
+from ganscale.ops.penalty import masks as penalty_masks
+from ganscale.ops.penalty import plan as penalty_plan
 
 pytestmark = MARKS
 SHAPES = [(1, 1), (3, 3), (67, 40), (2, 7, 7, 7), (3, 4, 8, 8), (9, 70, 3), (2, 5, 1000), (40, 3, 72)]

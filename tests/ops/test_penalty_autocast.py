@@ -8,7 +8,7 @@ from penalty_cases import Projection, case
 from torch import nn
 
 from ganscale import ops
-from ganscale.ops import penalty_plan
+from ganscale.ops.penalty import plan as penalty_plan
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,8 @@ from penalty_cases import (
 )
 
 from ganscale import errors, ops
-from ganscale.ops import _choice, penalty_plan
+from ganscale.ops import _choice
+from ganscale.ops.penalty import plan as penalty_plan
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 IMAGES = [name for name in CASES if len(CASES[name][1]) == 3]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ganscale import ops
-from ganscale.ops import _bind, _extension, penalty_masks
+from ganscale.ops import _bind, _extension
+from ganscale.ops.penalty import masks as penalty_masks
 
 pytestmark = pytest.mark.skipif(not ops.build_info()["compiled"], reason="the compiled core is not built")
 
@@ -116,7 +117,7 @@ def test_wrong_arguments_are_refused_by_the_core():
 
 DIGEST = """
 import hashlib, torch
-from ganscale.ops import penalty_masks
+from ganscale.ops.penalty import masks as penalty_masks
 digest = hashlib.sha256()
 for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
     for layout in (torch.contiguous_format, torch.channels_last):

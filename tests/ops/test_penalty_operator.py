@@ -10,8 +10,9 @@ from penalty_cases import case, seeded_biases
 from torch import nn
 
 from ganscale import errors, ops
-from ganscale.ops import penalty_op, penalty_plan
-from ganscale.ops.penalty_trace import Session
+from ganscale.ops.penalty import op as penalty_op
+from ganscale.ops.penalty import plan as penalty_plan
+from ganscale.ops.penalty.trace import Session
 
 COMPILED = ops.build_info()["compiled"]
 CORES = [pytest.param(True, marks=pytest.mark.skipif(not COMPILED, reason="the compiled core is not built")), False]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ganscale import ops
-from ganscale.ops import penalty_plan
+from ganscale.ops.penalty import plan as penalty_plan
 
 SAMPLES = 6
 NAMES = ["k4s2p1-16", "smooth"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from ganscale import ops
 from ganscale.models.layers import BiasAct
-from ganscale.ops import penalty_plan
+from ganscale.ops.penalty import plan as penalty_plan
 
 
 class MinibatchDeviation(nn.Module):

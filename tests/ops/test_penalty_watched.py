@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_no
 from torch.utils.checkpoint import checkpoint
 
 from ganscale import errors, ops
-from ganscale.ops import penalty_plan
+from ganscale.ops.penalty import plan as penalty_plan
 
 
 @pytest.fixture(autouse=True)

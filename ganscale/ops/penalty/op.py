@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.library import custom_op
 
 from ganscale.errors import UserError
-from ganscale.ops import _bind, penalty_masks, reference
-from ganscale.ops.penalty_fdtw import Sweeps
-from ganscale.ops.penalty_program import Program, parse
+from ganscale.ops import _bind, reference
+from ganscale.ops.penalty import masks as penalty_masks
+from ganscale.ops.penalty.fdtw import Sweeps
+from ganscale.ops.penalty.program import Program, parse
 
 HALF_START = 64.0  # D starts here in float16, whose numbers below 6e-5 lose digits; a power of two, so nothing rounds
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 
-from ganscale.ops.penalty_program import PARAMETRIC, parse
-from ganscale.ops.penalty_trace import LOW_OR_SINGLE, Session, Traced, global_hooks
+from ganscale.ops.penalty.program import PARAMETRIC, parse
+from ganscale.ops.penalty.trace import LOW_OR_SINGLE, Session, Traced, global_hooks
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganscale.ops.penalty_record import (
+from ganscale.ops.penalty.record import (
     as_x,
     broadcast,
     constant,
@@ -17,7 +17,7 @@ from ganscale.ops.penalty_record import (
     require,
     shifted,
 )
-from ganscale.ops.penalty_trace import NotUnderstood, Session, Traced
+from ganscale.ops.penalty.trace import NotUnderstood, Session, Traced
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ganscale.ops import _products, conv_transpose
-from ganscale.ops.penalty_program import Node
+from ganscale.ops.penalty.program import Node
 
 aten = torch.ops.aten
 Tensors = Sequence[Tensor]

@@ -28,9 +28,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ganscale.ops import penalty_masks
-from ganscale.ops.penalty_program import PARAMETRIC, Node, Program, Step
-from ganscale.ops.penalty_rules import RULES, adjoint_with_few_channels, has_few_channels
+from ganscale.ops.penalty import masks as penalty_masks
+from ganscale.ops.penalty.program import PARAMETRIC, Node, Program, Step
+from ganscale.ops.penalty.rules import RULES, adjoint_with_few_channels, has_few_channels
 
 
 @dataclass

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganscale.ops.penalty_record import RECORDERS, as_x, describe, records, repeated, require
-from ganscale.ops.penalty_record_shapes import axis_of, reshaped
-from ganscale.ops.penalty_trace import NotUnderstood, Session, Traced
+from ganscale.ops.penalty.record import RECORDERS, as_x, describe, records, repeated, require
+from ganscale.ops.penalty.record_shapes import axis_of, reshaped
+from ganscale.ops.penalty.trace import NotUnderstood, Session, Traced
 
 __all__ = ["RECORDERS", "describe"]
 

@@ -25,8 +25,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from ganscale.errors import UserError
-from ganscale.ops import penalty_piecewise
-from ganscale.ops.penalty_program import Node, write
+from ganscale.ops.penalty import piecewise as penalty_piecewise
+from ganscale.ops.penalty.program import Node, write
 
 LOW_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)  # what autocast casts
 
@@ -180,7 +180,7 @@ class Session(TorchFunctionMode):
         return penalty_piecewise.call(func, *self._real_arguments(args, kwargs), self.impl)
 
     def _record(self, func: Callable, args: tuple, kwargs: dict) -> Traced:
-        from ganscale.ops.penalty_record_maps import RECORDERS, describe
+        from ganscale.ops.penalty.record_maps import RECORDERS, describe
 
         if not torch.is_grad_enabled():
             if _inside_function():

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ganscale.errors import UserError
-from ganscale.ops import _check, _choice, _register, penalty_op, reference
-from ganscale.ops.penalty_plan import (
+from ganscale.ops import _check, _choice, _register, reference
+from ganscale.ops.penalty import op as penalty_op
+from ganscale.ops.penalty.plan import (
     PenaltyChoice,
     Plan,
     cannot_be_watched,
@@ -19,7 +20,7 @@ from ganscale.ops.penalty_plan import (
     plan,
     without_compiling,
 )
-from ganscale.ops.penalty_trace import Session, unwatched
+from ganscale.ops.penalty.trace import Session, unwatched
 
 Critic = Callable[[Tensor], Tensor]
 

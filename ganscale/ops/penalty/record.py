@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ganscale import ops
-from ganscale.ops.penalty_trace import LOW_OR_SINGLE, NotUnderstood, Session, Traced
+from ganscale.ops.penalty.trace import LOW_OR_SINGLE, NotUnderstood, Session, Traced
 
 Recorder = Callable[..., Traced]
 RECORDERS: dict[Callable, Recorder] = {}
