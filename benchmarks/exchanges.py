@@ -117,7 +117,7 @@ def ddp(state: TrainState) -> Way:
 
 class _Wrapped(DistributedDataParallel):
     def __init__(self, net: nn.Module) -> None:
-        super().__init__(net, broadcast_buffers=False, gradient_as_bucket_view=True)
+        super().__init__(net, forward_sync_buffers=False, gradient_as_bucket_view=True)
         self.latent = getattr(net, "latent", None)
 
 

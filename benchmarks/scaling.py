@@ -8,8 +8,8 @@ bits and take turns in windows of some tenths of a second, so that a busy moment
 - ours, one flat blocking all-reduce, overlapped buckets, DistributedDataParallel: two ranks that train together
 
 *Weak* scaling: the batch per worker stays; *strong*: the global batch stays. Efficiency is the images per second of
-two over twice those of one, as the median over rounds of the two windows' ratio, and of the least times of all rounds.
-Wall seconds; process seconds (all threads, gloo's too; the mean of the ranks) beside them.
+two over twice those of one: of the least times of all rounds, and as the median over rounds of the two windows' ratio.
+Wall milliseconds; those of the process (all threads, gloo's too; the mean of the ranks) beside them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -44,9 +43,9 @@ class Settings:
     """What is measured: presets at 32x32, images per worker, channels of the first layer."""
 
     presets: tuple[str, ...] = ("wgan-gp-64", "dcgan-64")
-    batch: int = 32
+    batch: int = 64
     width: int = 32
-    rounds: int = 10
+    rounds: int = 15
     window_s: float = 0.4
 
 
@@ -147,27 +146,36 @@ def check(found: list[Contender], group: Group) -> None:
 
 
 def table(found: list[Contender]) -> Iterator[str]:
-    """Yield the lines of a Markdown table."""
+    """Yield the lines of a Markdown table, then how ours stands to each peer."""
     one = next(c for c in found if c.name == ALONE)
-    yield "| scaling | contender | ms a batch, least | median | images/s | efficiency, median | of least | process ms |"
+    yield "| scaling | contender | ms a batch, least | median | process ms | images/s | efficiency, least | median |"
     yield "|---|---|---|---|---|---|---|---|"
     for c in sorted(found, key=lambda c: ("weak strong".find(c.scaling), c.name != ALONE, c.name != TWO_ALONE)):
-        walls, base = ([w.wall_s for w in x.windows] for x in (c, one))
+        walls = [w.wall_s for w in c.windows]
         work = c.images / one.images / (1 if c is one else 2)
-        typical = statistics.median(work * b / w for b, w in zip(base, walls, strict=True))
-        least = work * min(base) / min(walls)
+        least = work * min(w.wall_s for w in one.windows) / min(walls)
         process = statistics.median(w.process_s for w in c.windows)
         yield (
             f"| {c.scaling or '-'} | {c.name} | {1000 * min(walls):.1f} | {1000 * statistics.median(walls):.1f} | "
-            f"{c.images / min(walls):.0f} | {typical:.3f} | {least:.3f} | {1000 * process:.1f} |"
+            f"{1000 * process:.1f} | {c.images / min(walls):.0f} | {least:.3f} | {work * ratio(one, c):.3f} |"
         )
+    yield ""
+    for mine in (c for c in found if c.name == "ours"):
+        peers = [c for c in found if c.scaling == mine.scaling and c.name not in (ALONE, TWO_ALONE, "ours")]
+        words = ", ".join(f"{ratio(c, mine):.3f} of {c.name}" for c in peers)
+        yield f"{mine.scaling}: the speed of ours (median of the ratios) is {words}"
+
+
+def ratio(a: Contender, b: Contender) -> float:
+    """Return the time of ``a`` over that of ``b``: the median over rounds, in each of which they were neighbours."""
+    return statistics.median(x.wall_s / y.wall_s for x, y in zip(a.windows, b.windows, strict=True))
 
 
 def _rank_main(rank: int, folder: str, settings: Settings) -> None:
     torch.set_num_threads(1)
     kept = keep_freed_memory()
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    group, lines = torch_group("cpu"), []
+    group, lines, load = torch_group("cpu"), [], os.getloadavg()[0]
     for name in settings.presets:
         config = override(preset(name), {"data.resolution": 32, "model.width": settings.width})
         found = compete(config, settings, group)
@@ -175,8 +183,11 @@ def _rank_main(rank: int, folder: str, settings: Settings) -> None:
         lines += table(found)
     if group.is_main:
         about = facts("cpu", rounds=settings.rounds, memory_kept=kept, command="python -m benchmarks.scaling")
-        about["measured"] = f"{settings.rounds} interleaved rounds in windows of {settings.window_s:g} s"
-        about["load at the end"] = f"{os.getloadavg()[0]:.1f}, of which ours are at most 2"
+        about["machine"] = (
+            about["machine"].partition(",")[0] + f", {os.cpu_count()} cores, 2 workers with 1 thread each"
+        )
+        about["load"] = f"{load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end (2 of it is this benchmark)"
+        about["measured"] = f"wall time, {settings.rounds} interleaved rounds in windows of {settings.window_s:g} s"
         print("\n".join([*(f"- {key}: {value}" for key, value in about.items()), *lines]))
     dist.destroy_process_group()
 
