@@ -47,7 +47,7 @@ class Work:
 
     def _evaluate(self, run: Run) -> None:
         began, cpu = time.perf_counter(), time.thread_time()
-        judge = self._judge or build_judge(run)
+        judge = self._judge or build_judge(run.config, run.name)
         self._judge = judge
         values = judge(run.networks)
         spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.thread_time() - cpu}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ganscale.config import DataConfig, override
+from ganscale.config import DataConfig, RunConfig, override
 from ganscale.data import keyed, open_dataset
 from ganscale.data.dataset import Dataset
 from ganscale.errors import UserError, unknown
@@ -50,25 +50,35 @@ def evaluate_run(
     run: Run, *, num: int | None, metrics: Sequence[str] | None, data: str | None, untrained: bool
 ) -> Evaluation:
     """Do what ``Run.evaluate`` says."""
-    networks = run.networks  # first: a damaged checkpoint is refused before a classifier is trained
-    judge = build_judge(run, num=num, metrics=metrics, data=data)
-    values = judge(networks)
-    found = keep(run, networks, values, untrained=judge(untrained_networks(run.config)) if untrained else None)
+    run.networks  # noqa: B018  a damaged checkpoint is refused before a classifier is trained
+    judge = build_judge(run.config, run.name, num=num, metrics=metrics, data=data)
+    return evaluate_with(run, judge, untrained=untrained)
+
+
+def evaluate_with(run: Run, judge: Judge, *, untrained: bool = False) -> Evaluation:
+    """Measure the checkpoint of ``run`` with its ``judge``; writes evaluations/ and TensorBoard."""
+    first = judge(untrained_networks(run.config)) if untrained else None
+    found = keep(run, run.networks, judge(run.networks), untrained=first)
     with evaluation_board(run.path) as board:
         board.write_metrics(found.values, found.images)
     return found
 
 
 def build_judge(
-    run: Run, *, num: int | None = None, metrics: Sequence[str] | None = None, data: str | None = None
+    config: RunConfig,
+    name: str,
+    *,
+    num: int | None = None,
+    metrics: Sequence[str] | None = None,
+    data: str | None = None,
 ) -> Judge:
-    """Return the function that measures networks of ``run``; the real images are read and looked at here, once.
+    """Return the function that measures networks of the run ``name``; the reals are read and looked at here, once.
 
     Its numbers are the same bits wherever it is called. Raises UserError for what cannot be measured.
     """
-    source = override(run.config, {"data.path": data}).data if data else run.config.data
+    source = override(config, {"data.path": data}).data if data else config.data
     dataset = open_dataset(source, split="train")
-    shape = (run.config.data.channels, *run.config.data.resolution)
+    shape = (config.data.channels, *config.data.resolution)
     if dataset.kind == "image" and tuple(dataset.shape) != shape:
         got = "x".join(map(str, dataset.shape))
         raise UserError("--data", f"hold images of {'x'.join(map(str, shape))}", got, "evaluate on the run's own data")
@@ -76,7 +86,7 @@ def build_judge(
         if dataset.kind == "points":
             judge = _judge_of_points(dataset, num)
         else:
-            judge = _judge_of_images(run, source, dataset, num, metrics)
+            judge = _judge_of_images(config, name, source, dataset, num, metrics)
 
     def measure(networks: Networks) -> dict[str, MetricValue]:
         with one_thread():
@@ -89,14 +99,14 @@ Judge = Callable[[Networks], dict[str, MetricValue]]
 
 
 def _judge_of_images(
-    run: Run, source: DataConfig, dataset: Dataset, num: int | None, metrics: Sequence[str] | None
+    config: RunConfig, run: str, source: DataConfig, dataset: Dataset, num: int | None, metrics: Sequence[str] | None
 ) -> Judge:
-    names = tuple(metrics or run.config.evaluate.metrics)
+    names = tuple(metrics or config.evaluate.metrics)
     for name in names:
         if name not in METRICS:
             raise unknown("metric", name, METRICS)
     half = len(dataset) // 2
-    wanted = num or min(run.config.evaluate.num, half)
+    wanted = num or min(config.evaluate.num, half)
     if wanted > half:
         remedy = f"use --num {half}, as value and floor need two halves of the {len(dataset)} real images"
         raise UserError("--num", f"be at most {half}", wanted, remedy)
@@ -108,7 +118,7 @@ def _judge_of_images(
 
     def judge(networks: Networks) -> dict[str, MetricValue]:
         fake = torch.from_numpy(networks.draw(wanted, seed=SEED, purpose="evaluate"))
-        subject = {"run": run.name, "images": str(networks.images)}
+        subject = {"run": run, "images": str(networks.images)}
         return reference.measure(fake, metrics=names, seed=SEED, subject=subject)
 
     return judge

@@ -10,7 +10,7 @@ import logging
 import platform
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ def launch(
     on_event: OnTick | None = None,
     verbose: bool = False,
     command: Sequence[str] = (),
+    may_change: Collection[str] = (),
 ) -> Run:
     """Train ``config`` and return the finished run.
 
@@ -58,9 +59,9 @@ def launch(
     or a local one that is started and stopped here; with ``(1, 4)`` or ``"1:4"`` their number may change on the way.
     ``gpus`` asks for one worker on each of so many GPUs, ``cpus`` limits the cores. ``resume`` is a run directory (or
     one of its checkpoints) to go on in. ``on_start`` gets the plan just before training, ``on_tick`` each line of
-    ``metrics.jsonl``, ``on_event`` each of ``beside.jsonl`` (default: what failed is logged). Raises the UserError
-    family before anything is started or written; RunFailed or NonFiniteError where training could not go on;
-    Interrupted after Ctrl-C, with all saved.
+    ``metrics.jsonl``, ``on_event`` each of ``beside.jsonl`` (default: what failed is logged). ``may_change`` names keys
+    that a resumed run may change besides the usual ones. Raises the UserError family before anything is started or
+    written; RunFailed or NonFiniteError where training could not go on; Interrupted after Ctrl-C, with all saved.
     """
     from ganscale.runtime.run import Run
 
@@ -69,7 +70,7 @@ def launch(
     where = find_place(config, runs_dir, name, resume)
     run_dir, resumption = where.run_dir, None
     if where.resume is not None and where.address is None:
-        prepare_resume(where.resume, config)  # refuse before anything is touched
+        prepare_resume(where.resume, config, may_change)  # refuse before anything is touched
     placed = place(config, find_resources(address), workers=workers, gpus=gpus, cpus=cpus, address=address)
     placed = dataclasses.replace(placed, run_dir=str(where.address or run_dir))
     refuse_far_away(placed, where.address)
@@ -83,7 +84,9 @@ def launch(
         if where.resume is None:
             refuse_existing(run_dir)  # now that nobody else can make it
         else:
-            resumption = prepare_resume(where.resume, config)  # who held the lock until now may have gone on
+            resumption = prepare_resume(
+                where.resume, config, may_change
+            )  # who held the lock until now may have gone on
         _write_start(config, run_dir, placed, dataset, resumption, command)
         stop.begin()
         if on_start is not None:

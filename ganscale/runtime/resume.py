@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,10 @@ def _split(place: str | Path) -> tuple[Path, Path | None]:
     return (place.parent.parent, place) if place.parent.name == "checkpoints" else (place, None)
 
 
-def prepare_resume(place: str | Path, config: RunConfig) -> Resumption:
+def prepare_resume(place: str | Path, config: RunConfig, also: Collection[str] = ()) -> Resumption:
     """Choose where to go on with ``config``; ``place`` is a run directory or one of its checkpoints. Changes nothing.
+
+    ``also`` names keys that may change besides the usual ones.
 
     Raises CheckpointError that names the damaged file and offers the checkpoint before it, ConfigError for a setting
     that must not change or a length that is already reached.
@@ -98,19 +101,21 @@ def prepare_resume(place: str | Path, config: RunConfig) -> Resumption:
         )
     checkpoint = chosen or checkpoints.newest(run_dir)
     images = checkpoints.verify(checkpoint)["images"]
-    changes = compare_settings(from_mapping(page["config"]), config)
+    changes = compare_settings(from_mapping(page["config"]), config, also)
     if images >= 1000 * config.train.kimg:
         remedy = f"ask for more than {images / 1000:g} in all, as with --kimg {2 * images / 1000:g}"
         raise ConfigError("train.kimg", f"exceed the {images / 1000:g} kimg already trained", config.train.kimg, remedy)
     return Resumption(run_dir=run_dir, checkpoint=checkpoint, images=images, page=page, changes=changes)
 
 
-def compare_settings(old: RunConfig, new: RunConfig) -> dict[str, list[Any]]:
-    """Return key -> [old, new] of what differs; raises ConfigError naming a key that must stay."""
+def compare_settings(old: RunConfig, new: RunConfig, also: Collection[str] = ()) -> dict[str, list[Any]]:
+    """Return key -> [old, new] of what differs; raises ConfigError naming a key that must stay, unless in ``also``."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     changes = {key: [before[key], after[key]] for key in before if before[key] != after[key]}
     for key, (was, now) in changes.items():
-        if not any(key == allowed or (allowed.endswith(".") and key.startswith(allowed)) for allowed in MAY_CHANGE):
+        if not any(
+            key == allowed or (allowed.endswith(".") and key.startswith(allowed)) for allowed in (*MAY_CHANGE, *also)
+        ):
             raise ConfigError(key, f"stay {was} when a run is resumed", now, "leave it out, or start a new run")
     return changes
 
