@@ -215,16 +215,18 @@ def _train_here(
     import torch
 
     from ganscale.dashboards import TensorBoardSink
+    from ganscale.training.journal import shown_up_to
     from ganscale.training.process_group import solo_group
     from ganscale.training.trainer import train
 
     threads, run_dir = torch.get_num_threads(), where.run_dir
+    purge = shown_up_to(config, resumption.images) if resumption else None
     torch.set_num_threads(plan.threads)
     try:
         with (
             _no_thread_tracebacks(),
             mirrored(where, config),
-            TensorBoardSink(run_dir / "tensorboard", purge_images=resumption.images if resumption else None) as board,
+            TensorBoardSink(run_dir / "tensorboard", purge_images=purge) as board,
         ):
             result = train(
                 config,

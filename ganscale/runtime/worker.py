@@ -24,6 +24,7 @@ from ganscale.runtime.run_lock import ourselves, this_machine
 from ganscale.runtime.stopping import SCRATCH, STARTED_FLAG, STOP_FLAG
 from ganscale.runtime.storage import ObjectStore
 from ganscale.training import checkpoint as checkpoints
+from ganscale.training.journal import shown_up_to
 from ganscale.training.process_group import Group, torch_group
 from ganscale.training.records import Record, TickRecord
 from ganscale.training.trainer import TrainResult, train
@@ -80,8 +81,10 @@ def _train(
             if address is not None:
                 stack.enter_context(_mirror(ObjectStore(address), run_dir, config))
             (scratch / STARTED_FLAG).touch()
-            purge = None if resume_from is None else checkpoints.verify(resume_from)["images"]
-            board = stack.enter_context(TensorBoardSink(run_dir / "tensorboard", purge_images=purge))
+            images = None if resume_from is None else checkpoints.verify(resume_from)["images"]
+            events = run_dir / "tensorboard"
+            purge = shown_up_to(config, images) if events.exists() else None
+            board = stack.enter_context(TensorBoardSink(events, purge_images=purge))
         flag, is_ours = scratch / STOP_FLAG, mark.exists()
 
         def should_stop() -> bool:

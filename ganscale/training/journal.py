@@ -65,6 +65,18 @@ class Journal:
         return SampleRecord(images=images, path=path, grid=grid)
 
 
+def shown_up_to(config: RunConfig, images: int | None) -> int:
+    """Return the last step whose events stay good where a run goes on from ``images`` (None: from its beginning).
+
+    Those of ``images`` itself do where a whole tick ended there. A partial one is written anew, like its line.
+    """
+    if images is None:
+        return -1
+    tick = 1000 * config.train.tick_kimg
+    ends_tick = int(images / tick) > int((images - config.train.batch) / tick)
+    return images if ends_tick else images - 1
+
+
 @torch.no_grad()
 def sample(
     generator: nn.Module, seed: int, num: int, device: torch.device, *, purpose: str = "samples"
