@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ganscale.config import RunConfig
     from ganscale.presets import PRESETS
     from ganscale.runtime import Run
+    from ganscale.runtime.sweep import Sweep
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "metrics",
     "models",
     "ops",
+    "tune",
 ]
 
 _HOME = {"PRESETS": "ganscale.presets", "Run": "ganscale.runtime", "RunConfig": "ganscale.config"}
@@ -81,6 +83,48 @@ def launch(
         address=address,
         resume=resume,
         on_tick=on_tick,
+        verbose=verbose,
+    )
+
+
+def tune(
+    params: Iterable[str],
+    *,
+    preset: str | None = None,
+    data: str | None = None,
+    kimg: float | None = None,
+    settings: Mapping[str, Any] | Iterable[str] = (),
+    trials: int = 8,
+    scheduler: str = "asha",
+    every_kimg: float | None = None,
+    objective: str | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    name: str | None = None,
+    runs_dir: str | Path = "runs",
+    verbose: bool = False,
+) -> Sweep:
+    """Try variants of a recipe as the command ``ganscale tune`` does, and return the finished sweep.
+
+    ``params`` name keys and their values (``"optim.critic.lr=log:1e-5:1e-3"``, ``"penalty.weight=1,10,100"``);
+    ``scheduler`` is ``asha`` or ``pbt``, ``objective`` a score of ``ganscale evaluate``, ``workers`` how many trials
+    train at a time. The sweep has ``trials``, ``best`` and ``best_run()``. Raises ``UserError`` before anything is
+    started or written, ``RunFailed`` where no trial could be scored.
+    """
+    from ganscale.presets import compose
+    from ganscale.runtime.tune import tune as start
+
+    return start(
+        compose(preset, data=data, kimg=kimg, settings=settings),
+        tuple(params),
+        trials=trials,
+        scheduler=scheduler,
+        every_kimg=every_kimg,
+        objective=objective,
+        workers=workers,
+        address=address,
+        name=name,
+        runs_dir=runs_dir,
         verbose=verbose,
     )
 

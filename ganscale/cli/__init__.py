@@ -18,6 +18,7 @@ from ganscale.cli.listing import list_names
 from ganscale.cli.plan import plan
 from ganscale.cli.report import report
 from ganscale.cli.submit import submit
+from ganscale.cli.tune import tune
 
 __all__ = ["main"]
 
@@ -33,10 +34,10 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _verb in (launch, explain):  # those that start or join a Ray themselves
+for _verb in (launch, tune, explain):  # those that start or join a Ray themselves
     open_ray_option(_verb)
 
-_TRAINING = (launch, submit, status, logs, stop, list_jobs)
+_TRAINING = (launch, tune, submit, status, logs, stop, list_jobs)
 _RUNS = (generate, evaluate, explain, report, dashboard)
 _MACHINE = (list_names, plan, doctor, bench)
 for _verb in (*_TRAINING, *_RUNS, *_MACHINE):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ganscale.config import RunConfig, from_mapping
+from ganscale.config import RunConfig, from_mapping, override
 from ganscale.errors import UserError
 from ganscale.files import replace_text
 
@@ -102,10 +102,8 @@ class Sweep:
         return all(trial.is_over for trial in self.trials)
 
     def run_config(self, settings: dict[str, Any]) -> RunConfig:
-        """Return the config of a trial with these settings."""
-        from ganscale.config import override
-
-        return override(self.config, settings)
+        """Return the config of a trial with these settings; it trains where Tune has put it."""
+        return override(self.config, {**settings, "runtime.address": None})
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

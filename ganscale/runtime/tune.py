@@ -58,8 +58,9 @@ def tune(
     train at a time, one worker each. Raises the UserError family before anything is started or written, RunFailed where
     no trial could be scored, Interrupted.
     """
+    address = address or config.runtime.address
     sweep = plan_sweep(
-        config,
+        override(config, {"runtime.address": address}),
         params,
         trials=trials,
         scheduler=scheduler,
@@ -69,7 +70,7 @@ def tune(
         workers=workers,
         name=name,
         runs_dir=runs_dir,
-        resources=find_resources(address or config.runtime.address),
+        resources=find_resources(address),
     )
     return _carry_out(sweep, on_start, on_score, verbose, is_new=True)
 
