@@ -134,8 +134,9 @@ def _assumptions(config: RunConfig, machines: Machines, source: str) -> list[str
     return [
         source,
         f"links within a node of {machines.per_node} workers: {machines.inside}; between nodes: {machines.between}",
-        "gradients are summed in a ring, in float32, while nothing is computed",
+        "gradients are summed in a ring, in float32, while nothing is computed; latencies of their buckets overlap",
         f"the global batch stays {config.train.batch}; compute is proportional to images: kind to small shares",
+        "where the batch does not divide, all wait for those with an image more",
         "workers are equally fast, and reading images keeps up",
         "memory is a count of networks, optimisers and saved activations; a GPU's context and allocator add to it",
     ]
