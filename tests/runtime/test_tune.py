@@ -1,0 +1,145 @@
+"""Sweeps under Ray Tune: a driver that is killed loses nothing, a worse trial copies a better one, trials are runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_runs import descendants, is_alive
+
+from ganscale.config import override
+from ganscale.presets import preset
+from ganscale.runtime import load
+from ganscale.runtime.local import ray_session
+from ganscale.runtime.placement import Resources
+from ganscale.runtime.sweep import DONE, FAILED, STOPPED, read_sweep
+from ganscale.runtime.sweep_trial import run_trial
+from ganscale.runtime.tune import plan_sweep, resume_sweep, tune
+from ganscale.runtime.tune_ray import _Record
+from ganscale.training.checkpoint import images_of, names
+from ganscale.training.retention import score_name
+
+pytestmark = pytest.mark.ray
+PATIENCE_S = 240  # only where all else fails
+SETTINGS = {
+    "model.width": 16,
+    "train.tick_kimg": 1.024,
+    "sample.every_kimg": 999,
+    "checkpoint.every_kimg": 999,
+    "checkpoint.keep": 9,
+    "evaluate.num": 1000,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_ray():
+    """One local Ray for the sweeps of this process."""
+    before = descendants(os.getpid())
+    with ray_session(cpus=2, gpus=0):
+        yield
+    assert descendants(os.getpid()) <= before, "Ray left processes behind"
+
+
+def value_of(run, objective):
+    """Return what ``ganscale evaluate`` gives for ``objective``."""
+    return next(v.value for name, v in run.evaluate().values.items() if score_name(name) == objective)
+
+
+def kill_after_a_score(runs_dir):
+    """Run a sweep of four trials in a process of its own, SIGKILL it after its first score; return what it wrote."""
+    flags = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+    command = ["tune", "--preset", "r3gan-gaussians", "--param", "optim.critic.lr=log:1e-4:1e-2", "--trials", "4"]
+    command += ["--kimg", "9.216", "--every", "1.024", "--workers", "2", "--name", "s", "--runs-dir", str(runs_dir)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ganscale", *command, *flags], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    page, deadline = runs_dir / "s" / "sweep.json", time.monotonic() + PATIENCE_S
+    try:
+        while not (page.exists() and any(trial["scores"] for trial in json.loads(page.read_text())["trials"])):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        children = descendants(process.pid)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    while any(is_alive(pid) for pid in children):  # its Ray notices that nobody is there any more
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return json.loads(page.read_text())
+
+
+def test_a_sweep_whose_driver_was_killed_goes_on_and_trains_nothing_twice(tmp_path):
+    killed = kill_after_a_score(tmp_path)
+    assert any(trial["state"] != DONE for trial in killed["trials"])
+    sweep = resume_sweep(tmp_path / "s")
+    assert sweep.is_over
+    assert all(trial.state in (DONE, STOPPED) for trial in sweep.trials)
+    for before, trial in zip(killed["trials"], sweep.trials, strict=True):
+        assert trial.settings == before["settings"]
+        assert trial.scores[: len(before["scores"])] == before["scores"]
+        passed = [sum(score["images"] >= at for at in sweep.milestones) for score in trial.scores]
+        assert passed == list(range(1, len(passed) + 1))  # one score a milestone, none of them twice
+    assert any(trial.state == DONE for trial in sweep.trials)
+    assert read_sweep(sweep.path) == sweep
+    assert not (sweep.path / ".ray").exists()
+    assert not [path for path in sweep.path.rglob("*") if path.suffix in (".pkl", ".pickle")]
+    best = sweep.best_run()
+    assert best.config.optim.critic.lr == sweep.best.settings["optim.critic.lr"]
+    assert value_of(best, sweep.objective) == sweep.best.last
+    done = resume_sweep(sweep.path)  # nothing is left to do
+    assert done == sweep
+
+
+def test_a_worse_trial_copies_a_better_one_by_checkpoint_and_changes_its_settings(tmp_path):
+    config = override(preset("r3gan-gaussians"), SETTINGS)
+    sweep = tune(
+        config,
+        ["optim.critic.lr=log:1e-4:1e-2", "optim.generator.lr=log:1e-4:1e-2"],
+        trials=3,
+        scheduler="pbt",
+        kimg=6.144,
+        every_kimg=1.024,
+        workers=2,
+        name="s",
+        runs_dir=tmp_path,
+    )
+    assert sweep.is_over
+    copied = [(trial, score) for trial in sweep.trials for score in trial.scores if score["copied_from"]]
+    assert copied
+    for trial, score in copied:
+        assert score["copied_from"] != trial.name
+    trial = copied[-1][0]
+    run = load(sweep.path / trial.name)
+    changes = {key: change for event in run.page["resumed"] for key, change in event["changes"].items()}
+    assert changes.keys() & {"optim.critic.lr", "optim.generator.lr"}
+    assert run.config.optim.critic.lr == trial.settings["optim.critic.lr"]
+    assert all(1e-4 <= trial.settings[key] <= 1e-2 for trial in sweep.trials for key in sweep.params)
+    assert value_of(run, sweep.objective) == trial.last
+    assert images_of(names(run.path / "checkpoints")[-1].name) >= sweep.milestones[-1]
+
+
+def test_a_trial_that_cannot_go_on_is_written_down_with_its_reason_and_is_no_best(tmp_path):
+    """Without Tune: what the trial reports, and what becomes of the report."""
+    config = override(preset("r3gan-gaussians"), SETTINGS)
+    here = Resources(cpus=1, gpus=0, memory_bytes=None, where="this machine")
+    asked = {"trials": 2, "scheduler": "asha", "kimg": 2.048, "every_kimg": 2.048, "objective": None, "workers": 1}
+    params = ["optim.critic.lr=1e-3,1e30"]
+    sweep = plan_sweep(config, params, name="s", runs_dir=tmp_path, resources=here, **asked)
+    sweep.path.mkdir()
+    record = _Record(sweep, None)
+    for trial in sweep.trials:
+        found = []
+        run_trial(sweep, trial, trial.settings, None, found.append)
+        record.on_trial_result(0, [], trial.name, found[-1] | {"settings": trial.settings})
+        record.on_trial_complete(0, [], trial.name)
+    states = {trial.settings["optim.critic.lr"]: trial.state for trial in read_sweep(sweep.path).trials}
+    assert states == {"1e-3": DONE, "1e30": FAILED}
+    failed = next(trial for trial in sweep.trials if trial.state == FAILED)
+    assert "is not finite" in failed.words
+    assert sweep.best.state == DONE
