@@ -34,8 +34,12 @@ demo: setup
 	$(GANSCALE) report runs/demo
 	@echo "TensorBoard: $(GANSCALE) dashboard runs/demo"
 
+# Tests that start clusters or measure time have the machine to themselves; all others share its cores.
 test: setup
-	$(PY) -m pytest
+	@status=0; \
+	$(PY) -m pytest -q -n auto --dist loadfile -m "not (ray or alone)" || status=1; \
+	$(PY) -m pytest -m "ray or alone" || status=1; \
+	exit $$status
 
 lint: setup
 	$(PY) -m ruff check .

@@ -39,6 +39,7 @@ EXTRAS = {
     "test": [
         "pytest",
         "pytest-timeout",
+        "pytest-xdist",
         "ruff",
         "psutil",
         # Independent implementations that the tests compare ours with.

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 HEAVY = ("torch", "ray", "tensorboard", "numpy", "pydantic", "PIL", "matplotlib")
 LIMIT_S = 0.5
 TRIES = 5  # the best of five: another program may take the cores for a moment, and only ever makes it slower

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,6 +18,8 @@ from ganscale.bench.lines import Case, check_agreement, compare
 from ganscale.bench.peers import functional_penalty_gradient, plain_critic, textbook_penalty, without_zero_terms
 from ganscale.bench.penalty import gradients, setting
 from ganscale.bench.writing import markdown, verdict, words
+
+pytestmark = pytest.mark.alone
 
 CASE = Case(claim="penalty", what="something", shape="2x3")
 

@@ -17,6 +17,8 @@ import pytest
 
 from ganscale import ops
 
+pytestmark = pytest.mark.alone
+
 TRIES = 3
 CPU_FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 FAST_BF16 = "avx512_bf16" in CPU_FLAGS
