@@ -19,7 +19,7 @@ from typing import Any
 
 from ganscale.runtime.processes import end_all, tree_of
 
-PATIENCE_S = 240  # only where all else fails
+PATIENCE_S = 400  # only where all else fails
 QUICK = {  # how soon the head takes a node for lost: 3 x .5 s; Ray's own is some 15 s
     "RAY_health_check_initial_delay_ms": "500",
     "RAY_health_check_period_ms": "500",
