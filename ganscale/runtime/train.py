@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
 from ganscale.errors import GanscaleError, RunFailed
-from ganscale.runtime.attendance import Attendance, RollCall
+from ganscale.runtime.attendance import Attendance
 from ganscale.runtime.backend import GroupConfig
 from ganscale.runtime.common_ground import leave_mark
 from ganscale.runtime.elastic import ElasticPolicy
@@ -25,6 +25,7 @@ from ganscale.runtime.gate import FailureGate
 from ganscale.runtime.heartbeat import Board
 from ganscale.runtime.launcher import with_way_on
 from ganscale.runtime.placement import Plan
+from ganscale.runtime.roll_call import RollCall
 from ganscale.runtime.run_lock import this_machine
 from ganscale.runtime.stopping import ROLL, SCRATCH
 from ganscale.runtime.storage import ObjectStore, child

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +14,7 @@ import pytest
 
 from ganscale.config import RunConfig
 from ganscale.errors import DataError, RunFailed, UserError
-from ganscale.runtime.attendance import Attendance, RollCall, absence
-from ganscale.runtime.backend import choose
+from ganscale.runtime.attendance import Attendance, absence
 from ganscale.runtime.common_ground import check_ground, leave_mark
 from ganscale.runtime.placement import Plan, Resources, place
 from ganscale.runtime.stopping import SCRATCH
@@ -31,13 +32,21 @@ def state(name: str) -> SimpleNamespace:
 
 
 @pytest.fixture
-def short_wait(tmp_path, monkeypatch) -> SimpleNamespace:
+def roll_call() -> type:
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # as a launch does before it imports Ray
+    from ganscale.runtime.roll_call import RollCall
+
+    return RollCall
+
+
+@pytest.fixture
+def short_wait(tmp_path, monkeypatch, roll_call) -> SimpleNamespace:
     """One who waits for 5 s, the roll that he reads, and a clock that the test moves by ``now[0]``."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(Attendance, "_words", lambda self: "who is missing")
     return SimpleNamespace(
-        one=Attendance(tmp_path / "roll", planned(2), 5.0), now=now, roll=RollCall(tmp_path / "roll")
+        one=Attendance(tmp_path / "roll", planned(2), 5.0), now=now, roll=roll_call(tmp_path / "roll")
     )
 
 
@@ -74,17 +83,17 @@ def test_nobody_is_waited_for_once_the_group_ends(short_wait, last):
     short_wait.one.check()
 
 
-def test_a_controller_that_outlives_its_launch_writes_nothing(tmp_path):
-    RollCall(tmp_path / "gone" / "roll").after_controller_state_update(None, state("RUNNING"))
+def test_a_controller_that_outlives_its_launch_writes_nothing(tmp_path, roll_call):
+    roll_call(tmp_path / "gone" / "roll").after_controller_state_update(None, state("RUNNING"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_roll_names_the_nodes_of_the_workers(tmp_path):
+def test_the_roll_names_the_nodes_of_the_workers(tmp_path, roll_call):
     def worker(node: str, address: str) -> SimpleNamespace:
         return SimpleNamespace(metadata=SimpleNamespace(node_id=node, node_ip=address))
 
     workers = [worker("a", "10.0.0.1"), worker("b", "10.0.0.2"), worker("b", "10.0.0.2")]
-    roll = RollCall(tmp_path / "roll")
+    roll = roll_call(tmp_path / "roll")
     roll.after_worker_group_training_start(SimpleNamespace(get_workers=lambda: workers))
     roll.after_controller_state_update(None, state("RUNNING"))
     page = json.loads((tmp_path / "roll").read_text())
@@ -134,14 +143,22 @@ def test_places_are_whole_workers_of_one_node(nodes, places):
     assert planned(2).places(nodes) == places
 
 
+@pytest.fixture
+def choose() -> Callable:
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from ganscale.runtime.backend import choose
+
+    return choose
+
+
 @pytest.mark.parametrize(
     ("sees", "backend"), [([True, True], "nccl"), ([True], "nccl"), ([False, False], "gloo"), ([False], "gloo")]
 )
-def test_pretended_gpus_are_no_gpus(sees, backend):
+def test_pretended_gpus_are_no_gpus(choose, sees, backend):
     assert choose([(f"node-{n}", one) for n, one in enumerate(sees)]) == backend
 
 
-def test_a_node_that_lost_its_gpu_is_named_and_not_trained_around():
+def test_a_node_that_lost_its_gpu_is_named_and_not_trained_around(choose):
     with pytest.raises(RunFailed, match=r"workers on node-2, but torch sees none there"):
         choose([("node-1", True), ("node-2", False), ("node-2", False)])
 
