@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from socket import gethostname
@@ -85,22 +86,27 @@ def _train(
             events = run_dir / "tensorboard"
             purge = shown_up_to(config, images) if events.exists() else None
             board = stack.enter_context(TensorBoardSink(events, purge_images=purge))
-        flag, is_ours = scratch / STOP_FLAG, mark.exists()
-
-        def should_stop() -> bool:
-            if is_ours and not mark.exists():  # nothing may be written any more: another launch may be there already
-                raise RunFailed("the launch that this worker belongs to has ended")
-            return flag.exists() or is_asked()
-
         return train(
             config,
             run_dir,
             group=group,
             sink=RaySink(board),
-            should_stop=should_stop,
+            should_stop=stop_question(scratch / STOP_FLAG, mark),
             resume_from=resume_from,
             whereabouts=whereabouts,
         )
+
+
+def stop_question(flag: Path, mark: Path) -> Callable[[], bool]:
+    """Return what asks whether to stop; it raises RunFailed once ``mark``, where it was seen, has gone."""
+    is_ours = mark.exists()
+
+    def should_stop() -> bool:
+        if is_ours and not mark.exists():  # nothing may be written any more: another launch may be there already
+            raise RunFailed("the launch that this worker belongs to has ended")
+        return flag.exists() or is_asked()
+
+    return should_stop
 
 
 def _leave_where_asked(run_dir: Path, group: Group, result: TrainResult) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import signal
-import threading
 import time
 
 import pytest
@@ -95,44 +93,6 @@ def test_a_mistake_that_only_a_worker_meets_comes_back_as_itself_after_one_start
 
 class _NoData:
     name, fingerprint, num_files, quarantine = "none", "", 0, ()
-
-
-def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_undisturbed_weights(trained, tmp_path):
-    """SIGKILL one of two workers once the first checkpoint is there."""
-    killed, pause = [], threading.Event()
-
-    def kill_one() -> None:
-        deadline = time.monotonic() + 100
-        checkpoint = tmp_path / "killed" / "checkpoints" / "kimg-000000.256"
-        while not checkpoint.exists() and time.monotonic() < deadline:
-            pause.wait(0.02)
-        killed.extend(train_workers()[:1])
-        os.kill(killed[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    run = launch(longer(), name="killed", runs_dir=tmp_path, workers=2)
-    killer.join()
-    assert killed
-    assert len(list((run.path / "tensorboard").iterdir())) == 2  # one event file a start: the group came back once
-    assert run.checkpoint().images == LAST
-    assert all(torch.equal(value, weights(trained(2))[name]) for name, value in weights(run).items())
-    lines = [json.loads(line)["images"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    assert lines == list(range(128, LAST + 1, 128))  # redone ticks replace the first ones
-
-
-def train_workers() -> list[int]:
-    """Return the pids of our own Ray Train workers, as their process titles say."""
-    found = []
-    for pid in descendants(os.getpid()):
-        try:
-            with open(f"/proc/{pid}/cmdline") as stream:
-                title = stream.read()
-        except OSError:
-            continue
-        if "RayTrainWorker" in title:
-            found.append(pid)
-    return sorted(found)
 
 
 def test_a_run_that_no_worker_joins_in_time_ends_with_what_is_missing(tmp_path):

@@ -1,0 +1,129 @@
+"""Nothing is lost when a process dies: a run that is disturbed ends with the bits of one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_runs import descendants, is_alive
+
+from benchmarks import faults
+from ganscale.errors import RunFailed
+from ganscale.runtime import launch, load
+from ganscale.runtime.local import ray_session
+
+pytestmark = pytest.mark.ray
+PATIENCE_S = 200  # only where all else fails
+HANG_S = 8.0  # longer than any step on a busy machine
+LAST = 2048  # images
+
+
+def config(**changes: object):
+    return faults.override(faults.settings(LAST), {"runtime.hang_timeout_s": HANG_S} | changes)
+
+
+@pytest.fixture(scope="module")
+def shared_ray():
+    """One local Ray for the tests that need not start their own."""
+    before = descendants(os.getpid())
+    with ray_session(cpus=2, gpus=0):
+        yield
+    assert descendants(os.getpid()) <= before, "Ray left processes behind"
+
+
+@pytest.fixture(scope="module")
+def alone(shared_ray, tmp_path_factory):
+    """The run that nobody disturbs."""
+    return launch(config(), name="alone", runs_dir=tmp_path_factory.mktemp("runs"), workers=2)
+
+
+def test_a_run_that_is_killed_stopped_and_asked_to_leave_ends_as_if_it_had_been_left_alone(alone, tmp_path, caplog):
+    """SIGKILL, SIGSTOP and SIGTERM to a worker each, at random moments of one run."""
+    signals = [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM]
+    disturber = faults.disturb(config(), tmp_path, "x", signals, longest_s=0.5, seed=1)
+    run = load(tmp_path / "x")
+    assert len(disturber.sent) == len(signals)
+    assert faults.differences(run, alone) == []
+    killed, stopped, left = (entry["why"] for entry in faults.restarts(run.path)[:3])
+    assert re.match(r"worker [01] was lost \(Worker", killed)
+    # what it did is known as of its last sign of life, which may be from before its first step
+    assert re.match(r"worker [01] \(process \d+ on \S+\) gave no sign of life for \d+ s in \w.* at \d+ images", stopped)
+    assert re.match(r"worker [01] was asked to end by SIGTERM; all saved at \d+ images", left)
+    assert "the workers start again" in caplog.text
+    for entry in faults.restarts(run.path):
+        assert entry["images_lost"] <= faults.SAVE + faults.TICK  # a checkpoint counts once it is on the disk
+    assert faults.restarts(run.path)[2]["images_lost"] == 0
+
+
+def test_a_loop_without_end_is_ended_twice_and_then_ends_the_run_in_one_line_with_rank_and_phase(
+    shared_ray, tmp_path, monkeypatch
+):
+    def endless(settings):
+        import ray.train
+
+        from ganscale.runtime.worker import run_rank
+        from ganscale.training import trainer
+
+        leave = trainer.leave_gradients
+
+        def hang_in_the_generator(phase, step):
+            while phase.name == "generator" and step.state.images >= 64 and ray.train.get_context().get_world_rank():
+                pass
+            leave(phase, step)
+
+        trainer.leave_gradients = hang_in_the_generator
+        return run_rank(settings)
+
+    monkeypatch.setattr("ganscale.runtime.train.worker_loop", endless)
+    with pytest.raises(RunFailed) as caught:
+        launch(config(), name="x", runs_dir=tmp_path, workers=2)
+    words = str(caught.value)
+    assert "\n" not in words
+    assert words.startswith("the workers failed twice in the same way: worker 1 (process ")
+    assert re.search(r"made no progress for \d+ s in phase generator \(.*\) at 64 images; nothing was saved yet", words)
+
+
+def test_a_launch_that_is_killed_leaves_no_process_and_is_resumed_to_the_same_end(alone, tmp_path):
+    words = [word for key, value in faults.SETTINGS.items() for word in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "ganscale", "launch", "--preset", "dcgan-fashion", "--workers", "2", "--name", "x"]
+    command += ["--runs-dir", str(tmp_path), "--kimg", str(LAST / 1000), *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: faults.images(tmp_path / "x") >= 4 * faults.SAVE or process.poll() is not None)
+    assert process.poll() is None, "it ended by itself"
+    below = descendants(process.pid)
+    assert faults.train_workers(process.pid)
+    process.kill()
+    process.wait()
+    # resumed at once, while the processes of the first one may still be there
+    run = launch(config(), resume=tmp_path / "x", workers=2)
+    wait_until(lambda: not [pid for pid in below if is_alive(pid)])
+    assert faults.differences(run, alone) == []
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # between two looks
+
+
+def test_an_orphaned_worker_stops_writing_once_its_launch_is_gone(tmp_path):
+    """The mark of the launch vanishes with it, and each worker looks for it about once a second."""
+    from ganscale.runtime.worker import stop_question
+
+    mark, flag = tmp_path / "mark", tmp_path / "stop"
+    mark.touch()
+    should_stop = stop_question(flag, mark)
+    assert not should_stop()
+    flag.touch()
+    assert should_stop()
+    mark.unlink()
+    with pytest.raises(RunFailed, match="has ended"):
+        should_stop()
+    assert not stop_question(Path(tmp_path / "none"), mark)()  # another machine, which never saw it
