@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.ray
 PATIENCE_S = 200  # only where all else fails
 HANG_S = 8.0  # longer than any step on a busy machine
 LAST = 2048  # images
+PAUSE = threading.Event()
 
 
 def config(**changes: object):
@@ -110,7 +112,7 @@ def wait_until(condition) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.02)  # between two looks
+        PAUSE.wait(0.02)
 
 
 def test_an_orphaned_worker_stops_writing_once_its_launch_is_gone(tmp_path):
