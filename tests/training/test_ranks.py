@@ -16,18 +16,29 @@ from ganscale.training.process_group import solo_group
 NAMES = [case.name for case in cases()]
 
 
+class Found(dict):
+    """A dict whose contents a failing test does not print: that would take longer than the test."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} found"
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     """Return what each rank found, by the number of ranks; the processes start once for all tests of this file."""
     folder: Path = tmp_path_factory.mktemp("ranks")
     mp.spawn(rank_main, args=(str(folder),), nprocs=max(WORLDS))
-    return {w: [torch.load(folder / f"{w}-{rank}.pt", weights_only=True) for rank in range(w)] for w in WORLDS}
+
+    def read(world: int, rank: int) -> Found:
+        return Found(torch.load(folder / f"{world}-{rank}.pt", weights_only=True))
+
+    return Found({world: [read(world, rank) for rank in range(world)] for world in WORLDS})
 
 
 @pytest.fixture(scope="module")
 def truth() -> dict[str, list[torch.Tensor]]:
     """Return the gradients of one process with the whole batch."""
-    return {case.name: outcome(case, solo_group("cpu")).gradients for case in cases() if case.steps < 20}
+    return Found({case.name: outcome(case, solo_group("cpu")).gradients for case in cases() if case.steps < 20})
 
 
 def relative_error(found: list[torch.Tensor], truth: list[torch.Tensor]) -> float:
