@@ -2,13 +2,15 @@
 
 Two nodes on this machine, a worker on each; one is killed without a warning, and comes back. Seconds are wall time as a
 user sees it: from the kill (or the return) to the first tick that is written by the changed group. Rows: an elastic
-run, with the head's health checks sped up and with Ray's own; a fixed run whose node comes back at once; and how long
-a fixed run whose node stays away takes to end, beyond ``runtime.max_wait_s``.
+run, with the head's health checks sped up and with Ray's own; the peer, the same run under Ray's own policy and
+time-outs; a fixed run whose node comes back at once; and how long a fixed run whose node stays away takes to end,
+beyond ``runtime.max_wait_s``.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import tempfile
@@ -28,11 +30,25 @@ LONG = SETTINGS | {
     "runtime.resize_s": 1,
 }
 MAX_WAIT_S = 90
+# the peer: Ray's own policy, and the times that Ray waits if nobody says otherwise
+PEER = """
+import ganscale.runtime.train as train
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+train.ElasticPolicy = ElasticScalingPolicy
+from ganscale.cli import main
+main()
+"""
+PEER_SETTINGS = {
+    "RAY_AUTH_MODE": "token",  # Ray is imported before a launch could say so
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "2",
+}
 
 
-def start(nodes: Nodes, folder: Path, workers: str, **settings: object) -> Launch:
+def start(nodes: Nodes, folder: Path, workers: str, *, peer: bool = False, **settings: object) -> Launch:
     """Start a run and wait until two workers have a checkpoint."""
-    run = Launch(nodes, folder / "run", "--workers", workers, settings=LONG | settings)
+    how = {"program": ("-c", PEER), "ray_settings": PEER_SETTINGS} if peer else {}
+    run = Launch(nodes, folder / "run", "--workers", workers, settings=LONG | settings, **how)
     run.until(lambda: run.trains_with(2) and any((run.run_dir / "checkpoints").glob("kimg-*")))
     return run
 
@@ -52,9 +68,9 @@ def stop(run: Launch) -> None:
         raise RuntimeError(words)
 
 
-def elastic(nodes: Nodes, folder: Path) -> dict[str, float]:
+def elastic(nodes: Nodes, folder: Path, *, peer: bool = False) -> dict[str, float]:
     """Lose a node and take it back."""
-    run = start(nodes, folder, "1:2")
+    run = start(nodes, folder, "1:2", peer=peer)
     nodes.kill("b")
     shrunk = seconds_until(run, lambda: run.trains_with(1))
     nodes.add("b", cpus=1)
@@ -93,13 +109,18 @@ def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", default="", help="the rows whose name contains this")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     found: dict[str, list[float]] = {}
     for case, health, what in (
         ("elastic 1:2, health checks sped up", QUICK, elastic),
         ("elastic 1:2, Ray's own health checks", {}, elastic),
+        ("elastic 1:2, Ray's own policy, time-outs and health checks", {}, functools.partial(elastic, peer=True)),
         ("fixed 2, health checks sped up", QUICK, fixed),
     ):
+        if arguments.only not in case:
+            continue
         with tempfile.TemporaryDirectory(dir="/tmp") as home, ray_nodes(Path(home), health=health) as nodes:
             nodes.add("a", cpus=1)
             nodes.add("b", cpus=1)

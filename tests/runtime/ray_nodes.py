@@ -60,12 +60,20 @@ class Nodes:
 class Launch:
     """A `ganscale launch` that joins the nodes, and what its run directory says of it."""
 
-    def __init__(self, nodes: Nodes, run_dir: Path, *words: str, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        nodes: Nodes,
+        run_dir: Path,
+        *words: str,
+        settings: dict[str, Any],
+        program: tuple[str, ...] = ("-m", "ganscale"),
+        ray_settings: dict[str, str] | None = None,
+    ) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment["RAY_AUTH_TOKEN_PATH"] = str(nodes.token_path)
+        environment |= {"RAY_AUTH_TOKEN_PATH": str(nodes.token_path)} | (ray_settings or {})
         chosen = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         where = ["--address", nodes.address, "--runs-dir", str(run_dir.parent), "--name", run_dir.name]
-        command = [sys.executable, "-m", "ganscale", "launch", "--preset", "dcgan-fashion", *where, *words, *chosen]
+        command = [sys.executable, *program, "launch", "--preset", "dcgan-fashion", *where, *words, *chosen]
         self.run_dir = run_dir
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
