@@ -109,9 +109,11 @@ def beating(board: Board, whereabouts: Any, facts: dict[str, Any], pause_s: floa
 
     def run() -> None:
         number = 0
-        while not done.wait(pause_s if number else 0.0):
+        while not done.is_set():
             number += 1
             say(number)
+            whereabouts.news.wait(pause_s)
+            whereabouts.news.clear()
         say(number + 1, left=True)
 
     thread = threading.Thread(target=run, name="heartbeat", daemon=True)
@@ -120,4 +122,5 @@ def beating(board: Board, whereabouts: Any, facts: dict[str, Any], pause_s: floa
         yield
     finally:
         done.set()
-        thread.join(pause_s)
+        whereabouts.news.set()
+        thread.join(LONGEST_EVERY_S)

@@ -26,6 +26,7 @@ from ganscale.runtime.run_lock import started_at, this_machine
 
 log = logging.getLogger(__name__)
 
+AT_START = 10  # times as long may it take until training begins: a large folder is read for the first time
 RESTARTS = "restarts.jsonl"  # in the run directory: one line a time that the workers were started again
 
 
@@ -56,7 +57,8 @@ def find_hang(seen: Mapping[int, Seen], now: float, timeout_s: float) -> Hang | 
     if not seen or any(one.beat.left for one in seen.values()):
         return None
     idle_s = now - max(one.moved_at for one in seen.values())
-    if idle_s < timeout_s:
+    has_begun = all(one.beat.begun_at is not None for one in seen.values())
+    if idle_s < timeout_s * (1 if has_begun else AT_START):
         return None
     size = next(iter(seen.values())).beat.size
     missing = sorted(set(range(size)) - seen.keys())
@@ -167,18 +169,19 @@ class Watch:
         self._seen = {}
         self._board.put("hang", {"attempt": attempt, "ranks": hang.ranks, "where": hang.where})
         for victim in hang.victims:
-            _kill(victim)
+            end_process(victim)
 
 
-def _kill(beat: Beat) -> None:
+def end_process(beat: Beat) -> Any:
+    """Kill the process that ``beat`` came from, on whatever node; returns Ray's reference where it is not this one."""
     if beat.machine and beat.machine == this_machine():
-        _kill_here(beat.pid, beat.started)
-        return
+        return _kill_here(beat.pid, beat.started)
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
-    ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_kill_here).remote(beat.pid, beat.started)
+    kill = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_kill_here)
+    return kill.remote(beat.pid, beat.started)
 
 
 def _kill_here(pid: int, started: str) -> None:

@@ -31,6 +31,7 @@ class Whereabouts:
         self.mark = Mark(0, "start", 0)
         self.begun_at: int | None = None  # images from which this process trains
         self.trained_since: float | None = None  # wall clock of its first step
+        self.news = threading.Event()  # set where a reader should look at once
         self._thread = threading.get_ident()
 
     def enter(self, doing: str, images: int) -> None:
@@ -41,11 +42,13 @@ class Whereabouts:
         """Say that training goes on from ``images``, in this thread."""
         self.begun_at, self._thread = images, threading.get_ident()
         self.enter("start", images)
+        self.news.set()
 
     def has_stepped(self) -> None:
         """Remember when the first step was done."""
         if self.trained_since is None:
             self.trained_since = time.time()
+            self.news.set()
 
     def look(self) -> tuple[str, bool]:
         """Return the innermost line of this package that the thread is in, and whether it waits for other ranks."""

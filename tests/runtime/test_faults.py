@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -17,7 +18,10 @@ from tiny_runs import descendants, is_alive
 from benchmarks import faults
 from ganscale.errors import RunFailed
 from ganscale.runtime import launch, load
+from ganscale.runtime.heartbeat import Beat
 from ganscale.runtime.local import ray_session
+from ganscale.runtime.run_lock import started_at
+from ganscale.runtime.watch import end_process
 
 pytestmark = pytest.mark.ray
 PATIENCE_S = 200  # only where all else fails
@@ -106,6 +110,20 @@ def test_a_launch_that_is_killed_leaves_no_process_and_is_resumed_to_the_same_en
     run = launch(config(), resume=tmp_path / "x", workers=2)
     wait_until(lambda: not [pid for pid in below if is_alive(pid)])
     assert faults.differences(run, alone) == []
+
+
+def test_a_process_on_another_machine_is_ended_through_ray_and_one_that_took_its_number_is_not(shared_ray):
+    import ray
+
+    process = subprocess.Popen(["sleep", str(PATIENCE_S)])
+    here = {"attempt": "a", "rank": 0, "size": 1, "pid": process.pid, "host": "far", "machine": "another boot"}
+    rest = {"beats": 1, "marks": 1, "doing": "", "images": 0, "place": "", "waits": False, "begun_at": 0}
+    node = ray.get_runtime_context().get_node_id()
+    beat = Beat(**here, **rest, node=node, trained_since=None, started=started_at(process.pid))
+    ray.get(end_process(dataclasses.replace(beat, started="1")))
+    assert process.poll() is None
+    ray.get(end_process(beat))
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 def wait_until(condition) -> None:

@@ -36,8 +36,9 @@ def find(*ranks: Seen):
         [seen(0, moved=9.9), seen(1, moved=9.9)],
         [seen(0, moved=60), seen(1, moved=1)],
         [seen(0, moved=60, heard=60), seen(1, moved=60, left=True)],
+        [seen(0, moved=99), seen(1, moved=99, begun_at=None)],
     ],
-    ids=["nobody yet", "a long step", "others still move", "one has left: Ray ends the rest"],
+    ids=["nobody yet", "a long step", "others still move", "one has left: Ray ends the rest", "data are being read"],
 )
 def test_a_group_that_moves_or_ends_is_left_alone(ranks):
     assert find(*ranks) is None
@@ -53,8 +54,18 @@ def test_a_group_that_moves_or_ends_is_left_alone(ranks):
         ([seen(0, moved=11, waits=True), seen(1, moved=11, waits=True)], [0, 1], "made no progress"),
         ([seen(0, moved=11, size=1)], [0], "made no progress"),
         ([seen(0, moved=11)], [1], "has not begun 11 s after the others"),
+        ([seen(0, moved=101, begun_at=None, marks=1), seen(1, moved=101)], [0], "made no progress for 101 s"),
     ],
-    ids=["silent", "behind", "rank 0 behind", "by the stack", "cannot be told", "alone", "never came"],
+    ids=[
+        "silent",
+        "behind",
+        "rank 0 behind",
+        "by the stack",
+        "cannot be told",
+        "alone",
+        "never came",
+        "no end of reading",
+    ],
 )
 def test_who_hangs_is_named_with_phase_and_process(ranks, guilty, words):
     hang = find(*ranks)
@@ -129,6 +140,20 @@ def test_a_heartbeat_says_what_its_rank_does_while_that_stands_still_and_when_it
         ("phase critic", 96, 64, False)
     }
     assert last["left"]
+
+
+def test_the_beginning_and_the_first_step_are_told_at_once():
+    board, whereabouts = FakeBoard(), Whereabouts()
+    facts = {"attempt": "a", "rank": 0, "size": 1, "pid": 1, "started": "1", "machine": "m", "host": "h", "node": "n"}
+    deadline = time.monotonic() + PATIENCE_S
+    with beating(board, whereabouts, facts, 1000.0):
+        whereabouts.begin(64)
+        while not any(entry["begun_at"] == 64 for entry in board.entries):
+            assert time.monotonic() < deadline
+        whereabouts.has_stepped()
+        while board.entries[-1]["trained_since"] is None:
+            assert time.monotonic() < deadline
+    assert board.entries[-1]["left"]
 
 
 def test_the_stack_tells_who_waits_for_other_ranks(monkeypatch):
