@@ -65,3 +65,19 @@ def test_the_same_unknown_failure_twice_ends_the_run_and_another_one_does_not():
 def test_losses_without_progress_end_the_run_after_five():
     assert reason_to_stop({0: LOST}, MAX_FAILURES_IN_A_ROW - 1, signature({0: LOST})) is None
     assert "5 times" in str(reason_to_stop({0: LOST}, MAX_FAILURES_IN_A_ROW))
+
+
+def test_any_number_of_losses_is_survived_while_checkpoints_come_and_five_without_one_are_not():
+    from ganscale.runtime.gate import FailureGate
+    from ganscale.runtime.train import FAILURES_BACKSTOP
+
+    gate = FailureGate("a launch without Ray")  # so nothing is known of what the workers did
+    for number in range(60):
+        gate.after_report(None, [{"images": number, "checkpoint": f"kimg-{number:06d}"}], None)
+        gate.after_exception(None, {0: LOST})
+    for _ in range(MAX_FAILURES_IN_A_ROW - 2):
+        gate.after_report(None, [{"images": 59, "checkpoint": "kimg-000059"}], None)  # a tick once more
+        gate.after_exception(None, {0: LOST})
+    with pytest.raises(RunFailed, match="5 times without a new checkpoint, last: worker 0 was lost"):
+        gate.after_exception(None, {0: LOST})
+    assert FAILURES_BACKSTOP > 1000  # Ray's own counter never goes back
