@@ -97,9 +97,7 @@ def main() -> None:
         for name, contender in contenders.items():
             found[name].append(measure(*contender, asked.threads))
     assert len({run.weights for runs in found.values() for run in runs}) == 1, "the runs differ"
-    print(
-        f"{asked.preset}, {asked.kimg:g} kimg, every {asked.every_kimg:g}, {asked.threads} threads, {asked.rounds} rounds"
-    )
+    print(f"{asked.preset}, {asked.kimg:g} kimg, every {asked.every_kimg:g}, {asked.threads} threads, n={asked.rounds}")
     print("\n| evaluation | training: fastest, median | / none | its CPU: least, median | / none | done, skipped |")
     print("|---|---|---|---|---|---|")
     for name, runs in found.items():

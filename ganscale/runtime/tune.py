@@ -28,6 +28,7 @@ from ganscale.runtime.sweep_space import check_params, draw_trials, milestones, 
 FACTOR = 3  # asha: one of three goes on, thrice as far
 SCHEDULERS = ("asha", "pbt")
 FAMILIES = {"fd": "fd", "kd": "kd"}  # objective -> metric; the others come from prdc
+LEAVE_S = 30.0  # for Tune to end where it is asked to
 FIRST = {"asha": 9, "pbt": 10}  # the first score after this share of the length
 
 OnScore = Callable[[Sweep, Trial], None]
@@ -184,6 +185,7 @@ def _carry_out(
 ) -> Sweep:
     from ganscale.data import open_dataset
     from ganscale.runtime.estimate import disk_bytes
+    from ganscale.runtime.evaluation import build_judge
 
     if sweep.config.train.cuda_graphs and not sweep.gpus:
         raise ConfigError("train.cuda_graphs", "be false without a GPU", True, "leave it out")
@@ -193,6 +195,9 @@ def _carry_out(
     with stop_signals(sweep.path, lambda: words) as stop, RunLock(sweep.path) as lock:
         if is_new:
             refuse_existing(sweep.path)
+        with _nothing_left_behind(sweep.path, fresh=is_new):
+            # trains the network that distances look through, if need be, once for all trials
+            build_judge(sweep.config, sweep.path.name)
         stop.guard(lock.check)
         with _scratch(sweep.path):
             stop.begin()
@@ -207,10 +212,8 @@ def _carry_out(
 
 
 def _run(sweep: Sweep, on_score: OnScore | None, stop: Any, words: str, verbose: bool) -> None:
-    from ganscale.runtime.evaluation import build_judge
     from ganscale.runtime.local import ray_session
 
-    build_judge(sweep.config, sweep.path.name)  # trains the classifier of these data, if need be, once for all trials
     address = sweep.config.runtime.address
     here = address is None
     cpus, gpus = (sweep.at_once * sweep.cpus, sweep.at_once * sweep.gpus) if here else (None, None)
@@ -224,9 +227,21 @@ def _run(sweep: Sweep, on_score: OnScore | None, stop: Any, words: str, verbose:
         while thread.is_alive():
             thread.join(0.1)
             if stop.is_wanted():
+                thread.join(LEAVE_S)  # it sees the flag too
                 raise Interrupted(words)
         if failure:
             raise RunFailed(f"Ray Tune gave up: {failure[0]}; go on with ganscale tune --resume {sweep.path}")
+
+
+@contextlib.contextmanager
+def _nothing_left_behind(path: Path, *, fresh: bool) -> Iterator[None]:
+    """Delete the folder of a ``fresh`` sweep that was refused in the block."""
+    try:
+        yield
+    except UserError:
+        if fresh:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from typing import Any
 
 import ray.tune
 
-from ganscale.runtime.stopping import SCRATCH
-from ganscale.runtime.sweep import DONE, FAILED, STOPPED, WAITING, Sweep, Trial
+from ganscale.runtime.stopping import SCRATCH, STOP_FLAG
+from ganscale.runtime.sweep import DONE, FAILED, STOPPED, WAITING, Sweep, Trial, read_sweep
 from ganscale.runtime.sweep_space import Param, parse_param
 from ganscale.runtime.tune import FACTOR, restart
 
@@ -21,12 +21,23 @@ POINTER = "trial"
 RETRIES = 1  # of a trial whose process is lost; what fails by itself is not tried again
 
 
-def fit(sweep: Sweep, on_score: Callable[[Sweep, Trial], None] | None, failure: list[BaseException]) -> None:
-    """Run the trials of ``sweep`` that are not over; what goes wrong with Tune itself is put into ``failure``."""
+class Left(Exception):
+    """Somebody wants to stop."""
+
+
+def fit(
+    sweep: Sweep,
+    on_score: Callable[[Sweep, Trial], None] | None,
+    failure: list[BaseException],
+) -> None:
+    """Run the trials of ``sweep`` that are not over, until all are or its stop flag is there.
+
+    What goes wrong with Tune itself is put into ``failure``.
+    """
     before = {name: os.environ.get(name) for name in SETTINGS}
     os.environ.update(SETTINGS)
     try:
-        _tuner(sweep, on_score).fit()
+        _tuner(sweep, _Record(sweep, on_score)).fit()
     except BaseException as error:
         failure.append(error)
     finally:
@@ -34,12 +45,12 @@ def fit(sweep: Sweep, on_score: Callable[[Sweep, Trial], None] | None, failure: 
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _tuner(sweep: Sweep, on_score: Callable[[Sweep, Trial], None] | None) -> ray.tune.Tuner:
+def _tuner(sweep: Sweep, record: _Record) -> ray.tune.Tuner:
     params = [parse_param(f"{key}={text}") for key, text in sweep.params.items()]
     settings = [trial.settings for trial in sweep.trials]
     draw = {p.key: ray.tune.sample_from(lambda spec, key=p.key: settings[spec.config.trial][key]) for p in params}
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(_trial, sweep=sweep), {"cpu": sweep.cpus, "gpu": sweep.gpus}
+        ray.tune.with_parameters(_trial, path=sweep.path), {"cpu": sweep.cpus, "gpu": sweep.gpus}
     )
     return ray.tune.Tuner(
         trainable,
@@ -58,7 +69,7 @@ def _tuner(sweep: Sweep, on_score: Callable[[Sweep, Trial], None] | None) -> ray
             name="tune",
             storage_path=str(sweep.path / SCRATCH),
             verbose=0,
-            callbacks=[_Record(sweep, on_score)],
+            callbacks=[record],
             failure_config=ray.tune.FailureConfig(max_failures=RETRIES),
         ),
     )
@@ -100,7 +111,7 @@ def _mutation(param: Param) -> Any:
     return (ray.tune.loguniform if param.kind == "log" else ray.tune.uniform)(param.low, param.high)
 
 
-def _trial(config: dict[str, Any], sweep: Sweep) -> None:
+def _trial(config: dict[str, Any], path: Path) -> None:
     """Run one trial, in a process of Tune's. What it is called tells who it is: a copied config is its donor's.
 
     Tune's checkpoint of a trial is its name and no more. The real one is in its run directory.
@@ -108,6 +119,7 @@ def _trial(config: dict[str, Any], sweep: Sweep) -> None:
     from ganscale.runtime.sweep_trial import run_trial
 
     name = ray.tune.get_context().get_trial_name()
+    sweep = read_sweep(path)  # as it stands: this may be a new process in place of one that was lost
     settings = {key: value for key, value in config.items() if key != "trial"}
     trial = next(trial for trial in sweep.trials if trial.name == name)
     pointer = ray.tune.get_checkpoint()
@@ -130,6 +142,12 @@ class _Record(ray.tune.Callback):
 
     def __init__(self, sweep: Sweep, on_score: Callable[[Sweep, Trial], None] | None) -> None:
         self._sweep, self._on_score = sweep, on_score
+        self._flag = sweep.path / SCRATCH / STOP_FLAG  # a file, as Tune makes copies of its callbacks
+
+    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+        """End Tune where somebody wants to: left alone without its Ray, it would connect to any other."""
+        if self._flag.exists():
+            raise Left
 
     def _find(self, trial: Any) -> Trial:
         return next(mine for mine in self._sweep.trials if mine.name == str(trial))

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -247,7 +248,7 @@ def until(condition):
     deadline = time.monotonic() + PATIENCE_S
     while not (found := condition()):
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        threading.Event().wait(0.02)
     return found
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -63,14 +64,14 @@ def kill_after_a_score(runs_dir):
         while not (page.exists() and any(trial["scores"] for trial in json.loads(page.read_text())["trials"])):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
-            time.sleep(0.02)
+            threading.Event().wait(0.02)
         children = descendants(process.pid)
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     while any(is_alive(pid) for pid in children):  # its Ray notices that nobody is there any more
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        threading.Event().wait(0.1)
     return json.loads(page.read_text())
 
 
