@@ -92,7 +92,8 @@ def assert_same_weights(run, straight, config) -> None:
     found, truth = run.checkpoint().parts, straight.checkpoint().parts
     for part, net in TrainState(config, solo_group("cpu")).nets.items():
         for name, begun in net.state_dict().items():
-            # sums in another order, as in test_two_workers_train_the_weights_of_one; a tensor as a whole stays close
+            # sums in another order, as in test_two_workers_train_the_weights_of_one: up to 1e-3 here, where images in
+            # another order make 3e-2 to 9e-2
             learned = (truth[part][name] - begun).float().norm()
             apart = (found[part][name] - truth[part][name]).float().norm()
-            assert apart <= 0.01 * learned, f"{part}/{name}: {apart:.2g} apart after {learned:.2g} on the way"
+            assert apart <= 0.004 * learned, f"{part}/{name}: {apart:.2g} apart after {learned:.2g} on the way"
