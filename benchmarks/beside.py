@@ -1,120 +1,120 @@
-"""What evaluation beside training costs: ``python -m benchmarks.beside [--rounds N] [--kimg X] [--every-kimg E]``.
+"""What an evaluation costs training while it is under way: ``python -m benchmarks.beside [--kimg X] [--threads T]``.
 
-The same run without it, with it on the cores that training uses (lowest priority), and with it at ordinary priority,
-which is what a plain process beside training would do; they take turns. Wall seconds of training and its own process's
-time; how many evaluations were done (the last one after training) and how many skipped. All runs train to the same
-bits. Without Ray: an actor does the same in the same way.
+One training run; from tick to tick nothing is beside it, an evaluation at the lowest priority (ours), or the same at
+ordinary priority (the peer: a plain process beside training), in turn, by SIGCONT and SIGSTOP. The evaluations follow
+each other without a pause, so this is the price of a second of evaluation: a run pays it for the share of its time in
+which one is in work. Wall seconds and the trainer's own process time a tick; the turns keep what other programs do out
+of the ratios. Evaluations are what the beside process does: generation, features, all metrics, on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import time
 from pathlib import Path
 
-from ganscale.config import RunConfig, override
+import torch
+
+from ganscale.config import override
 from ganscale.presets import preset
-from ganscale.training.checkpoint import newest, verify
+from ganscale.runtime import launch
+from ganscale.training import solo_group
+from ganscale.training.records import Record, TickRecord
+from ganscale.training.trainer import train
 
 CHILD = """
-import json, sys, time
-from ganscale.config import from_mapping
-from ganscale.runtime import launch
-from ganscale.runtime import beside_start, launcher
-page = json.loads(sys.argv[1])
-if page["priority"] == "ordinary":
-    spawn = beside_start.subprocess.Popen
-    words = "import sys; import ganscale.runtime.beside as b; b.lower_priority = lambda: None; b.main(sys.argv[1])"
-    beside_start.subprocess.Popen = lambda command, **more: spawn(
-        [command[0], "-c", words, command[-1]] if "ganscale.runtime.beside" in command else command, **more
-    )
-trained = {}
-inner = launcher._train_here
-def timed(*arguments):
-    cpu, wall = time.process_time(), time.perf_counter()
-    found = inner(*arguments)
-    trained.update(cpu=time.process_time() - cpu, wall=time.perf_counter() - wall)
-    return found
-launcher._train_here = timed
-launch(from_mapping(page["config"]), name="x", runs_dir=page["folder"], workers=0, cpus=page["threads"])
-print(json.dumps(trained))
+import sys
+from ganscale.runtime import load
+from ganscale.runtime.beside import lower_priority
+from ganscale.runtime.evaluation import build_judge
+run = load(sys.argv[1])
+judge, networks = build_judge(run.config, run.name), run.networks
+if sys.argv[2] == "lowest":
+    lower_priority()
+print("ready", flush=True)
+while True:
+    judge(networks)
+    print("evaluated", flush=True)
 """
+NONE, OURS, PEER = "none", "lowest priority (ours)", "ordinary priority"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """One run: seconds of training, by the clock and of its process; what was found out beside it; its weights."""
+class Turns:
+    """A sink that notes what a tick took, and lets the next contender work during the next one."""
 
-    wall_s: float
-    cpu_s: float
-    evaluated: int
-    skipped: int
-    weights: str
+    def __init__(self, children: dict[str, subprocess.Popen]) -> None:
+        self._children, self._ticks = children, 0
+        self.spent: dict[str, list[tuple[float, float]]] = {NONE: [], OURS: [], PEER: []}
+        self._now = NONE
+        self._clocks = self._read()
 
+    def write(self, record: Record) -> None:
+        """Take one record."""
+        if not isinstance(record, TickRecord):
+            return
+        wall, cpu = self._read()
+        if self._ticks > 2:  # the first ones warm up
+            self.spent[self._now].append((wall - self._clocks[0], cpu - self._clocks[1]))
+        if self._now in self._children:
+            os.kill(self._children[self._now].pid, signal.SIGSTOP)
+        self._ticks += 1
+        self._now = list(self.spent)[self._ticks % len(self.spent)]
+        if self._now in self._children:
+            os.kill(self._children[self._now].pid, signal.SIGCONT)
+        self._clocks = self._read()
 
-def measure(config: RunConfig, priority: str, threads: int) -> Measured:
-    """Train ``config`` in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        page = {"config": config.model_dump(mode="json"), "folder": folder, "priority": priority, "threads": threads}
-        command = [sys.executable, "-c", CHILD, json.dumps(page)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        trained, run_dir = json.loads(done.stdout.splitlines()[-1]), Path(folder) / "x"
-        events = run_dir / "beside.jsonl"
-        lines = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
-        return Measured(
-            wall_s=trained["wall"],
-            cpu_s=trained["cpu"],
-            evaluated=sum(line["event"] == "evaluated" for line in lines),
-            skipped=sum(line.get("count", 0) for line in lines if line["event"] == "skipped"),
-            weights=verify(newest(run_dir))["weights"],
-        )
+    def _read(self) -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
 
 
 def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--kimg", type=float, default=24.0)
-    parser.add_argument("--every-kimg", type=float, default=4.0)
-    parser.add_argument("--threads", type=int, default=2, help="of the trainer")
+    parser.add_argument("--kimg", type=float, default=48.0)
+    parser.add_argument("--tick-kimg", type=float, default=0.256)
+    parser.add_argument("--threads", type=int, default=1, help="of the trainer")
     parser.add_argument("--preset", default="dcgan-fashion")
     asked = parser.parse_args()
-    settings = {"train.kimg": asked.kimg, "sample.every_kimg": 1e6, "checkpoint.every_kimg": asked.every_kimg}
-    config = override(preset(asked.preset), settings)
-    beside = override(config, {"evaluate.every_kimg": asked.every_kimg})
-    contenders = {
-        "none": (config, "lowest"),
-        "lowest priority (ours)": (beside, "lowest"),
-        "ordinary priority": (beside, "ordinary"),
-    }
-    found: dict[str, list[Measured]] = {name: [] for name in contenders}
-    for _ in range(asked.rounds):
-        for name, contender in contenders.items():
-            found[name].append(measure(*contender, asked.threads))
-    assert len({run.weights for runs in found.values() for run in runs}) == 1, "the runs differ"
-    print(f"{asked.preset}, {asked.kimg:g} kimg, every {asked.every_kimg:g}, {asked.threads} threads, n={asked.rounds}")
-    print("\n| evaluation | training: fastest, median | / none | its CPU: least, median | / none | done, skipped |")
-    print("|---|---|---|---|---|---|")
-    for name, runs in found.items():
-        cells = [name]
-        for key in ("wall_s", "cpu_s"):
-            values = [getattr(run, key) for run in runs]
-            cells += [f"{min(values):.1f} s, {statistics.median(values):.1f} s", _ratio(runs, found["none"], key)]
-        cells.append(
-            ", ".join(f"{statistics.mean(getattr(run, key) for run in runs):.1f}" for key in ("evaluated", "skipped"))
+    torch.set_num_threads(asked.threads)
+    settings = {"train.tick_kimg": asked.tick_kimg, "sample.every_kimg": 1e6, "checkpoint.every_kimg": 1e6}
+    config = override(preset(asked.preset), {**settings, "train.kimg": asked.kimg})
+    with tempfile.TemporaryDirectory() as folder:
+        judged = launch(override(config, {"train.kimg": asked.tick_kimg}), name="x", runs_dir=folder, workers=0)
+        children = {name: _start(judged.path, word) for name, word in ((OURS, "lowest"), (PEER, "ordinary"))}
+        turns = Turns(children)
+        try:
+            (Path(folder) / "y").mkdir()
+            train(config, Path(folder) / "y", group=solo_group("cpu"), sink=turns)
+        finally:
+            for child in children.values():
+                child.kill()
+        done = {name: child.communicate()[0].count("evaluated") for name, child in children.items()}
+    _print(turns, done, f"{asked.preset}, ticks of {asked.tick_kimg:g} kimg, {asked.threads} threads")
+
+
+def _start(run_dir: Path, word: str) -> subprocess.Popen:
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(run_dir), word], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    os.kill(child.pid, signal.SIGSTOP)
+    return child
+
+
+def _print(turns: Turns, done: dict[str, int], what: str) -> None:
+    base = [statistics.median(column) for column in zip(*turns.spent[NONE], strict=True)]
+    print(f"{what}\n\n| beside training | ticks | wall, median | / none | its CPU, median | / none | evaluations |")
+    print("|---|---|---|---|---|---|---|")
+    for name, spent in turns.spent.items():
+        wall, cpu = (statistics.median(column) for column in zip(*spent, strict=True))
+        print(
+            f"| {name} | {len(spent)} | {1000 * wall:.0f} ms | {wall / base[0]:.3f} "
+            f"| {1000 * cpu:.0f} ms | {cpu / base[1]:.3f} | {done.get(name, 0)} |"
         )
-        print(f"| {' | '.join(cells)} |")
-
-
-def _ratio(runs: list[Measured], none: list[Measured], key: str) -> str:
-    """Return the median over the rounds of a run's seconds over those without evaluation, and its range."""
-    ratios = [getattr(run, key) / getattr(base, key) for run, base in zip(runs, none, strict=True)]
-    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
 if __name__ == "__main__":
