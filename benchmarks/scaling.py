@@ -9,14 +9,17 @@ bits and take turns in windows of some tenths of a second, so that a busy moment
 
 *Weak* scaling: the batch per worker stays; *strong*: the global batch stays. Efficiency is the images per second of
 two over twice those of one: of the least times of all rounds, and as the median over rounds of the two windows' ratio.
-Wall milliseconds; those of the process (all threads, gloo's too; the mean of the ranks) beside them.
+Wall milliseconds; those of the process (all threads, gloo's too; the mean of the ranks) beside them. The efficiency of
+the process leaves out waiting: an upper bound, and all that a machine busy with other programs can tell.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +50,7 @@ class Settings:
     width: int = 32
     rounds: int = 15
     window_s: float = 0.4
+    command: str = "python -m benchmarks.scaling"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +152,20 @@ def check(found: list[Contender], group: Group) -> None:
 def table(found: list[Contender]) -> Iterator[str]:
     """Yield the lines of a Markdown table, then how ours stands to each peer."""
     one = next(c for c in found if c.name == ALONE)
-    yield "| scaling | contender | ms a batch, least | median | process ms | images/s | efficiency, least | median |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| scaling | contender | ms a batch, least | median | process ms | images/s | "
+        "efficiency, least | median | of the process |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
     for c in sorted(found, key=lambda c: ("weak strong".find(c.scaling), c.name != ALONE, c.name != TWO_ALONE)):
         walls = [w.wall_s for w in c.windows]
         work = c.images / one.images / (1 if c is one else 2)
         least = work * min(w.wall_s for w in one.windows) / min(walls)
         process = statistics.median(w.process_s for w in c.windows)
+        shares = least, work * ratio(one, c), work * ratio(one, c, "process_s")
         yield (
             f"| {c.scaling or '-'} | {c.name} | {1000 * min(walls):.1f} | {1000 * statistics.median(walls):.1f} | "
-            f"{1000 * process:.1f} | {c.images / min(walls):.0f} | {least:.3f} | {work * ratio(one, c):.3f} |"
+            f"{1000 * process:.1f} | {c.images / min(walls):.0f} | " + " | ".join(f"{x:.3f}" for x in shares) + " |"
         )
     yield ""
     for mine in (c for c in found if c.name == "ours"):
@@ -166,9 +174,9 @@ def table(found: list[Contender]) -> Iterator[str]:
         yield f"{mine.scaling}: the speed of ours (median of the ratios) is {words}"
 
 
-def ratio(a: Contender, b: Contender) -> float:
-    """Return the time of ``a`` over that of ``b``: the median over rounds, in each of which they were neighbours."""
-    return statistics.median(x.wall_s / y.wall_s for x, y in zip(a.windows, b.windows, strict=True))
+def ratio(a: Contender, b: Contender, clock: str = "wall_s") -> float:
+    """Return the time of ``a`` over that of ``b``: the median over rounds, in each of which they took turns."""
+    return statistics.median(getattr(x, clock) / getattr(y, clock) for x, y in zip(a.windows, b.windows, strict=True))
 
 
 def _rank_main(rank: int, folder: str, settings: Settings) -> None:
@@ -182,7 +190,7 @@ def _rank_main(rank: int, folder: str, settings: Settings) -> None:
         lines += [f"\n{name} at 32x32x3, width {settings.width}, {settings.batch} images a worker (weak):\n"]
         lines += table(found)
     if group.is_main:
-        about = facts("cpu", rounds=settings.rounds, memory_kept=kept, command="python -m benchmarks.scaling")
+        about = facts("cpu", rounds=settings.rounds, memory_kept=kept, command=settings.command)
         about["machine"] = (
             about["machine"].partition(",")[0] + f", {os.cpu_count()} cores, 2 workers with 1 thread each"
         )
@@ -202,6 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=defaults.width)
     parser.add_argument("--only", action="append", help="a preset; may be given several times")
     asked = vars(parser.parse_args(arguments))
+    asked["command"] = shlex.join(["python", "-m", "benchmarks.scaling", *(arguments or sys.argv[1:])])
     asked["presets"] = tuple(asked.pop("only") or defaults.presets)
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_rank_main, args=(folder, Settings(**asked)), nprocs=2)
