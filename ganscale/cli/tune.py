@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--verbose", is_flag=True, help="Show what Ray logs.")
 @json_option
 def tune(resume: str | None, runs_dir: str | None, verbose: bool, as_json: bool, **asked: Any) -> None:
-    """Search for better settings: many short trials, each an ordinary run."""
+    """Search for better settings in many short runs."""
     watch = {"on_start": _begin, "on_score": _say, "verbose": verbose}
     if resume is not None:
         _refuse_beside_resume(asked)

@@ -146,7 +146,7 @@ def test_the_job_is_a_launch_that_asks_for_exactly_the_gpus_of_the_workers():
     assert asked["preset"] in PRESETS
     assert asked["address"] == "auto"
     gpus = int(container(manifest)["resources"]["limits"]["nvidia.com/gpu"])
-    assert asked["gpus"] == gpus * worker(manifest)["replicas"]
+    assert int(asked["gpus"]) == gpus * worker(manifest)["replicas"]
     assert asked["runs_dir"] in {mount["mountPath"] for mount in container(manifest)["volumeMounts"]}
 
 

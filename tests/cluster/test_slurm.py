@@ -112,7 +112,7 @@ def test_the_real_launch_would_understand_what_it_is_told(slurm):
 
     slurm.run("--preset", "dcgan-64", "--kimg", "5")
     asked = main.commands["launch"].make_context("launch", slurm.noted("launch")[1:]).params
-    assert (asked["gpus"], asked["name"], asked["kimg"]) == (24, "ganscale-42", 5)
+    assert (int(asked["gpus"]), asked["name"], asked["kimg"]) == (24, "ganscale-42", 5)
 
 
 @pytest.mark.parametrize("words", [("--workers", "6"), ("--cpus=12",), ("--gpus", "4")])
