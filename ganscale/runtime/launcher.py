@@ -83,26 +83,32 @@ def launch(
     ):
         if where.resume is None:
             refuse_existing(run_dir)  # now that nobody else can make it
-        else:
-            resumption = prepare_resume(
-                where.resume, config, may_change
-            )  # who held the lock until now may have gone on
+        else:  # who held the lock until now may have gone on
+            resumption = prepare_resume(where.resume, config, may_change)
         _write_start(config, run_dir, placed, dataset, resumption, command)
         stop.begin()
         if on_start is not None:
             on_start(placed)
-        with (
-            Follower(
-                run_dir / "metrics.jsonl", on_tick, after_images=resumption.images if resumption else -1
-            ) as follower,
-            LineFollower(run_dir / EVENTS, on_event or _log_failure),
-        ):
+        with _followed(run_dir, resumption, on_tick, on_event):
             result = _train(config, where, placed, resumption, stop, verbose)
-    if follower.error is not None:
-        raise follower.error
     if result["stopped"]:
         raise Interrupted(_stopped_words(run_dir))
     return Run(run_dir)
+
+
+@contextlib.contextmanager
+def _followed(
+    run_dir: Path, resumption: Resumption | None, on_tick: OnTick | None, on_event: OnTick | None
+) -> Iterator[None]:
+    """Hand over what the run writes, from where it goes on; raise what a hand-over raised, after the run."""
+    after = resumption.images if resumption else -1
+    with (
+        Follower(run_dir / "metrics.jsonl", on_tick, after_images=after) as follower,
+        LineFollower(run_dir / EVENTS, on_event or _log_failure),
+    ):
+        yield
+    if follower.error is not None:
+        raise follower.error
 
 
 @contextlib.contextmanager
