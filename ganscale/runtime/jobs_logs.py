@@ -7,8 +7,12 @@ characters, which is exact because a log only grows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import queue
+import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
+from types import TracebackType
 
 import aiohttp
 
@@ -44,48 +48,77 @@ def follow(server: JobServer, job_id: str, *, patience_s: float = PATIENCE_S) ->
     """
     server.job(job_id)  # an unknown job, a wrong token: refused in words before anything is opened
     lines, had, attempt, heard = Lines(), 0, 0, time.monotonic()
-    with asyncio.Runner() as runner:
-        while True:
-            skip = had
-            for piece in _pieces(runner, server, job_id):
+    while True:
+        skip = had
+        with _Connection(server, job_id) as pieces:
+            for piece in pieces:
                 new = piece[skip:]
                 skip -= len(piece) - len(new)
                 had += len(new)
                 if new:
                     attempt = 0
                 yield from lines.feed(new)
-            try:
-                if server.job(job_id).has_ended:
-                    yield from lines.feed(server.logs(job_id)[had:])  # what a connection cut at the end did not bring
-                    yield from lines.rest()
-                    return
-                heard = time.monotonic()
-            except ResourceError as error:
-                if time.monotonic() - heard > patience_s:
-                    words = f"lost the cluster: {error}; the job goes on without us: ganscale logs -f {job_id}"
-                    raise RunFailed(words) from None
-            time.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
-            attempt += 1
+        try:
+            if server.job(job_id).has_ended:
+                yield from lines.feed(server.logs(job_id)[had:])  # what a connection cut at the end did not bring
+                yield from lines.rest()
+                return
+            heard = time.monotonic()
+        except ResourceError as error:
+            if time.monotonic() - heard > patience_s:
+                words = f"lost the cluster: {error}; the job goes on without us: ganscale logs -f {job_id}"
+                raise RunFailed(words) from None
+        time.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
+        attempt += 1
 
 
-def _pieces(runner: asyncio.Runner, server: JobServer, job_id: str) -> Iterator[str]:
-    """Yield what one connection brings until it ends, for whatever reason."""
-    pieces = _receive(server, job_id)
+class _Connection:
+    """A context and an iterator of what one connection brings until it ends, for whatever reason.
 
-    async def following() -> str | None:
-        return await anext(pieces, None)
+    A thread of its own reads, so that Ctrl-C never finds a coroutine half-way: there it would leave one that nobody
+    awaits, with a warning of Python's.
+    """
 
-    try:
-        while (piece := runner.run(following())) is not None:
+    def __init__(self, server: JobServer, job_id: str) -> None:
+        self._server, self._job_id = server, job_id
+        self._pieces: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
+        self._loop = asyncio.new_event_loop()
+        self._left = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="follow-log", daemon=True)
+
+    def __enter__(self) -> Iterator[str]:
+        self._thread.start()
+        return self._received()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(RuntimeError):  # the connection has ended, and its loop is closed
+            self._loop.call_soon_threadsafe(self._left.set)
+        self._thread.join()
+
+    def _received(self) -> Iterator[str]:
+        while (piece := self._pieces.get()) is not None:
+            if isinstance(piece, Exception):
+                raise piece
             yield piece
-    except (aiohttp.ClientError, OSError, TimeoutError):
-        return
-    finally:
-        runner.run(_close(pieces))
 
+    def _run(self) -> None:
+        with contextlib.closing(self._loop) as loop:
+            self._pieces.put(loop.run_until_complete(self._read_until_left()))
 
-async def _close(pieces: AsyncGenerator[str, None]) -> None:
-    await pieces.aclose()
+    async def _read_until_left(self) -> Exception | None:
+        reading, leaving = asyncio.ensure_future(self._read()), asyncio.ensure_future(self._left.wait())
+        await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        reading.cancel()
+        leaving.cancel()
+        end, _ = await asyncio.gather(reading, leaving, return_exceptions=True)
+        return end if isinstance(end, Exception) else None
+
+    async def _read(self) -> None:
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async for piece in _receive(self._server, self._job_id):
+                self._pieces.put(piece)
 
 
 async def _receive(server: JobServer, job_id: str) -> AsyncGenerator[str, None]:

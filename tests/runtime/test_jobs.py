@@ -213,13 +213,15 @@ def test_who_stops_following_is_free_at_once_while_the_job_prints_on(head, tmp_p
     assert time.monotonic() - began < 5
 
     command = [sys.executable, "-m", "ganscale", "logs", "-f", job_id]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
-        assert any(line == "more\n" for line in watcher.stdout)
-        watcher.send_signal(signal.SIGINT)
-        _, error = watcher.communicate(timeout=WAIT_S)
-    assert watcher.returncode == 130
     ways = f"ganscale logs -f {job_id}, or ganscale stop {job_id}"
-    assert error == f"interrupted: no longer watching {job_id}, which goes on: {ways}\n"
+    for wait_s in (0, 0.01, 0.25):  # while a line is printed, just after, between two
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
+            assert any(line == "more\n" for line in watcher.stdout)
+            time.sleep(wait_s)
+            watcher.send_signal(signal.SIGINT)
+            _, error = watcher.communicate(timeout=WAIT_S)
+        assert watcher.returncode == 130
+        assert error == f"interrupted: no longer watching {job_id}, which goes on: {ways}\n"
     assert head.server.job(job_id).status == "RUNNING"
     assert call("stop", job_id).exit_code == 0
     assert call("logs", "-f", job_id).exit_code == 130
