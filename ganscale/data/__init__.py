@@ -19,6 +19,7 @@ from ganscale.data.gaussians import GaussianPoints, open_gaussians_8, open_gauss
 from ganscale.data.known_idx import is_idx_folder, open_fashion, open_idx_folder, open_mnist, open_sample
 from ganscale.data.pixels import image_grid, save_png, scatter_image, to_float, to_uint8
 from ganscale.data.scan import ScanReport, report_files, report_memory
+from ganscale.data.shapes import Shapes, open_shapes
 from ganscale.errors import DataError, unknown
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "EpochOrder",
     "GaussianPoints",
     "ScanReport",
+    "Shapes",
     "ShardedBatches",
     "image_grid",
     "open_dataset",
@@ -46,6 +48,7 @@ DATASETS: MappingProxyType[str, Callable[..., Dataset]] = MappingProxyType(
         "mnist": open_mnist,
         "gaussians-25": open_gaussians_25,
         "gaussians-8": open_gaussians_8,
+        "shapes": open_shapes,
     }
 )
 

@@ -74,7 +74,7 @@ class ScanReport:
                 f"{self.files}, {self.usable} usable, {len(self.quarantine)} set aside ({self.allowed_bad} allowed)",
             )
             if self.files
-            else ("points", f"{self.usable}, generated"),
+            else ("points" if self.kind == "points" else "images", f"{self.usable}, generated"),
             ("split", f"{self.train} to train on, {self.held_out} held out"),
             ("classes", f"{len(self.classes)}: {_counts(self.classes)}" if self.classes else "none"),
             ("modes", _counts(self.modes)),
