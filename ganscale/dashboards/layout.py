@@ -73,9 +73,22 @@ def method_title(method: str) -> str:
 def target_words(explanation: Explanation) -> str:
     """Return in words what was explained."""
     target = explanation.target
+    z = "G(z)" if target.of_generator else "x"
+    if target.kind == "class":
+        judge = explanation.meta.get("classifier", {}).get("classifier", "the classifier")
+        name = "" if target.name in (None, str(target.index)) else f" ({target.name})"
+        return f"the {target.output} of class {target.index}{name}, C({z}), by {judge}"
+    if target.kind == "unit":
+        place = "its mean over the map" if target.y is None else f"at row {target.y}, column {target.x}"
+        return f"unit {target.index} of layer {target.layer} at {z}, {place}"
+    if target.kind == "distance":
+        return f"the distance of {z} from a reference image in layer {target.layer}"
+    if target.kind == "region":
+        return f"the generator's pixels in the region {target.region}"
     if target.kind != "critic":
         return "the given function f(x)"
-    return "the critic's raw logit D(x)" + (
+    label = "" if target.label is None else f", {target.label}"
+    return f"the critic's raw logit D({z}{label})" + (
         "" if target.sign == "real" else ", negated: what makes the critic say generated"
     )
 

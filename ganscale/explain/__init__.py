@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ganscale.explain.base import Explainer, find_explainer, make_request
+from ganscale.explain.base import Explainer, check_serves, find_explainer, make_request
+from ganscale.explain.classifier import Classifier
 from ganscale.explain.directions import Directions
 from ganscale.explain.errors import ExplainOptionError
 from ganscale.explain.exact_shapley import ExactShapley
@@ -25,6 +26,7 @@ from ganscale.explain.types import Explanation, Score, Target
 __all__ = [
     "EXPLAINERS",
     "Chunk",
+    "Classifier",
     "Explainer",
     "Explanation",
     "Fold",
@@ -50,7 +52,9 @@ EXPLAINERS: dict[str, type[Explainer]] = {
 
 def build_explainer(subject: Subject, request: Request) -> Explainer:
     """Build the explainer that ``request.method`` names: in the driver and anew in every worker."""
-    return find_explainer(request.method, EXPLAINERS)(subject, request)
+    explainer = find_explainer(request.method, EXPLAINERS)
+    check_serves(explainer, subject)
+    return explainer(subject, request)
 
 
 def explain(
@@ -74,7 +78,7 @@ def explain(
     explainer = find_explainer(method, EXPLAINERS)
     request = make_request(explainer, inputs, seed=seed, options=options)
     if isinstance(fn, Subject):
-        return drive(explainer(fn, request))
+        return drive(build_explainer(fn, request))
     if value_range == "auto":
         shape = request.inputs[explainer.input_name].shape
         value_range = IMAGE_RANGE if len(shape) == 4 and shape[2] * shape[3] > 1 else None

@@ -64,7 +64,6 @@ class AttributionExplainer(Explainer):
     Options = AttributionOptions
     options: AttributionOptions
     primary = ("deletion_auc", "insertion_auc")
-    needs_gradient = False
     weighs = "cells"  # what the method itself gives weights to; recorded in meta
 
     def __init__(self, subject: Subject, request: Request) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ganscale.errors import nearest, unknown
-from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError
+from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError, ExplainTargetError
 from ganscale.explain.plan import Chunk, Partial, Request, merge
 from ganscale.explain.subject import Subject, check_samples, weights_hash
 from ganscale.explain.types import Explanation, Score
@@ -31,6 +31,22 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     micro_batch: Annotated[int, Field(ge=1, le=65536)] = 64
+
+
+def check_serves(explainer: type[Explainer], subject: Subject) -> None:
+    """Refuse a subject that the method cannot serve; raises ExplainTargetError or CallableError."""
+    for what in explainer.needs:
+        if getattr(subject, what) is None:
+            remedy = "pass --classifier NAME|PATH" if what == "classifier" else "explain a run that has one"
+            raise ExplainTargetError("the subject", f"have a {what} for {explainer.name}", subject.name, remedy)
+    if subject.domain not in explainer.domains:
+        rule = f"be a function of {'images' if subject.domain == 'z' else 'the latent'} for {explainer.name}"
+        remedy = "leave @G out" if subject.domain == "z" else "write @G behind it"
+        raise ExplainTargetError("target", rule, subject.name, remedy)
+    if explainer.needs_gradient and not subject.differentiable:
+        got = f"{subject.classifier.name}, which is run outside torch"
+        remedy = "use kernel-shap, lime or occlusion, which need its outputs alone"
+        raise CallableError("the target", f"have a gradient for {explainer.name}", got, remedy)
 
 
 class Meter:
@@ -48,7 +64,7 @@ class Meter:
         Every forward has exactly ``micro_batch`` rows (the last row is repeated), because a network's bits may depend
         on that number. Raises CallableError where a value is not finite.
         """
-        self.rows_forward += count
+        self.rows_forward += count * self.subject.rows_a_row
         found = []
         with torch.no_grad():
             for start in range(0, count, self.micro_batch):
@@ -76,6 +92,9 @@ class Explainer(ABC):
     primary: ClassVar[tuple[str, ...]]
     Options: ClassVar[type[Options]] = Options
     input_name: ClassVar[str] = "x"
+    needs: ClassVar[tuple[str, ...]] = ()  # of "generator", "critic", "classifier": refused by name where missing
+    needs_gradient: ClassVar[bool] = False  # of the target
+    domains: ClassVar[tuple[str, ...]] = ("x", "z")  # what the explained function may take: images, latents
 
     def __init__(self, subject: Subject, request: Request) -> None:
         assert request.method == self.name, (request.method, self.name)
@@ -136,6 +155,8 @@ class Explainer(ABC):
             },
             "value_range": list(self.subject.value_range) if self.subject.value_range else None,
             "weights_sha256": weights_hash(self.subject.modules),
+            **({"classifier": self.subject.classifier.facts} if self.subject.classifier is not None else {}),
+            **({"companions": len(self.subject.companions)} if self.subject.companions is not None else {}),
             "versions": {"ganscale": _version("ganscale"), "torch": torch.__version__, "numpy": np.__version__},
             "cost": {
                 "rows_forward": partial.rows_forward,

@@ -6,6 +6,7 @@ Legend: N batch, D latent.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,35 @@ def find_layer(network: nn.Module, name: str) -> nn.Module:
         first = f"did you mean {' or '.join(near)}? " if near else ""
         raise LayerError("layer", "be a layer of the network", name, f"{first}all layers: {', '.join(layers)}")
     return layers[name]
+
+
+def layer_output(network: nn.Module, name: str, forward: Callable[[], object]) -> Tensor:
+    """Return what layer ``name`` of ``network`` puts out while ``forward()`` runs, with its graph.
+
+    ``name#i`` is the layer's i-th use in that forward (from 0); a layer used several times must be named so. Raises
+    LayerError.
+    """
+    plain, _, use = name.partition("#")
+    if use and not use.isdigit():
+        raise LayerError("layer", "be NAME or NAME#i with a whole number i", name, f"for example {plain}#0")
+    found: list[Tensor] = []
+    handle = find_layer(network, plain).register_forward_hook(lambda module, inputs, output: found.append(output))
+    try:
+        forward()
+    finally:
+        handle.remove()
+    if len(found) > 1 and not use:
+        raise LayerError(
+            f"layer {name}",
+            "be used once in a forward",
+            f"{len(found)} uses",
+            f"write {name}#0 to {name}#{len(found) - 1}",
+        )
+    if len(found) <= int(use or 0):
+        raise LayerError(f"layer {name}", "be used in a forward", f"{len(found)} uses", "name another layer or use")
+    if not isinstance(found[int(use or 0)], Tensor):
+        raise LayerError(f"layer {name}", "put out one tensor", type(found[0]).__name__, "name a layer inside it")
+    return found[int(use or 0)]
 
 
 def first_latent_layer(generator: nn.Module, z_ND: Tensor) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def _group(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
 
 
 def _to_document(explanation: Explanation, *, sha256: str) -> dict[str, Any]:
-    target = {"kind": explanation.target.kind, "sign": explanation.target.sign}
+    target = {key: value for key, value in asdict(explanation.target).items() if value is not None}
     return {
         "schema": SCHEMA,
         "method": explanation.method,

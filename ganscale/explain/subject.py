@@ -10,11 +10,14 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ganscale.explain.errors import CallableError, ExplainInputError, ExplainTargetError, ZeroGradientError
+from ganscale.explain.classifier import Classifier
+from ganscale.explain.errors import CallableError, ExplainInputError, ZeroGradientError
+from ganscale.explain.targets import Beside, Parts, build_target
 from ganscale.explain.types import FUNCTION, Target
 
 ROW_TOLERANCE = 1e-4  # of scale: how far a row's value may depend on the rows beside it
@@ -27,9 +30,11 @@ class Subject:
     """What is explained.
 
     ``fn`` maps inputs [n, ...] to [n] and is what attributions explain; ``module`` holds every network behind it.
-    ``generator`` (z [n, D] -> [n, C, H, W]) and ``critic`` ([n, C, H, W] -> [n]) serve the methods that look at the
-    generator. ``value_range`` is the declared range of fn's input, or None where it has no bounds (points, latents).
-    ``target`` says in words what ``fn`` computes.
+    ``generator`` (z [n, D] -> [n, C, H, W]), ``critic`` ([n, C, H, W] -> [n]) and ``classifier`` (images to logits
+    [n, K]) serve the methods that look at them. ``value_range`` is the declared range of fn's input, or None where it
+    has no bounds (points, latents). ``target`` says in words what ``fn`` computes. ``domain`` is what fn takes: "x", or
+    "z" where it is a function of the latent; ``score_images`` is then the same of images, where that exists.
+    ``companions`` [g - 1, ...] are the rows that stand beside each row in a critic that looks across its batch.
     """
 
     name: str
@@ -39,12 +44,17 @@ class Subject:
     critic: Callable[[Tensor], Tensor] | None = None
     value_range: tuple[float, float] | None = IMAGE_RANGE
     target: Target = FUNCTION
+    classifier: Classifier | None = None
+    domain: Literal["x", "z"] = "x"
+    score_images: Callable[[Tensor], Tensor] | None = None
+    companions: Tensor | None = None
 
     @property
     def modules(self) -> list[nn.Module]:
         """Return the networks behind this subject, each once."""
         critic = self.critic if isinstance(self.critic, nn.Module) else None
-        found = [module for module in (self.module, self.generator, critic) if module is not None]
+        parts = (self.module, self.generator, critic, self.classifier)
+        found = [module for module in parts if module is not None]
         return list({id(module): module for module in found}.values())
 
     @property
@@ -54,6 +64,16 @@ class Subject:
             for tensor in (*module.parameters(), *module.buffers()):
                 return tensor.device
         return torch.device("cpu")
+
+    @property
+    def rows_a_row(self) -> int:
+        """Return how many rows of the network one row of fn costs."""
+        return 1 if self.companions is None else 1 + len(self.companions)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether fn has a gradient: all have but a classifier that is run outside torch."""
+        return self.target.kind != "class" or self.classifier is None or self.classifier.differentiable
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -77,37 +97,38 @@ class Subject:
 def subject_of_run(
     *,
     target: str | Target,
-    critic: nn.Module,
+    critic: nn.Module | None,
     generator: nn.Module | None = None,
+    classifier: Classifier | None = None,
     value_range: tuple[float, float] | None = IMAGE_RANGE,
+    reference: Tensor | None = None,
+    companions: Tensor | None = None,
 ) -> Subject:
-    """Build the subject for a trained pair: ``target`` as ``Target.parse`` reads it ("critic", "critic:fake").
+    """Build the subject for trained networks: ``target`` as ``Target.parse`` reads it ("critic", "class:3@G", ...).
 
     The critic is explained by its raw logit, never through a sigmoid: on a saturated one no gradient is left.
+    ``reference`` [1, C, H, W] is what distances are measured from; ``companions`` [g - 1, C, H, W] are real images that
+    stand beside each row where the critic looks across its batch. Raises ExplainTargetError or LayerError.
     """
-    target = Target.parse(target) if isinstance(target, str) else target
-    if target.kind != "critic":
-        raise ExplainTargetError("target", "be critic, critic:real or critic:fake for a run", str(target), "use critic")
-    fn = Negated(critic) if target.sign == "fake" else critic
+    asked = Target.parse(target) if isinstance(target, str) else target
+    judged = critic if companions is None or critic is None else Beside(critic, companions)
+    parts = Parts(critic=judged, generator=generator, classifier=classifier, reference=reference)
+    target, fn, score_images = build_target(asked, parts)
+    module = classifier if target.kind == "class" else critic if critic is not None else generator
+    domain = "z" if target.of_generator else "x"
     return Subject(
         name=str(target),
         fn=fn,
-        module=critic,
+        module=module,
         generator=generator,
-        critic=critic,
-        value_range=value_range,
+        critic=judged,
+        value_range=value_range if domain == "x" else None,
         target=target,
+        classifier=classifier,
+        domain=domain,
+        score_images=score_images,
+        companions=companions if target.kind == "critic" else None,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Negated:
-    """``-fn``: what speaks for fake."""
-
-    fn: Callable[[Tensor], Tensor]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return -self.fn(x)
 
 
 def weights_hash(modules: list[nn.Module]) -> str | None:
@@ -206,5 +227,6 @@ def check_callable(subject: Subject, x: Tensor, companion: Tensor, *, gradient: 
             "the callable",
             f"treat rows independently, within {ROW_TOLERANCE:g} of scale",
             f"a change of {moved / scale:.2g} when a row stands alone",
-            "remove what looks across the batch: batch norm in train mode, minibatch standard deviation",
+            "remove what looks across the batch: batch norm in train mode, minibatch standard deviation; or give each "
+            "row the same companions",
         )

@@ -6,41 +6,102 @@ Legend: N samples, M cells (superpixels) or features, C channels, H height, W wi
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from ganscale.errors import nearest
 from ganscale.explain.errors import ExplainTargetError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Better = Literal["higher", "lower", "zero"]
-TARGETS = ("critic", "critic:real", "critic:fake", "function")
+OUTPUTS = ("log-probability", "logit", "margin")  # what a class target takes of the classifier
+TARGETS = {
+    "critic": "critic[(Y)][:real|:fake][@G]",
+    "class": f"class:K[:{'|:'.join(OUTPUTS)}][@G]",
+    "unit": "unit:LAYER:CHANNEL[:Y:X][@G]",
+    "distance": "distance:LAYER[@G]",
+    "region": "region:Y0,X0,Y1,X1[:distance]",
+    "function": "function",
+}
+_LAYER = r"(?P<layer>[^:]+)"
+_FORMS = {
+    "critic": r"critic(?:\((?P<label>\d+)\))?(?::(?P<sign>real|fake))?",
+    "class": rf"class:(?P<name>[^:]+)(?::(?P<output>{'|'.join(OUTPUTS)}))?",
+    "unit": rf"unit:{_LAYER}:(?P<index>\d+)(?::(?P<y>\d+):(?P<x>\d+))?",
+    "distance": f"distance:{_LAYER}",
+    "region": r"region:(?P<region>[^:]+(?::distance)?)",
+    "function": "function",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """Which scalar was explained: ``kind`` "critic" (its raw logit) or "function" (the callable as it was given).
+    """Which scalar was explained; ``parse`` says how it is written.
 
-    ``sign`` "fake" explains the negated logit: what makes the critic say fake.
+    ``kind``: "critic" (its raw logit), "class" (a classifier's), "region" (pixels of the generator), "unit" (an inner
+    one), "distance" (from a reference image, in features) or "function" (the callable as it was given). ``sign`` "fake"
+    explains the critic's negated logit: what makes it say fake. ``label`` is the critic's condition y. ``index`` is the
+    class or the unit's channel and ``name`` the class's name; ``output`` what is taken of the classifier. ``layer`` may
+    begin with G., D. or C.; ``y`` and ``x`` are a place on its map. ``of_generator``: a function of the latent z.
     """
 
     kind: str = "function"
     sign: Literal["real", "fake"] = "real"
+    label: int | None = None
+    index: int | None = None
+    name: str | None = None
+    output: str | None = None
+    layer: str | None = None
+    y: int | None = None
+    x: int | None = None
+    region: str | None = None
+    of_generator: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read ``critic``, ``critic:real``, ``critic:fake`` or ``function``; raises ExplainTargetError otherwise."""
-        if text not in TARGETS:
-            raise ExplainTargetError("target", f"be one of {', '.join(TARGETS)}", text, "for example --target critic")
-        kind, _, sign = text.partition(":")
-        return cls(kind=kind, sign="fake" if sign == "fake" else "real")
+        """Read a target; raises ExplainTargetError that lists the forms where ``text`` has none of them.
+
+        ``critic``, ``critic:fake``, ``critic(3)`` (with condition 3), ``class:4`` or ``class:coat`` (optionally
+        ``:logit``, ``:margin`` or ``:log-probability``, the default), ``unit:LAYER:CHANNEL[:Y:X]``, ``distance:LAYER``,
+        ``region:Y0,X0,Y1,X1`` or ``region:MASK.png`` (optionally ``:distance``), ``function``. ``critic@G`` and
+        ``class:4@G`` (also written with ∘) explain the same as a function of the latent.
+        """
+        body, of_generator = text.strip(), False
+        for mark in ("∘G", "@G"):
+            if body.endswith(mark):
+                body, of_generator = body.removesuffix(mark), True
+        kind = re.split(r"[:(]", body, maxsplit=1)[0]
+        found = re.fullmatch(_FORMS[kind], body) if kind in _FORMS else None
+        if found is None or (of_generator and kind in ("region", "function")):
+            near = f"{kind} is written {TARGETS[kind]}" if kind in TARGETS else nearest(kind, TARGETS)
+            forms = ", ".join(TARGETS.values())
+            raise ExplainTargetError("target", f"be one of {forms}", text, near)
+        parts = {key: value for key, value in found.groupdict().items() if value is not None}
+        if kind == "class":
+            parts.setdefault("output", OUTPUTS[0])
+            if parts["name"].isdigit():
+                parts["index"] = parts.pop("name")
+        numbers = {key: int(value) for key, value in parts.items() if key in ("label", "index", "y", "x")}
+        return cls(kind=kind, of_generator=of_generator or kind == "region", **{**parts, **numbers})
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "function" else f"{self.kind}:{self.sign}"
+        place = "" if self.y is None else f":{self.y}:{self.x}"
+        label = "" if self.label is None else f"({self.label})"
+        chosen = self.name if self.index is None else self.index
+        text = {
+            "critic": f"critic{label}:{self.sign}",
+            "class": f"class:{chosen}:{self.output}",
+            "unit": f"unit:{self.layer}:{self.index}{place}",
+            "distance": f"distance:{self.layer}",
+            "region": f"region:{self.region}",
+        }.get(self.kind, self.kind)
+        return text + ("∘G" if self.of_generator and self.kind != "region" else "")
 
 
 FUNCTION = Target()
