@@ -6,6 +6,7 @@ import click
 
 from ganscale import __version__
 from ganscale.cli.bench import bench
+from ganscale.cli.classifier import classifier
 from ganscale.cli.dashboard import dashboard
 from ganscale.cli.doctor import doctor
 from ganscale.cli.evaluate import evaluate
@@ -38,7 +39,7 @@ for _verb in (launch, tune, explain):  # those that start or join a Ray themselv
     open_ray_option(_verb)
 
 _TRAINING = (launch, tune, submit, status, logs, stop, list_jobs)
-_RUNS = (generate, evaluate, explain, report, dashboard)
+_RUNS = (generate, evaluate, explain, classifier, report, dashboard)
 _MACHINE = (list_names, plan, doctor, bench)
 for _verb in (*_TRAINING, *_RUNS, *_MACHINE):
     main.add_command(_verb)

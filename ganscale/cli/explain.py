@@ -6,14 +6,24 @@ import click
 
 from ganscale.cli.group import Verb
 from ganscale.cli.output import note, result, result_json, table
-from ganscale.cli.params import WholeNumber, find_run, json_option, run_argument
+from ganscale.cli.params import Name, WholeNumber, find_run, json_option, run_argument
 from ganscale.errors import UserError
 
 
 @click.command(cls=Verb)
 @run_argument
 @click.option("--method", metavar="NAME", required=True, help="Which method; see `ganscale list explainers`.")
-@click.option("--target", default="critic", show_default=True, help="What to explain: critic or critic:fake.")
+@click.option("--target", default="critic", show_default=True, help="What to explain: critic, class:K, critic@G, ...")
+@click.option(
+    "--classifier", metavar="NAME|PATH", help="A data set's name, a file or package.module:function."
+)
+@click.option(
+    "--samples",
+    type=Name("kind of samples", ("both", "real", "generated")),
+    default="both",
+    show_default=True,
+    help="Which images.",
+)
 @click.option("--num-samples", metavar="N", type=WholeNumber(1), default=8, show_default=True, help="How many samples.")
 @click.option("--workers", metavar="N", type=WholeNumber(0), default=1, show_default=True, help="0: here, without Ray.")
 @click.option("--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of samples and draws.")
@@ -23,20 +33,29 @@ def explain(
     run: str,
     method: str,
     target: str,
+    classifier: str | None,
+    samples: str,
     num_samples: int,
     workers: int,
     seed: int,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Explain a run's critic or generator."""
+    """Explain a run's critic or generator, or a classifier on its images."""
     path = find_run(run)
     options = dict(_key_and_value(text) for text in settings)
     from ganscale.runtime import load
 
     explained = load(path)
     found = explained.explain(
-        method, target=target, num_samples=num_samples, workers=workers, seed=seed, options=options
+        method,
+        target=target,
+        num_samples=num_samples,
+        workers=workers,
+        seed=seed,
+        options=options,
+        classifier=classifier,
+        samples=samples,
     )
     # one process explains a run at a time: the newest directory of the method is the one just written
     written = max((explained.path / "explanations").glob(f"{method}-*"))

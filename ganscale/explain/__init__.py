@@ -13,6 +13,13 @@ from torch import Tensor, nn
 
 from ganscale.explain.base import Explainer, check_serves, find_explainer, make_request
 from ganscale.explain.classifier import Classifier
+from ganscale.explain.classifier_source import (
+    ClassifierSource,
+    source_of_lite0,
+    source_of_network,
+    source_of_object,
+    source_of_path,
+)
 from ganscale.explain.directions import Directions
 from ganscale.explain.errors import ExplainOptionError
 from ganscale.explain.exact_shapley import ExactShapley
@@ -27,6 +34,7 @@ __all__ = [
     "EXPLAINERS",
     "Chunk",
     "Classifier",
+    "ClassifierSource",
     "Explainer",
     "Explanation",
     "Fold",
@@ -42,6 +50,10 @@ __all__ = [
     "fold",
     "make_request",
     "next_directory",
+    "source_of_lite0",
+    "source_of_network",
+    "source_of_object",
+    "source_of_path",
     "subject_of_run",
 ]
 

@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -94,6 +95,9 @@ class Explainer(ABC):
     input_name: ClassVar[str] = "x"
     needs: ClassVar[tuple[str, ...]] = ()  # of "generator", "critic", "classifier": refused by name where missing
     needs_gradient: ClassVar[bool] = False  # of the target
+    #: Inputs with rows of their own, and how many a run should give: "real" and "held_out" images (each with
+    #: NAME_labels), "latents". A caller may leave them out.
+    beside: ClassVar[Mapping[str, int]] = MappingProxyType({})
     domains: ClassVar[tuple[str, ...]] = ("x", "z")  # what the explained function may take: images, latents
 
     def __init__(self, subject: Subject, request: Request) -> None:
@@ -215,6 +219,8 @@ def make_request(
     check_samples(given[name], name=name)
     count = len(given[name])
     for key, tensor in given.items():
+        if key.removesuffix("_labels") in explainer.beside and isinstance(tensor, Tensor):
+            continue
         if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != count:
             got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ExplainInputError(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError, ExplainTargetError
 
@@ -25,8 +26,10 @@ class Classifier(nn.Module):
     ``model`` takes images in ``value_range`` and returns [n, K] logits, probabilities or log-probabilities as
     ``output`` says ("auto": probabilities where rows are not negative and sum to 1, else logits), or one logit a row
     ([n] or [n, 1]), which becomes [0, logit]. ``example`` [N, C, H, W] in [-1, 1] are images it will see: two of
-    them are tried. ``labels`` name the classes; ``facts`` travel with every number it judges. Raises CallableError
-    where the model does not take such images or returns something else, ExplainOptionError for a range that is none.
+    them are tried. Images are resized to ``size`` (antialiased bilinear) and a gray one repeated over ``channels``,
+    where these are given. ``labels`` name the classes; ``facts`` travel with every number it judges. Raises
+    CallableError where the model does not take such images or returns something else, ExplainOptionError for a range
+    that is none.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class Classifier(nn.Module):
         labels: tuple[str, ...] = (),
         value_range: tuple[float, float] = (-1.0, 1.0),
         output: Output = "auto",
+        size: tuple[int, int] | None = None,
+        channels: int | None = None,
         differentiable: bool = True,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
@@ -46,6 +51,7 @@ class Classifier(nn.Module):
             raise ExplainOptionError("the classifier's range", "be LOW,HIGH", value_range, "for example 0,1")
         self.model, self.name, self.value_range = model, name, tuple(map(float, value_range))
         self.labels, self.output, self.differentiable = tuple(labels), output, differentiable
+        self.size, self.channels = size, channels
         self.eval()
         found = self._try(example[:2])
         if output == "auto":
@@ -61,6 +67,7 @@ class Classifier(nn.Module):
             "classes": self.classes,
             "value_range": list(self.value_range),
             "output": self.output,
+            **({"resized_to": list(size)} if size else {}),
             **(facts or {}),
         }
 
@@ -108,6 +115,10 @@ class Classifier(nn.Module):
 
     def _ranged(self, images: Tensor) -> Tensor:
         low, high = self.value_range
+        if self.channels is not None and images.shape[1] == 1:
+            images = images.expand(-1, self.channels, -1, -1)
+        if self.size is not None and images.shape[2:] != self.size:
+            images = interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False)
         return images if (low, high) == (-1.0, 1.0) else (images + 1) * ((high - low) / 2) + low
 
     def _raw(self, images: Tensor) -> Tensor:

@@ -183,6 +183,14 @@ def check_range(x: Tensor, value_range: tuple[float, float] | None) -> list[str]
     return []
 
 
+def looks_across_its_batch(critic: nn.Module, rows: Tensor) -> bool:
+    """Whether the critic's value of a row depends on the rows beside it, as with minibatch standard deviation."""
+    with Subject(name="critic", fn=critic, module=critic).quiet(), torch.no_grad():
+        together, alone = critic(rows), torch.cat([critic(row) for row in rows.split(1)])
+    scale = max(float(together.abs().max()), float((together.max() - together.min()).abs()), 1e-12)
+    return bool(float((together - alone).abs().max()) > ROW_TOLERANCE * scale)
+
+
 def check_callable(subject: Subject, x: Tensor, companion: Tensor, *, gradient: bool) -> None:
     """Check once a job, on two rows, that fn keeps the contract; raises CallableError or ZeroGradientError.
 

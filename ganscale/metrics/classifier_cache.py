@@ -69,6 +69,7 @@ def save_classifier(network: InDomainCNN, entry: Path, *, fingerprint: str = "")
         "objective": network.objective,
         "held_out_accuracy": network.held_out_accuracy,
         "recipe": network.recipe,
+        "labels": list(network.labels),
         "fingerprint": fingerprint,
         "torch": torch.__version__,
     }
@@ -97,6 +98,7 @@ def load_classifier(entry: Path) -> InDomainCNN:
         network.load_state_dict(safetensors.torch.load(weights))
         network.held_out_accuracy = float(facts["held_out_accuracy"])
         network.recipe = dict(facts["recipe"])
+        network.labels = tuple(facts.get("labels", ()))
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise _refusal(entry / FACTS, "describe the weights beside it", str(error).splitlines()[0]) from None
     return network.eval().requires_grad_(False)

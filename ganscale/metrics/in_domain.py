@@ -50,8 +50,8 @@ class InDomainCNN(nn.Module):
     """The classifier; ``features`` are the 128 activations before its last layer.
 
     Attributes: ``held_out_accuracy`` (share of held-out images classified right), ``objective`` ("classes" or
-    "turns"), ``recipe`` (how it was trained) and ``sha256`` (of the weights). Takes float images in [-1, 1] of any
-    size and of the ``channels`` it was made for.
+    "turns"), ``recipe`` (how it was trained), ``labels`` (the classes' names, where known) and ``sha256`` (of the
+    weights). Takes float images in [-1, 1] of any size and of the ``channels`` it was made for.
     """
 
     def __init__(self, channels: int, classes: int, *, objective: Objective = "classes") -> None:
@@ -59,6 +59,7 @@ class InDomainCNN(nn.Module):
         self.channels, self.classes, self.objective = channels, classes, objective
         self.held_out_accuracy = float("nan")
         self.recipe: dict[str, str] = {}
+        self.labels: tuple[str, ...] = ()
         self.conv1 = nn.Conv2d(channels, 32, 3, padding=1)
         self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
         self.hidden = nn.Linear(64 * (SIDE // 4) ** 2, FEATURES)

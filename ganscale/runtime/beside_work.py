@@ -11,7 +11,7 @@ from ganscale.files import replace_text
 from ganscale.metrics import MetricValue
 from ganscale.runtime.beside import Events
 from ganscale.runtime.evaluation import build_judge, evaluation_board, keep
-from ganscale.runtime.explain_fanout import explain_run
+from ganscale.runtime.explain_run import explain_run
 from ganscale.runtime.run import Run
 from ganscale.training.retention import READING
 

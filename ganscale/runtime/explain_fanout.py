@@ -1,4 +1,4 @@
-"""Explaining a run: the same chunks in this process or on a pool of Ray actors, to the same bytes.
+"""Explaining on workers: the same chunks in this process or on a pool of Ray actors, to the same bytes.
 
 The actors get the weights and the inputs once, through Ray's object store. Ray restarts a lost actor and gives it its
 chunks again; partials are folded in chunk order, so neither arrival nor loss shows in the result.
@@ -8,41 +8,29 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 
-from ganscale.data import keyed, open_dataset
-from ganscale.data.pixels import to_float
-from ganscale.errors import GanscaleError, ResourceError, RunFailed, UserError
+from ganscale.errors import GanscaleError, ResourceError, RunFailed
 from ganscale.explain import (
-    EXPLAINERS,
     Chunk,
+    ClassifierSource,
     Explainer,
     Explanation,
     Partial,
     Request,
     Subject,
-    Target,
     build_explainer,
     drive,
-    find_explainer,
-    make_request,
-    next_directory,
     subject_of_run,
 )
-from ganscale.runtime.evaluation import evaluation_board
-from ganscale.runtime.run import Networks, latents
+from ganscale.explain.errors import CallableError
+from ganscale.runtime.run import Networks
 from ganscale.runtime.threads import THREADS, one_thread
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ganscale.dashboards import TensorBoardSink
-    from ganscale.runtime.run import Run
 
 CHUNKS_IN_FLIGHT = 2  # a worker: one in work, one waiting for it
 RESTARTS = 3  # of one actor, and tries of one chunk
@@ -51,51 +39,60 @@ POINTS_RANGE = None  # points of the plane have no bounds
 Execute = Callable[[list[Chunk]], Iterator[tuple[int, Partial]]]
 
 
-def explain_run(
-    run: Run,
-    method: str,
-    *,
-    target: str | Target,
-    num_samples: int,
-    workers: int,
-    seed: int,
-    options: Mapping[str, Any],
-    address: str | None,
-    between: Callable[[], None] | None = None,
-    board: TensorBoardSink | None = None,
-) -> Explanation:
-    """Do what ``Run.explain`` says; ``between`` is called before each chunk, and may raise to give up."""
-    explainer_class = find_explainer(method, EXPLAINERS)
-    if num_samples < 1:
-        raise UserError("--num-samples", "be at least 1", num_samples, "use --num-samples 8")
-    if workers < 0:
-        raise UserError("--workers", "be 0 (in this process, without Ray) or more", workers, "use --workers 1")
-    networks = run.networks
-    inputs = _inputs(run, explainer_class.input_name, num_samples, seed)
-    request = make_request(explainer_class, inputs, seed=seed, options=options)
-    explanation = explain_networks(
-        networks, request, target=str(target), workers=workers, address=address, between=between
-    )
-    explanation.meta["run"] = {"name": run.name, "images": networks.images}
-    _write(run.path, explanation, networks.images, board)
-    return explanation
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """An explanation before it is computed: networks, request and target, and what the target is made of besides."""
+
+    networks: Networks
+    request: Request
+    target: str
+    classifier: ClassifierSource | None = None
+    reference: torch.Tensor | None = None
+    companions: torch.Tensor | None = None
+
+    def explainer(self) -> Explainer:
+        """Build the explainer, in the driver and anew in every worker; raises the errors of target and method."""
+        classifier = None if self.classifier is None else self.classifier.open(self._example())
+        subject = subject_of(
+            self.networks, self.target, classifier=classifier, reference=self.reference, companions=self.companions
+        )
+        return build_explainer(subject, self.request)
+
+    def packed(self) -> bytes:
+        """Return the job as bytes that any worker can open; raises CallableError where it cannot travel."""
+        import cloudpickle
+
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "networks"}
+        try:
+            return cloudpickle.dumps(fields | {"networks": self.networks.to_arrays()})
+        except Exception as error:  # each object that cannot be pickled has its own kind of error
+            words = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+            remedy = "use workers=0, or give package.module:function"
+            raise CallableError("the classifier", "be picklable to travel to workers", words, remedy) from None
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> Job:
+        """Return the job that ``packed`` gave."""
+        import cloudpickle
+
+        fields = cloudpickle.loads(packed)
+        return cls(**fields | {"networks": Networks(**fields["networks"])})
+
+    def _example(self) -> torch.Tensor:
+        data = self.networks.config.data
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(2, data.channels, *data.resolution, generator=generator) * 2 - 1
 
 
 def explain_networks(
-    networks: Networks,
-    request: Request,
-    *,
-    target: str,
-    workers: int,
-    address: str | None = None,
-    between: Callable[[], None] | None = None,
+    job: Job, *, workers: int, address: str | None = None, between: Callable[[], None] | None = None
 ) -> Explanation:
-    """Run ``request`` on ``networks`` with ``workers`` Ray actors (0: in this process) and return the explanation."""
+    """Run ``job`` with ``workers`` Ray actors (0: in this process) and return the explanation."""
     began = time.perf_counter()
     with one_thread():
-        explainer = build_explainer(subject_of(networks, target), request)
+        explainer = job.explainer()
         here = None if between is None else lambda chunks: _run_here(explainer, chunks, between)
-        with actor_pool(networks, request, target, workers, address) if workers else nullcontext(here) as execute:
+        with actor_pool(job, workers, address) if workers else nullcontext(here) as execute:
             explanation = drive(explainer, execute=execute)
     cost = {"workers": workers, "threads": THREADS, "seconds": time.perf_counter() - began}
     explanation.meta["cost"] |= cost
@@ -108,23 +105,22 @@ def _run_here(explainer: Explainer, chunks: list[Chunk], between: Callable[[], N
         yield chunk.index, explainer.run(chunk)
 
 
-def subject_of(networks: Networks, target: str) -> Subject:
-    """Return what is explained: the critic's logit, with the generator beside it."""
+def subject_of(networks: Networks, target: str, **more: Any) -> Subject:
+    """Return what is explained of a run; ``more`` as of ``subject_of_run``."""
     bounds = {"value_range": POINTS_RANGE} if networks.config.data.channels == 2 else {}
-    return subject_of_run(target=target, critic=networks.critic, generator=networks.generator, **bounds)
+    return subject_of_run(target=target, critic=networks.critic, generator=networks.generator, **bounds, **more)
 
 
 @contextmanager
-def actor_pool(
-    networks: Networks, request: Request, target: str, workers: int, address: str | None
-) -> Iterator[Execute]:
-    """Hold ``workers`` actors that know the networks and the request; yields what ``drive`` takes as ``execute``.
+def actor_pool(job: Job, workers: int, address: str | None) -> Iterator[Execute]:
+    """Hold ``workers`` actors that know the job; yields what ``drive`` takes as ``execute``.
 
     Raises ResourceError, before any actor is started, where there are fewer CPUs than workers.
     """
     from ganscale.runtime.local import is_connected, ray_session
     from ganscale.runtime.planner import this_machine
 
+    packed = job.packed()
     local = address is None and not is_connected()
     if local:
         _check_cpus(workers, this_machine().cpus, "this machine")
@@ -133,11 +129,11 @@ def actor_pool(
 
         if not local:
             _check_cpus(workers, int(ray.cluster_resources().get("CPU", 0)), "the cluster")
-        job = [ray.put((networks.to_arrays(), request, target))]  # in a list, so that it travels as a reference
+        kept = [ray.put(packed)]  # in a list, so that it travels as a reference
         actor = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(ChunkWorker)
         actors = [actor.remote() for _ in range(workers)]
         try:
-            yield lambda chunks: run_chunks(actors, job, chunks)
+            yield lambda chunks: run_chunks(actors, kept, chunks)
         finally:
             for handle in actors:
                 ray.kill(handle)
@@ -155,8 +151,7 @@ class ChunkWorker:
         if self._explainer is None:
             import ray
 
-            arrays, request, target = ray.get(job[0])
-            self._explainer = build_explainer(subject_of(Networks(**arrays), target), request)
+            self._explainer = Job.unpacked(ray.get(job[0])).explainer()
         return self._explainer.run(chunk)
 
 
@@ -181,39 +176,6 @@ def run_chunks(actors: list[Any], job: list[Any], chunks: list[Chunk]) -> Iterat
     except ray.exceptions.RayActorError as error:
         words = str(error).splitlines()[0]
         raise RunFailed(f"the workers of the explanation died more than {RESTARTS} times ({words})") from error
-
-
-def _inputs(run: Run, input_name: str, num: int, seed: int) -> dict[str, torch.Tensor]:
-    """Return what the method looks at: latents, or real and generated images by turns."""
-    networks = run.networks
-    if input_name == "z":
-        return {"z": latents(num, networks.generator.latent, seed=seed, purpose="explain")}
-    dataset = open_dataset(run.config.data, split="train")
-    num_fake = num // 2
-    chosen = keyed.keyed_permutation(len(dataset), seed, purpose="explain")[: num - num_fake]
-    pixels, labels = dataset.read(np.sort(chosen))
-    real = to_float(pixels) if dataset.kind == "image" else pixels
-    fake = (
-        networks.draw_float(latents(num_fake, networks.generator.latent, seed=seed, purpose="explain"))
-        if num_fake
-        else real[:0]
-    )
-    order = torch.tensor([i // 2 if i % 2 == 0 else len(real) + i // 2 for i in range(num)])
-    return {
-        "x": torch.cat([real, fake])[order],
-        "generated": torch.cat([torch.zeros(len(real)), torch.ones(num_fake)]).bool()[order],
-        "labels": torch.cat([labels, torch.full((num_fake,), -1)])[order],
-    }
-
-
-def _write(run_dir: Path, explanation: Explanation, images: int, board: TensorBoardSink | None) -> None:
-    from ganscale.dashboards import write_panels
-
-    directory = next_directory(run_dir / "explanations", explanation.method)
-    directory.parent.mkdir(exist_ok=True)
-    explanation.save(directory, also_write=lambda aside: write_panels(explanation, aside))
-    with evaluation_board(run_dir) if board is None else nullcontext(board) as shown:
-        shown.write_explanation(explanation, images)
 
 
 def _check_cpus(workers: int, cpus: int, where: str) -> None:

@@ -109,14 +109,19 @@ class Run:
         workers: int = 1,
         seed: int = 0,
         options: Mapping[str, Any] | None = None,
+        classifier: Any = None,
+        samples: str = "both",
         address: str | None = None,
     ) -> Explanation:
-        """Explain the critic (or, by ``directions``, the generator) and write explanations/METHOD-001 and TensorBoard.
+        """Explain the critic, the generator or a classifier, and write explanations/METHOD-001 and TensorBoard.
 
-        The samples are real and generated images by turns. ``workers`` actors under Ray share the work; 0 does it in
-        this process, to the same bytes. Raises UserError for an unknown method, target or option.
+        ``target`` is what ``Target.parse`` reads ("critic", "class:3", "critic@G"). ``classifier`` is a name, a path,
+        "package.module:function", a network or a function; by default, where one is needed, the one trained on the
+        run's own data. The ``samples`` are real and generated images by turns ("both"), or one kind. ``workers`` actors
+        under Ray share the work; 0 does it in this process, to the same bytes. Raises UserError for an unknown method,
+        target or option.
         """
-        from ganscale.runtime.explain_fanout import explain_run
+        from ganscale.runtime.explain_run import explain_run
 
         explanation = explain_run(
             self,
@@ -126,6 +131,8 @@ class Run:
             workers=workers,
             seed=seed,
             options=options or {},
+            classifier=classifier,
+            samples=samples,
             address=address or self.config.runtime.address,
         )
         self.publish()

@@ -1,0 +1,175 @@
+"""Explaining a run: which samples, which classifier, which networks beside; then the files, panels and TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ganscale.data import keyed, open_dataset
+from ganscale.data.pixels import to_float
+from ganscale.errors import UserError
+from ganscale.explain import EXPLAINERS, Explainer, Explanation, Target, find_explainer, make_request, next_directory
+from ganscale.explain.subject import looks_across_its_batch
+from ganscale.runtime.classifiers import IN_DOMAIN, find_classifier
+from ganscale.runtime.evaluation import evaluation_board
+from ganscale.runtime.explain_fanout import Job, explain_networks
+from ganscale.runtime.run import latents
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ganscale.dashboards import TensorBoardSink
+    from ganscale.data.dataset import Dataset
+    from ganscale.runtime.run import Run
+
+SAMPLES = ("both", "real", "generated")
+COMPANIONS = 3  # a group of four, the usual one of minibatch standard deviation
+
+
+def explain_run(
+    run: Run,
+    method: str,
+    *,
+    target: str | Target,
+    num_samples: int,
+    workers: int,
+    seed: int,
+    options: Mapping[str, Any],
+    address: str | None,
+    classifier: Any = None,
+    samples: str = "both",
+    between: Callable[[], None] | None = None,
+    board: TensorBoardSink | None = None,
+) -> Explanation:
+    """Do what ``Run.explain`` says; ``between`` is called before each chunk, and may raise to give up."""
+    if workers < 0:
+        raise UserError("--workers", "be 0 (in this process, without Ray) or more", workers, "use --workers 1")
+    job = make_job(
+        run,
+        method,
+        target=str(target),
+        num_samples=num_samples,
+        seed=seed,
+        options=options,
+        classifier=classifier,
+        samples=samples,
+    )
+    explanation = explain_networks(job, workers=workers, address=address, between=between)
+    keep(run, explanation, board)
+    return explanation
+
+
+def make_job(
+    run: Run,
+    method: str,
+    *,
+    target: str,
+    num_samples: int,
+    seed: int,
+    options: Mapping[str, Any],
+    classifier: Any = None,
+    samples: str = "both",
+) -> Job:
+    """Read what an explanation of ``run`` needs; raises the UserError family before anything is computed."""
+    explainer = find_explainer(method, EXPLAINERS)
+    asked = Target.parse(target)
+    if num_samples < 1:
+        raise UserError("--num-samples", "be at least 1", num_samples, "use --num-samples 8")
+    if samples not in SAMPLES:
+        raise UserError("--samples", f"be one of {', '.join(SAMPLES)}", samples, "leave it out")
+    make_request(explainer, torch.zeros(1, 1, 1, 1), options=options)  # a wrong option is refused before work
+    networks = run.networks
+    dataset = open_dataset(run.config.data, split="train")
+    latent = asked.of_generator or (asked.kind == "unit" and _is_of_generator(asked, networks.generator))
+    inputs = _inputs(run, dataset, explainer, num_samples, seed, latent=latent, samples=samples)
+    wants = classifier is None and ("classifier" in explainer.needs or asked.kind == "class" or _of_classifier(asked))
+    source = find_classifier(IN_DOMAIN if wants else classifier, run.config.data) if wants or classifier else None
+    others = _real(dataset, 1 + COMPANIONS, seed, purpose="explain beside")[0]
+    return Job(
+        networks=networks,
+        request=make_request(explainer, inputs, seed=seed, options=options),
+        target=target,
+        classifier=source,
+        reference=others[:1],
+        companions=others[1:] if looks_across_its_batch(networks.critic, others) else None,
+    )
+
+
+def keep(run: Run, explanation: Explanation, board: TensorBoardSink | None = None) -> Path:
+    """Write ``explanation`` as the next one of ``run``, with its panels, and to TensorBoard; return its directory."""
+    from ganscale.dashboards import write_panels
+
+    images = run.networks.images
+    explanation.meta["run"] = {"name": run.name, "images": images}
+    directory = next_directory(run.path / "explanations", explanation.method)
+    directory.parent.mkdir(exist_ok=True)
+    explanation.save(directory, also_write=lambda aside: write_panels(explanation, aside))
+    with evaluation_board(run.path) if board is None else nullcontext(board) as shown:
+        shown.write_explanation(explanation, images)
+    return directory
+
+
+def _is_of_generator(target: Target, generator: torch.nn.Module) -> bool:
+    from ganscale.explain.layers import layer_names
+
+    layer = str(target.layer).partition("#")[0]
+    return layer.startswith("G.") or layer in layer_names(generator)
+
+
+def _of_classifier(target: Target) -> bool:
+    return str(target.layer).startswith("C.")
+
+
+def _inputs(
+    run: Run, dataset: Dataset, explainer: type[Explainer], num: int, seed: int, *, latent: bool, samples: str
+) -> dict[str, torch.Tensor]:
+    """Return what the method looks at: latents, or real and generated images; and what it wants beside them."""
+    networks = run.networks
+    z = latents(num, networks.generator.latent, seed=seed, purpose="explain")
+    if explainer.input_name == "z":
+        found = {"z": z}
+    elif latent:
+        found = {"x": z, "images": networks.draw_float(z)}
+    else:
+        found = _images(run, dataset, num, seed, samples)
+    for name, count in explainer.beside.items():
+        if name == "latents":
+            found[name] = latents(count, networks.generator.latent, seed=seed, purpose="explain beside")
+            continue
+        source = dataset if name == "real" else open_dataset(run.config.data, split="held-out")
+        found[name], found[f"{name}_labels"] = _real(source, count, seed, purpose=f"explain {name}")
+    return found
+
+
+def _images(run: Run, dataset: Dataset, num: int, seed: int, samples: str) -> dict[str, torch.Tensor]:
+    """Return images, real and generated by turns unless only one kind was asked for, with labels (-1: generated)."""
+    networks = run.networks
+    num_fake = {"both": num // 2, "real": 0, "generated": num}[samples]
+    num_real = num - num_fake
+    real, labels = _real(dataset, num_real, seed, purpose="explain")
+    fake = networks.draw_float(latents(max(num_fake, 1), networks.generator.latent, seed=seed, purpose="explain"))
+    order = torch.arange(num)
+    if samples == "both":
+        order = torch.tensor([i // 2 if i % 2 == 0 else num_real + i // 2 for i in range(num)])
+    found = {
+        "x": torch.cat([real, fake[:num_fake]])[order],
+        "generated": torch.cat([torch.zeros(num_real), torch.ones(num_fake)]).bool()[order],
+        "labels": torch.cat([labels, torch.full((num_fake,), -1)])[order],
+    }
+    if samples == "real" and hasattr(dataset, "masks"):  # drawn figures say which pixels are theirs
+        rows = _chosen(dataset, num, seed, purpose="explain")
+        found["mask"] = torch.from_numpy(dataset.masks(rows).any(axis=1))
+    return found
+
+
+def _chosen(dataset: Dataset, num: int, seed: int, *, purpose: str) -> np.ndarray:
+    return np.sort(keyed.keyed_permutation(len(dataset), seed, purpose=purpose)[:num])
+
+
+def _real(dataset: Dataset, num: int, seed: int, *, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
+    pixels, labels = dataset.read(_chosen(dataset, num, seed, purpose=purpose))
+    return (to_float(pixels) if dataset.kind == "image" else pixels), labels
