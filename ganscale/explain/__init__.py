@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ganscale.explain.attacks.attack_input import AttackInput
 from ganscale.explain.base import Explainer, check_serves, find_explainer, make_request
 from ganscale.explain.classifier import Classifier
 from ganscale.explain.classifier_source import (
@@ -23,8 +24,12 @@ from ganscale.explain.classifier_source import (
 from ganscale.explain.directions import Directions
 from ganscale.explain.errors import ExplainOptionError
 from ganscale.explain.exact_shapley import ExactShapley
+from ganscale.explain.gradients import ExpectedGradients, InputXGradient, Saliency, SmoothGrad
 from ganscale.explain.integrated_gradients import IntegratedGradients
 from ganscale.explain.kernel_shap import KernelShap
+from ganscale.explain.layer_maps import GradCam, LayerConductance
+from ganscale.explain.lime import Lime
+from ganscale.explain.occlusion import Occlusion
 from ganscale.explain.plan import Chunk, Fold, Partial, Request, drive, fold
 from ganscale.explain.store import next_directory
 from ganscale.explain.subject import IMAGE_RANGE, Subject, subject_of_run
@@ -58,7 +63,8 @@ __all__ = [
 ]
 
 EXPLAINERS: dict[str, type[Explainer]] = {
-    explainer.name: explainer for explainer in (IntegratedGradients, KernelShap, ExactShapley, Directions)
+    explainer.name: explainer
+    for explainer in (IntegratedGradients, KernelShap, Lime, ExactShapley, Directions, AttackInput)
 }
 
 

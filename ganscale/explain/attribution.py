@@ -1,16 +1,19 @@
-"""What attribution methods share: inputs, baseline, players, and the second round that measures faithfulness.
+"""What attribution methods share: inputs, baseline, players, and the rounds that measure how far a map can be trusted.
 
-Round 0 computes the maps (a method's own chunks); round 1 removes and inserts players in the map's order and in random
-ones, one chunk a sample. Legend: N samples, M players, C channels, H height, W width, D features, R random orders, P
-curve points.
+Round 0 computes the maps (a method's own chunks), and the same maps again for their controls: of slightly moved inputs
+(max-sensitivity) and of a network whose weights were shuffled. Round 1 removes and inserts players in the map's order,
+in the shuffled network's and in random ones, one chunk a sample. Legend: N samples, M players, C channels, H height,
+W width, D features, R random orders, P curve points.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,41 +21,62 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ganscale.explain import scores
+from ganscale.explain import faithfulness
 from ganscale.explain.base import SCORING, Explainer, Meter, Options
-from ganscale.explain.cells import compose, grid_segments, make_baseline
+from ganscale.explain.cells import cell_sums, compose, grid_segments, make_baseline, spread
+from ganscale.explain.errors import CallableError, ExplainOptionError, ZeroGradientError
 from ganscale.explain.plan import Chunk, Partial, Request
+from ganscale.explain.shuffling import has_weights, shuffled_weights
 from ganscale.explain.subject import Subject, check_callable, check_range
+from ganscale.explain.superpixels import slic_segments
 from ganscale.explain.types import Explanation, Score
 
-INFIDELITY_MASKS = 64
+SLIC_FROM = 64  # pixels a side: on smaller images superpixels follow noise, and a grid is as good
+TWIN = 1 << 16  # parts of the k-th control's chunks begin at (k + 1) TWIN; its streams are those of the map itself
+SHAKE = 0.02  # of the range's width: how far an input is moved for max-sensitivity
 
 
 class AttributionOptions(Options):
-    """Options of every attribution: what stands for "absent", and the grid of cells.
+    """Options of every attribution: what stands for "absent", the regions, and how much is measured beside the map.
 
     ``baseline``: auto (the low end of the range; zero where there is none), low, mid, mean, blur, zero, or a number.
-    ``cells``: cells a side for images; vectors have one player a feature. ``curve_points``: points of deletion curves.
+    ``cells``: cells a side for images; vectors have one player a feature. ``regions``: grid, slic (cells x cells
+    superpixels of each image), or auto (slic from 64 pixels a side). ``curve_points``: points of deletion curves.
+    ``shakes``: moved copies of each sample whose maps are compared with its own. ``shuffled_network``: whether the map
+    of a network with shuffled weights is made as a control.
     """
 
     baseline: Literal["auto", "low", "mid", "mean", "blur", "zero"] | Annotated[float, Field(allow_inf_nan=False)] = (
         "auto"
     )
     cells: Annotated[int, Field(ge=2, le=64)] = 7
+    regions: Literal["auto", "grid", "slic"] = "grid"
     curve_points: Annotated[int, Field(ge=2, le=4096)] = 16
+    shakes: Annotated[int, Field(ge=0, le=14)] = 2
+    shuffled_network: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Maps:
-    """The result of round 0: maps like x, their sums per player, and f at both ends (float64 [N])."""
+    """The result of round 0: maps like x, their sums per player, and f at both ends (float64 [N]).
+
+    ``weights_NM`` ranks the players. ``effects_NM`` is what the method predicts that f loses with each of them; None
+    where the weights say so themselves (gradients alone do not: they are sensitivities).
+    """
 
     attribution: Tensor
     weights_NM: np.ndarray
     fx_N: np.ndarray
     baseline_N: np.ndarray
+    effects_NM: np.ndarray | None = None
     values: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def predicted_NM(self) -> np.ndarray:
+        """Return the effects, or the weights where they are the effects."""
+        return self.weights_NM if self.effects_NM is None else self.effects_NM
 
 
 class AttributionExplainer(Explainer):
@@ -70,10 +94,33 @@ class AttributionExplainer(Explainer):
         super().__init__(subject, request)
         self.x = request.inputs["x"]
         self.range_warnings = check_range(self.x, subject.value_range)
-        self.segments = grid_segments(tuple(self.x.shape[1:]), self.options.cells)
-        self.players = int(self.segments.max()) + 1
         self.baseline = make_baseline(self.x, self.options.baseline, subject.value_range)
         check_range(self.baseline, subject.value_range)
+        self.segments = self._segments()
+        self.players = int(self.segments.max()) + 1
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether every sample has regions of its own, ``segments`` [N, H, W]."""
+        return self.options.regions != "grid" and self.x.ndim == 4 and self.segments.shape == self.x[:, 0].shape
+
+    def segments_of(self, row: int) -> Tensor:
+        """Return which player each element of sample ``row`` belongs to."""
+        return self.segments[row] if self.per_sample else self.segments
+
+    def sums(self, maps: Tensor, first: int = 0) -> np.ndarray:
+        """Sum maps of the samples from ``first`` on over their players: float64 [n, M]."""
+        if not self.per_sample:
+            return cell_sums(maps, self.segments)
+        rows = (cell_sums(maps[row : row + 1], self.segments[first + row]) for row in range(len(maps)))
+        return np.concatenate(list(rows))
+
+    def spread(self, weights_NM: np.ndarray) -> Tensor:
+        """Share each player's weight evenly over its elements: maps like x with the same sums."""
+        if not self.per_sample:
+            return spread(weights_NM, self.segments, self.x)
+        rows = range(len(self.x))
+        return torch.cat([spread(weights_NM[r : r + 1], self.segments[r], self.x[r : r + 1]) for r in rows])
 
     @abstractmethod
     def first_round(self) -> list[Chunk]:
@@ -87,119 +134,122 @@ class AttributionExplainer(Explainer):
     def collect(self, partial: Partial) -> Maps:
         """Return the maps of a folded round 0."""
 
+    def refuse(self, chunk: Chunk, data: dict[str, Any]) -> None:
+        """Raise where a chunk's maps cannot be an answer; not asked of controls."""
+
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
-        """Check the callable and list round 0, then one scoring chunk a sample, then nothing."""
+        """Check the callable and list round 0 with its controls, then one scoring chunk a sample, then nothing."""
         if previous is None:
             for words in self.range_warnings:
                 warnings.warn(words, stacklevel=2)
             check_callable(self.subject, self.x, self.baseline[:1], gradient=self.needs_gradient)
-            return self.first_round()
+            own = self.first_round()
+            chunks = [replace(chunk, part=chunk.part + (k + 1) * TWIN) for k in range(self._twins()) for chunk in own]
+            return own + [replace(chunk, index=len(own) + place) for place, chunk in enumerate(chunks)]
         if previous.round > 0:
             return []
-        weights_NM = self.collect(previous).weights_NM
+        maps, other = self.maps_of(previous), self.maps_of(previous, self.options.shakes)
         return [
-            Chunk(round=1, index=row, explanation=row, part=SCORING, work={"weights": weights_NM[row]})
+            Chunk(
+                round=1,
+                index=row,
+                explanation=row,
+                part=SCORING,
+                work={
+                    "weights": maps.weights_NM[row],
+                    "effects": maps.predicted_NM[row],
+                    "other": None if other is None else other.weights_NM[row],
+                },
+            )
             for row in range(len(self.x))
         ]
 
-    def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
-        """Run an attribution chunk (round 0) or a scoring chunk (round 1)."""
-        return self.attribute(chunk, meter) if chunk.round == 0 else self.measure(chunk, meter)
+    def maps_of(self, partial: Partial, twin: int = -1) -> Maps | None:
+        """Return the maps that a folded round 0 holds: those asked for (-1), or the ``twin``-th control's.
+
+        None where that control was not made.
+        """
+        low = (twin + 1) * TWIN
+        items = [item for item in partial.items if item[0] == 0 and low <= item[2] < low + TWIN]
+        if not items or any(item[3] is None for item in items):
+            return None
+        items = [(number, explanation, part - low, data) for number, explanation, part, data in items]
+        return self._twin(twin).collect(replace(partial, items=tuple(items)))
+
+    def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any] | None:
+        """Run an attribution chunk or a control's (round 0), or a scoring chunk (round 1).
+
+        None where a network with shuffled weights gives nothing finite: then there is no such control.
+        """
+        if chunk.round > 0:
+            return faithfulness.measure(self, chunk, meter)
+        twin, part = chunk.part // TWIN - 1, chunk.part % TWIN
+        if twin < 0:
+            data = self.attribute(chunk, meter)
+            self.refuse(chunk, data)
+            return data
+        is_other = twin == self.options.shakes
+        with shuffled_weights(self.subject.module, seed=self.request.seed) if is_other else nullcontext():
+            try:
+                return self._twin(twin).attribute(replace(chunk, part=part), meter)
+            except (CallableError, ZeroGradientError):
+                return None
 
     def evaluate(self, row: int, present_nM: np.ndarray, meter: Meter) -> np.ndarray:
         """Return f of sample ``row`` with the given players present, float64 [n]."""
-        x, baseline = self.x[row], self.baseline[row]
+        x, baseline, segments = self.x[row], self.baseline[row], self.segments_of(row)
         return meter.evaluate(
-            self.subject.fn, len(present_nM), lambda part: compose(x, baseline, present_nM[part], self.segments)
+            self.subject.fn, len(present_nM), lambda part: compose(x, baseline, present_nM[part], segments)
         )
-
-    def measure(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
-        """Return the curves and the infidelity of one sample, with their random controls.
-
-        Inserting in an order is deleting in its reverse, read backwards: one set of random orders is the control of
-        both.
-        """
-        rng, weights_M = chunk.rng(self.request.seed), chunk.work["weights"]
-        best_first = np.argsort(-weights_M, kind="stable")
-        random_orders = [rng.permutation(self.players) for _ in range(scores.RANDOM_ORDERS)]
-        counts_P = scores.removal_counts(self.players, self.options.curve_points)
-        orders = [best_first, best_first[::-1], *random_orders]
-        inner = np.concatenate([scores.deletion_masks(order, counts_P[1:-1]) for order in orders])
-        removed = rng.random((INFIDELITY_MASKS, self.players)) < 0.5
-        ends = np.stack([np.ones(self.players, dtype=bool), np.zeros(self.players, dtype=bool)])
-        f_n = self.evaluate(chunk.explanation, np.concatenate([ends, inner, ~removed]), meter)
-        full, empty, f_n = f_n[0], f_n[1], f_n[2:]
-        middle = f_n[: len(inner)].reshape(len(orders), len(counts_P) - 2)
-        curves = np.pad(middle, ((0, 0), (1, 1)), constant_values=((0, 0), (full, empty)))
-        drop_n = full - f_n[len(inner) :]
-        shuffled = [weights_M[rng.permutation(self.players)] for _ in range(scores.RANDOM_ORDERS)]
-        return {
-            "deletion": curves[0],
-            "insertion": curves[1][::-1].copy(),
-            "random": curves[2:],
-            "infidelity": scores.infidelity(weights_M, removed, drop_n),
-            "infidelity_random": np.array([scores.infidelity(other, removed, drop_n) for other in shuffled]),
-        }
 
     def finish(self, partial: Partial) -> Explanation:
         """Assemble maps, curves and scores."""
-        maps, found = self.collect(partial), [data for _, _, data in partial.of_round(1)]
-        counts_P = scores.removal_counts(self.players, self.options.curve_points)
-        deletion, insertion, random = (
-            np.stack([data[key] for data in found]) for key in ("deletion", "insertion", "random")
-        )
-        random_area_NR = scores.area(random, counts_P)
-        rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING + 1)))
-        random_gini_R = scores.gini(rng.standard_normal((scores.RANDOM_ORDERS, self.players)))
-        curves = {"deletion_curve": deletion, "insertion_curve": insertion, "random_curves": random}
-        ends = {"fx": maps.fx_N, "f_baseline": maps.baseline_N, "curve_share": counts_P / counts_P[-1]}
+        maps = self.maps_of(partial)
+        moved = [self.maps_of(partial, twin) for twin in range(self.options.shakes)]
+        found = [data for _, _, data in partial.of_round(1)]
+        kept = [one for one in moved if one is not None]
+        points = self.options.curve_points
+        curves, measured, words = faithfulness.scores_of(maps, kept, found, request=self.request, points=points)
         weights = {"attribution": maps.attribution, "segment_weights": torch.from_numpy(maps.weights_NM)}
-        infidelity_N = np.array([data["infidelity"] for data in found])
         return self.explanation(
             partial,
-            values={
-                **weights,
-                **maps.values,
-                **{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in (curves | ends).items()},
-            },
+            values={**weights, **maps.values, **curves},
             inputs={**self.request.inputs, "baseline": self.baseline, "segments": self.segments},
-            scores={
-                "deletion_auc": scores.against_random(scores.area(deletion, counts_P), random_area_NR, better="lower"),
-                "insertion_auc": scores.against_random(
-                    scores.area(insertion, counts_P), random_area_NR, better="higher"
-                ),
-                "infidelity": Score(
-                    value=float(infidelity_N.mean()),
-                    control=float(np.mean([data["infidelity_random"] for data in found])),
-                    n=len(found),
-                    better="lower",
-                ),
-                "completeness_gap": scores.completeness(maps.weights_NM, maps.fx_N, maps.baseline_N),
-                "gini": scores.against_random(
-                    scores.gini(maps.weights_NM), np.tile(random_gini_R, (len(found), 1)), better="higher"
-                ),
-                **maps.scores,
-            },
+            scores={**measured, **maps.scores},
             meta={
-                "warnings": [
-                    *self.range_warnings,
-                    *maps.meta.get("warnings", []),
-                    *_misfits(infidelity_N, maps.scores),
-                ],
+                "warnings": [*self.range_warnings, *maps.meta.get("warnings", []), *words],
                 "players": self.players,
                 "baseline": str(self.options.baseline),
                 "fill": "baseline",
-                "weighs": self.weighs if self.segments.ndim == 2 else "features",
+                "weighs": self.weighs if self.x.ndim == 4 and self.x.shape[2:].numel() > 1 else "features",
                 **{key: value for key, value in maps.meta.items() if key != "warnings"},
             },
         )
 
+    def _segments(self) -> Tensor:
+        shape, regions = tuple(self.x.shape[1:]), self.options.regions
+        grid = grid_segments(shape, self.options.cells)
+        if regions == "auto":
+            regions = "slic" if len(shape) == 3 and min(shape[1:]) >= SLIC_FROM else "grid"
+        if regions == "grid":
+            return grid
+        if grid.ndim != 2:
+            raise ExplainOptionError("regions", "be grid or auto where samples are no images", regions, "leave it out")
+        bounds = self.subject.value_range or (float(self.x.min()), float(self.x.max()) + 1e-12)
+        return torch.stack([slic_segments(x, int(grid.max()) + 1, value_range=bounds) for x in self.x])
 
-def _misfits(infidelity_N: np.ndarray, found: dict[str, Score]) -> list[str]:
-    """Say in words where the map ranks the parts but its sizes predict nothing: both controls below are absolute."""
-    words = []
-    if infidelity_N.mean() >= 1:
-        words.append("infidelity is 1 or more: the map's sizes predict changes of the output no better than zeros")
-    if "r_squared" in found and found["r_squared"].value < 0:
-        words.append("R² is below 0: the linear surrogate fits worse than a constant; read the order, not the sizes")
-    return words
+    def _twins(self) -> int:
+        """Return how many maps are made as controls: of moved inputs, then of the shuffled network."""
+        return self.options.shakes + (self.options.shuffled_network and has_weights(self.subject.module))
+
+    def _twin(self, number: int) -> AttributionExplainer:
+        """Return this explainer over inputs moved a little (within the range), or itself."""
+        if not 0 <= number < self.options.shakes:
+            return self
+        rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(number, SCORING + 3)))
+        bounds, twin = self.subject.value_range, copy.copy(self)
+        width = bounds[1] - bounds[0] if bounds else float(self.x.std(unbiased=False))
+        moved = self.x + torch.from_numpy(rng.uniform(-SHAKE * width, SHAKE * width, self.x.shape)).to(self.x.dtype)
+        twin.x = moved.clamp(*bounds) if bounds else moved
+        twin.baseline = make_baseline(twin.x, self.options.baseline, bounds)
+        return twin

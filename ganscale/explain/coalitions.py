@@ -68,6 +68,17 @@ class Moments:
         free_M, direction_M = both[:, 0], both[:, 1]
         return free_M - direction_M * (free_M.sum() - (full - empty)) / direction_M.sum()
 
+    def ridge(self, penalty: float) -> tuple[np.ndarray, float]:
+        """Return weights [M] and intercept that minimise the weighted squares plus ``penalty`` * |weights|^2.
+
+        Of several equally good fits (a player that never varies) the shortest.
+        """
+        centred_zz = self.zz - np.outer(self.z1, self.z1) / self.weight
+        centred_zy = self.zy - self.z1 * (self.y1 / self.weight)
+        matrix = centred_zz + penalty * np.eye(len(self.zy))
+        weights_M = np.linalg.lstsq(matrix, centred_zy, rcond=None)[0]
+        return weights_M, float((self.y1 - self.z1 @ weights_M) / self.weight)
+
     def r_squared(self, weights_M: np.ndarray, empty: float) -> float:
         """Return the weighted share of y's variance that empty + Z.weights explains; NaN where y does not vary."""
         total = self.yy - self.y1**2 / self.weight

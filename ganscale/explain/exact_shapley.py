@@ -13,7 +13,6 @@ from pydantic import Field
 
 from ganscale.explain.attribution import AttributionExplainer, AttributionOptions, Maps
 from ganscale.explain.base import Meter
-from ganscale.explain.cells import spread
 from ganscale.explain.errors import ExplainInputError
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
@@ -84,7 +83,7 @@ class ExactShapley(AttributionExplainer):
             fx_N[row] = data["last"]  # chunks come in order: the last row of the last one is the full coalition
             baseline_N[row] = data["first"] if part == 0 else baseline_N[row]
         return Maps(
-            attribution=spread(weights_NM, self.segments, self.x),
+            attribution=self.spread(weights_NM),
             weights_NM=weights_NM,
             fx_N=fx_N,
             baseline_N=baseline_N,

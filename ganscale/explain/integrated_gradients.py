@@ -14,13 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ganscale.explain.attribution import AttributionExplainer, AttributionOptions, Maps
+from ganscale.explain.attribution import AttributionOptions
 from ganscale.explain.base import Meter
-from ganscale.explain.cells import cell_sums
-from ganscale.explain.errors import ZeroGradientError
-from ganscale.explain.plan import Chunk, Partial
+from ganscale.explain.gradients import GradientExplainer
+from ganscale.explain.plan import Chunk
 
-SAMPLES_A_CHUNK = 4
 FIRST_STEPS, MOST_STEPS = 50, 800
 
 
@@ -33,24 +31,17 @@ class IntegratedGradientsOptions(AttributionOptions):
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-2
 
 
-class IntegratedGradients(AttributionExplainer):
+class IntegratedGradients(GradientExplainer):
     """Gradients along the straight path from the baseline, times the way: complete, and exact for a linear function."""
 
     name = "integrated-gradients"
     summary = "pixel sensitivity along the path from a baseline; sums to f(x) - f(baseline) (captum)"
     Options = IntegratedGradientsOptions
     options: IntegratedGradientsOptions
-    needs_gradient = True
-    weighs = "pixels"
-
-    def first_round(self) -> list[Chunk]:
-        """Return one chunk for every few samples."""
-        starts = range(0, len(self.x), SAMPLES_A_CHUNK)
-        return [Chunk(round=0, index=index, explanation=start, part=0) for index, start in enumerate(starts)]
 
     def attribute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Return maps, ends and the steps used for a few samples."""
-        rows = slice(chunk.explanation, chunk.explanation + SAMPLES_A_CHUNK)
+        rows = self.rows_of(chunk)
         x, baseline = self.x[rows], self.baseline[rows]
         fx_n = meter.evaluate(self.subject.fn, len(x), lambda part: x[part])
         baseline_n = meter.evaluate(self.subject.fn, len(x), lambda part: baseline[part])
@@ -61,32 +52,22 @@ class IntegratedGradients(AttributionExplainer):
             if self.options.steps != "auto" or gap <= self.options.tolerance or steps >= MOST_STEPS:
                 break
             steps *= 2
-        _refuse_empty(maps, x, baseline)
         return {"maps": maps, "fx": fx_n, "baseline": baseline_n, "steps": steps, "gap": gap}
 
-    def collect(self, partial: Partial) -> Maps:
-        """Put the samples of all chunks together."""
-        found = [data for _, _, data in partial.of_round(0)]
-        maps = torch.cat([data["maps"] for data in found])
-        worst = max(data["gap"] for data in found)
-        warnings = []
+    def facts(self, found: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the steps used, and a warning where they were too few."""
+        worst, warnings = max(data["gap"] for data in found), []
         if worst > self.options.tolerance:
             warnings.append(
                 f"completeness gap {worst:.2g} is above {self.options.tolerance:g} after {found[0]['steps']} steps; "
                 "the function is rough along the path"
             )
-        return Maps(
-            attribution=maps,
-            weights_NM=cell_sums(maps, self.segments),
-            fx_N=np.concatenate([data["fx"] for data in found]),
-            baseline_N=np.concatenate([data["baseline"] for data in found]),
-            meta={
-                "steps": [data["steps"] for data in found],
-                "rule": "gausslegendre",
-                "peers": {"captum": version("captum")},
-                "warnings": warnings,
-            },
-        )
+        return {
+            "steps": [data["steps"] for data in found],
+            "rule": "gausslegendre",
+            "peers": {"captum": version("captum")},
+            "warnings": warnings,
+        }
 
     def _integrate(self, x: Tensor, baseline: Tensor, steps: int, meter: Meter) -> Tensor:
         from captum.attr import IntegratedGradients as CaptumIntegratedGradients  # seconds to import, so only here
@@ -113,14 +94,3 @@ def _plain(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 def _gap(maps: Tensor, fx_n: np.ndarray, baseline_n: np.ndarray) -> float:
     scale = max(float(np.abs(fx_n).max()), float(np.abs(baseline_n).max()), np.finfo(float).tiny)
     return float(np.abs(maps.double().flatten(1).sum(1).numpy() - (fx_n - baseline_n)).max()) / scale
-
-
-def _refuse_empty(maps: Tensor, x: Tensor, baseline: Tensor) -> None:
-    for row in range(len(maps)):
-        if not maps[row].any() and not torch.equal(x[row], baseline[row]):
-            raise ZeroGradientError(
-                "the gradient",
-                "not be exactly zero over a whole sample",
-                "zeros along the whole path",
-                "explain raw logits: a saturated sigmoid, a softmax over one class or rounding leaves no gradient",
-            )

@@ -76,6 +76,40 @@ def against_random(value_N: np.ndarray, random_NR: np.ndarray, *, better: Better
     )
 
 
+def against_control(value_N: np.ndarray, control_N: np.ndarray, *, better: Better) -> Score:
+    """Score the mean of ``value_N`` against a control of the same samples that is not random.
+
+    The interval is 1.96 standard errors of the mean paired difference; there is none below two pairs. Pairs with a
+    number that is not finite are left out; without any pair value and control are NaN.
+    """
+    kept = np.isfinite(value_N) & np.isfinite(control_N)
+    value_N, control_N = value_N[kept], control_N[kept]
+    if not len(value_N):
+        return Score(value=float("nan"), control=float("nan"), n=0, better=better)
+    value, control = float(value_N.mean()), float(control_N.mean())
+    if len(value_N) < 2:
+        return Score(value=value, control=control, n=1, better=better)
+    half = Z95 * float((value_N - control_N).std(ddof=1)) / float(np.sqrt(len(value_N)))
+    return Score(value=value, low=value - half, high=value + half, control=control, n=len(value_N), better=better)
+
+
+def paired(value_N: np.ndarray, control_N: np.ndarray, *, better: Better) -> Score:
+    """Score the mean of ``value_N`` against one control a sample.
+
+    The interval is value +- 1.96 standard errors of the mean difference; none for a single sample, which has no spread.
+    """
+    value, count = float(value_N.mean()), len(value_N)
+    half = Z95 * float((value_N - control_N).std(ddof=1)) / count**0.5 if count > 1 else None
+    return Score(
+        value=value,
+        low=None if half is None else value - half,
+        high=None if half is None else value + half,
+        control=float(control_N.mean()),
+        n=count,
+        better=better,
+    )
+
+
 def completeness(weights_NM: np.ndarray, fx_N: np.ndarray, baseline_N: np.ndarray) -> Score:
     """Score the worst |sum of weights - (f(x) - f(baseline))| over the larger of |f(x)|, |f(baseline)| in the batch.
 

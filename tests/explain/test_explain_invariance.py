@@ -32,6 +32,14 @@ CASES = {
     "integrated-gradients": {},
     "kernel-shap": {"num_coalitions": 300},
     "exact-shapley": {},
+    "lime": {"num_coalitions": 300},
+    "occlusion": {"window": 4},
+    "saliency": {},
+    "smoothgrad": {"draws": 4},
+    "input-x-gradient": {},
+    "expected-gradients": {"draws": 8},
+    "grad-cam": {},
+    "layer-conductance": {"steps": 8},
     "directions": {"num_directions": 3},
 }
 
@@ -134,4 +142,5 @@ def test_a_fold_of_rounds_goes_on_from_the_one_before():
     both = fold(explainer, [(c.index, explainer.run(c)) for c in second], count=len(second), start=done)
     assert len(both.items) == len(first) + len(second)
     assert explainer.plan(both) == []
-    assert both.rows_forward == 5 * 512 + 5 * (2 + 22 * 8 + 64)  # coalitions; ends, orders x inner points, infidelity
+    maps, curves = 5 * 512, 5 * (2 + 23 * 8 + 64)  # coalitions; ends, orders x inner points, infidelity
+    assert both.rows_forward == (1 + 2 + 1) * maps + curves  # the map, two of moved samples, one of a shuffled network

@@ -59,7 +59,7 @@ def test_sampled_kernel_shap_is_near_the_truth_and_pairs_help():
     scale = np.abs(truth).max()
 
     def errors(paired: bool) -> list[float]:
-        runs = (weights(game, x, method="kernel-shap", paired=paired, seed=seed) for seed in range(20))
+        runs = (weights(game, x, method="kernel-shap", paired=paired, seed=seed, shakes=0) for seed in range(20))
         return [float(np.abs(found - truth).max() / scale) for found in runs]
 
     paired, unpaired = errors(True), errors(False)
@@ -69,7 +69,7 @@ def test_sampled_kernel_shap_is_near_the_truth_and_pairs_help():
 
 def test_the_standard_errors_are_those_of_repeated_runs():
     game, x = toys.Game(12, seed=3), sample(12)
-    runs = [explain(game, x, "kernel-shap", seed=seed).values for seed in range(30)]
+    runs = [explain(game, x, "kernel-shap", seed=seed, shakes=0).values for seed in range(30)]
     spread = torch.stack([values["segment_weights"][0] for values in runs]).std(dim=0)
     claimed = torch.stack([values["segment_errors"][0] for values in runs]).mean(dim=0)
     # a jackknife over 9 chunks is known to some 25 %, a spread over 30 runs to 13 %
@@ -78,7 +78,7 @@ def test_the_standard_errors_are_those_of_repeated_runs():
 
 def test_weights_and_r_squared_from_merged_statistics_are_those_of_all_rows():
     game, x = toys.Game(12, seed=3), sample(12)
-    request = make_request(KernelShap, x, seed=5)
+    request = make_request(KernelShap, x, seed=5, options={"shakes": 0})
     explainer = build_explainer(Subject(name="game", fn=game, value_range=None), request)
     chunks = explainer.plan()
     partial = fold(explainer, ((c.index, explainer.run(c)) for c in chunks), count=len(chunks))

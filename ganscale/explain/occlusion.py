@@ -1,0 +1,113 @@
+"""Occlusion (Zeiler and Fergus 2014, arXiv:1311.2901, section 4.2): how f falls while a window is hidden.
+
+A pixel's value is the mean fall over the windows that cover it. Windows at the edge are cut off, so that every pixel is
+covered. The passes are small by default: more rows than the processor's caches hold cost more a row.
+
+Legend: N samples, M players, V windows, P pixels or features.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ganscale.explain.attribution import AttributionExplainer, AttributionOptions, Maps
+from ganscale.explain.base import Meter
+from ganscale.explain.plan import Chunk, Partial, Request
+from ganscale.explain.subject import Subject
+
+WINDOWS_A_CHUNK = 1024
+
+
+class OcclusionOptions(AttributionOptions):
+    """``window``: its side in pixels (auto: an eighth of the picture's); ``stride``: auto is half the window.
+
+    Vectors have one window a feature.
+    """
+
+    window: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    stride: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 16
+
+
+class Occlusion(AttributionExplainer):
+    """What f loses with each window."""
+
+    name = "occlusion"
+    summary = "what f loses while a window over the picture is hidden, averaged over the windows that cover a pixel"
+    Options = OcclusionOptions
+    options: OcclusionOptions
+    weighs = "pixels"
+
+    def __init__(self, subject: Subject, request: Request) -> None:
+        super().__init__(subject, request)
+        self.masks = self._windows()  # bool [V, H, W], or [V, D]: what each window hides
+
+    def first_round(self) -> list[Chunk]:
+        """Return for every sample its windows in blocks."""
+        starts = range(0, len(self.masks), WINDOWS_A_CHUNK)
+        places = [(row, part, start) for row in range(len(self.x)) for part, start in enumerate(starts)]
+        return [
+            Chunk(round=0, index=index, explanation=row, part=part, work={"start": start})
+            for index, (row, part, start) in enumerate(places)
+        ]
+
+    def attribute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        """Return the summed falls over each pixel [P], and f at both ends from a sample's first chunk."""
+        x, baseline, start = self.x[chunk.explanation], self.baseline[chunk.explanation], chunk.work["start"]
+        hidden = self.masks[start : start + WINDOWS_A_CHUNK]
+        wide = hidden[:, None] if x.ndim == 3 and hidden.ndim == 3 else hidden.reshape(-1, *x.shape)
+        ends = torch.stack([x, baseline])
+
+        def build(part: slice) -> Tensor:
+            first, stop = part.start - 2, part.stop - 2  # the first two rows are the ends
+            rows = torch.where(wide[max(first, 0) : max(stop, 0)], baseline, x)
+            return torch.cat([ends[part], rows]) if first < 0 else rows
+
+        y_n = meter.evaluate(self.subject.fn, 2 + len(hidden), build)
+        fall_V = torch.from_numpy(y_n[0] - y_n[2:])
+        return {"sum": fall_V @ hidden.flatten(1).double(), "full": y_n[0], "empty": y_n[1]}
+
+    def collect(self, partial: Partial) -> Maps:
+        """Divide the falls by how often each pixel was hidden."""
+        sums_NP = torch.zeros(len(self.x), self.masks[0].numel(), dtype=torch.float64)
+        ends = np.zeros((2, len(self.x)))
+        for row, _, data in partial.of_round(0):
+            sums_NP[row] += data["sum"]
+            ends[:, row] = data["full"], data["empty"]
+        mean_NP = sums_NP / self.masks.flatten(1).sum(dim=0)
+        picture = self.x.ndim == 4 and self.masks.ndim == 3
+        maps = mean_NP.reshape(-1, 1, *self.masks.shape[1:]).expand(self.x.shape) if picture else mean_NP
+        maps = maps.reshape(self.x.shape).to(self.x.dtype).contiguous()
+        # a window's fall belongs to all that it hides: a cell's share of it goes by area
+        area = float(self.masks[0].sum()) * (self.x.shape[1] if picture else 1)
+        return Maps(
+            attribution=maps,
+            weights_NM=self.sums(maps) / area,
+            fx_N=ends[0],
+            baseline_N=ends[1],
+            meta={"windows": len(self.masks), "window": self._side()[0], "stride": self._side()[1]},
+        )
+
+    def _side(self) -> tuple[int, int]:
+        """Return the window's side and stride in pixels."""
+        if self.x.ndim != 4 or self.x.shape[2:].numel() == 1:
+            return 1, 1
+        side = -(-min(self.x.shape[2:]) // 8) if self.options.window == "auto" else self.options.window
+        return side, max(1, side // 2) if self.options.stride == "auto" else self.options.stride
+
+    def _windows(self) -> Tensor:
+        if self.x.ndim != 4 or self.x.shape[2:].numel() == 1:
+            return torch.eye(self.x[0].numel(), dtype=torch.bool)
+        (height, width), (side, stride) = self.x.shape[2:], self._side()
+        bands = []
+        for length in (height, width):
+            first = torch.arange(-(-max(length - side, 0) // stride) + 1)[:, None] * stride
+            place = torch.arange(length)
+            bands.append((place >= first) & (place < first + side))
+        rows, columns = bands
+        return (rows[:, None, :, None] & columns[None, :, None, :]).reshape(-1, height, width)

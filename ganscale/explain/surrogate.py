@@ -1,0 +1,181 @@
+"""What KernelSHAP and LIME share: a weighted linear fit of f over coalitions, from statistics that add up over chunks.
+
+Each chunk returns the fit's sufficient statistics in float64, never its rows; sums of them in chunk order give the fit.
+Leaving out one drawn chunk at a time gives the standard errors.
+
+Legend: N samples, M players, n coalitions of a chunk.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ganscale.explain import scores
+from ganscale.explain.attribution import AttributionExplainer, AttributionOptions, Maps
+from ganscale.explain.base import SCORING, Meter
+from ganscale.explain.coalitions import Moments, jackknife_error
+from ganscale.explain.errors import ExplainInputError, ExplainOptionError
+from ganscale.explain.plan import Chunk, Partial, Request
+from ganscale.explain.subject import Subject
+from ganscale.explain.types import Score
+
+ROWS_A_CHUNK = 126  # coalitions; with the two ends 128 rows, two full micro-batches of the default size
+LEAST_PARTS = 8  # chunks a sample, so that leaving one out says something
+
+
+class SurrogateOptions(AttributionOptions):
+    """``num_coalitions``: evaluations a sample."""
+
+    num_coalitions: Annotated[int, Field(ge=2, le=10_000_000)] = 1024
+
+
+class SurrogateExplainer(AttributionExplainer):
+    """Base of the fits over coalitions. Subclasses write ``blocks``, ``coalitions`` and ``fit``."""
+
+    Options = SurrogateOptions
+    options: SurrogateOptions
+    least_rows = 2  # coalitions a player, below which the fit may be singular
+
+    def __init__(self, subject: Subject, request: Request) -> None:
+        super().__init__(subject, request)
+        if self.players < 2:
+            raise ExplainInputError(
+                "inputs", "have at least 2 cells or features", self.players, "explain larger inputs"
+            )
+        least = self.least_rows * self.players
+        if not self.enumerates and self.options.num_coalitions < least:
+            raise ExplainOptionError(
+                "num_coalitions",
+                f"be at least {self.least_rows} times the {self.players} players",
+                self.options.num_coalitions,
+                f"use num_coalitions={least} or fewer cells",
+            )
+
+    @property
+    def enumerates(self) -> bool:
+        """Whether nothing is drawn: then there are no standard errors."""
+        return False
+
+    @abstractmethod
+    def blocks(self) -> list[tuple[str, int, int]]:
+        """Return how each sample's coalitions are split into chunks: (kind, start, stop) each; "drawn" is random."""
+
+    @abstractmethod
+    def coalitions(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
+        """Return the coalitions of a chunk, bool [n, M], and their weights in the fit [n]."""
+
+    @abstractmethod
+    def fit(self, moments: Moments, empty: float, full: float) -> tuple[np.ndarray, float]:
+        """Return the weights [M] and the intercept of the linear model."""
+
+    def first_round(self) -> list[Chunk]:
+        """Return for every sample the same split of its coalitions into chunks."""
+        blocks = self.blocks()
+        places = [(row, part) for row in range(len(self.x)) for part in range(len(blocks))]
+        return [
+            Chunk(round=0, index=index, explanation=row, part=part, work={"block": blocks[part]})
+            for index, (row, part) in enumerate(places)
+        ]
+
+    def attribute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        """Evaluate one chunk's coalitions, the first chunk also both ends; return statistics only."""
+        present, weight_n = self.coalitions(chunk)
+        if chunk.part > 0:
+            y_n, ends = self.evaluate(chunk.explanation, present, meter), {}
+        else:
+            both = np.stack([np.ones(self.players, dtype=bool), np.zeros(self.players, dtype=bool)])
+            found = self.evaluate(chunk.explanation, np.concatenate([both, present]), meter)
+            y_n, ends = found[2:], {"full": found[0], "empty": found[1]}
+        drawn = len(present) if chunk.work["block"][0] == "drawn" else 0
+        return {"moments": Moments.of_rows(present, y_n, weight_n), "count": len(present), "drawn": drawn, **ends}
+
+    def collect(self, partial: Partial) -> Maps:
+        """Solve the fit of every sample from its summed statistics."""
+        fits = [self._fit(row, data) for row, data in enumerate(_by_sample(partial, len(self.x)))]
+        weights_NM = np.stack([fit["weights"] for fit in fits])
+        r_squared_N = np.array([fit["r_squared"] for fit in fits])
+        error_N = np.array([fit["r_squared_error"] for fit in fits])
+        half = 0.0 if self.enumerates else scores.Z95 * float(np.sqrt((error_N**2).sum())) / len(fits)
+        value = float(r_squared_N.mean())
+        return Maps(
+            attribution=self.spread(weights_NM),
+            weights_NM=weights_NM,
+            fx_N=np.array([fit["full"] for fit in fits]),
+            baseline_N=np.array([fit["empty"] for fit in fits]),
+            values={
+                "segment_errors": torch.from_numpy(np.stack([fit["errors"] for fit in fits])),
+                "intercept": torch.tensor([fit["intercept"] for fit in fits], dtype=torch.float64),
+            },
+            scores={
+                "r_squared": Score(
+                    value=value,
+                    low=value - half,
+                    high=value + half,
+                    control=float(np.mean([fit["r_squared_random"] for fit in fits])),
+                    n=len(fits),
+                    better="higher",
+                )
+            },
+            meta={"enumerated": self.enumerates, "coalitions": fits[0]["coalitions"]},
+        )
+
+    def _fit(self, row: int, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        full, empty = parts[0]["full"], parts[0]["empty"]
+        total = sum_of([data["moments"] for data in parts])
+        weights_M, intercept = self.fit(total, empty, full)
+        r_squared = total.r_squared(weights_M, intercept)
+        errors_M, r_squared_error = np.zeros(self.players), 0.0
+        if not self.enumerates and sum(data["drawn"] > 0 for data in parts) > 1:
+            rest = _leave_one_out(parts)
+            fits = [self.fit(one, empty, full) for one in rest]
+            errors_M = jackknife_error(np.stack([weights for weights, _ in fits]))
+            fitted = [one.r_squared(*fit) for one, fit in zip(rest, fits, strict=True)]
+            r_squared_error = float(jackknife_error(np.array(fitted)))
+        rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(row, SCORING + 2)))
+        shuffled = [weights_M[rng.permutation(self.players)] for _ in range(scores.RANDOM_ORDERS)]
+        return {
+            "weights": weights_M,
+            "intercept": intercept,
+            "errors": errors_M,
+            "r_squared": r_squared,
+            "r_squared_error": r_squared_error,
+            "r_squared_random": float(np.mean([total.r_squared(other, intercept) for other in shuffled])),
+            "full": full,
+            "empty": empty,
+            "coalitions": sum(data["count"] for data in parts),
+        }
+
+
+def split(kind: str, total: int, size: int) -> list[tuple[str, int, int]]:
+    """Return blocks of at most ``size``."""
+    return [(kind, start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def sum_of(moments: Sequence[Moments]) -> Moments:
+    """Add statistics up, in order."""
+    total = moments[0]
+    for one in moments[1:]:
+        total = total + one
+    return total
+
+
+def _leave_one_out(parts: list[dict[str, Any]]) -> list[Moments]:
+    """Return the sums without one drawn chunk each; the other drawn ones take over its mass."""
+    fixed = [data["moments"] for data in parts if not data["drawn"]]
+    drawn = [data for data in parts if data["drawn"]]
+    total = sum(data["drawn"] for data in drawn)
+    rest = [(drawn[:left] + drawn[left + 1 :], total / (total - data["drawn"])) for left, data in enumerate(drawn)]
+    return [sum_of([*fixed, sum_of([data["moments"] for data in others]) * growth]) for others, growth in rest]
+
+
+def _by_sample(partial: Partial, count: int) -> list[list[dict[str, Any]]]:
+    found: list[list[dict[str, Any]]] = [[] for _ in range(count)]
+    for explanation, _, data in partial.of_round(0):
+        found[explanation].append(data)
+    return found
