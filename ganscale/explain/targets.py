@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ganscale.explain.classifier import Classifier
 from ganscale.explain.errors import CallableError, ExplainTargetError, LayerError
-from ganscale.explain.layers import layer_names, layer_output
+from ganscale.explain.layers import find_layer, layer_names, layer_output
 from ganscale.explain.types import Target
 
 Scalar = Callable[[Tensor], Tensor]
@@ -249,12 +249,11 @@ def _inner(target: Target, parts: Parts) -> tuple[Target, Scalar, nn.Module]:
         key = have[0] if have else next(key for key, network in named.items() if network is not None)
         if not have:
             everything = nn.ModuleDict({k: net for k, net in inside.items() if isinstance(net, nn.Module)})
-            from ganscale.explain.layers import find_layer
-
             find_layer(everything, layer)  # raises, with the nearest names of all networks
     target = replace(target, layer=f"{key}.{layer}")
     if not isinstance(inside[key], nn.Module):
         raise CallableError("the classifier", "have layers", type(inside[key]).__name__, "use a torch network")
+    find_layer(inside[key], layer.partition("#")[0])
     if target.kind == "distance":
         if key == "G":
             raise ExplainTargetError("target", "measure distances in D or C", str(target), "use @G for images of G")
