@@ -132,6 +132,7 @@ def unwrapping(penalty: PenaltyFunction) -> PenaltyFunction:
 
 WAYS: dict[str, Callable[[TrainState], Way]] = {
     "ours": ours,
+    "ours over gloo": ours,
     "one flat all-reduce": flat_blocking,
     "overlapped buckets": overlapped,
     "torch DDP": ddp,

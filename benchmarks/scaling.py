@@ -1,11 +1,12 @@
 """From one CPU worker to two: ``python -m benchmarks.scaling [--rounds N] [--window-s S] [--only NAME]``.
 
-Two processes with one thread each, over gloo. All contenders train the same networks on the same images to the same
+Two processes with one thread each. All contenders train the same networks on the same images to the same
 bits and take turns in windows of some tenths of a second, so that a busy moment of the machine hits all of them:
 
 - one worker: rank 0 alone, the other one waits; efficiency is measured against it
 - two alone: both train, each for itself: what the machine gives two processes that exchange nothing
-- ours, one flat blocking all-reduce, overlapped buckets, DistributedDataParallel: two ranks that train together
+- ours: two ranks that train together and sum through memory that they share
+- ours over gloo, one flat blocking all-reduce, overlapped buckets, DistributedDataParallel: all sums are gloo's
 
 *Weak* scaling: the batch per worker stays; *strong*: the global batch stays. Efficiency is the images per second of
 two over twice those of one: of the least times of all rounds, and as the median over rounds of the two windows' ratio.
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -38,7 +39,7 @@ from ganscale.training.process_group import Group, solo_group, torch_group
 from ganscale.training.random import Draws
 from ganscale.training.state import TrainState
 
-ALONE, TWO_ALONE = "one worker", "two alone"
+ALONE, TWO_ALONE, OURS = "one worker", "two alone", "ours"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +110,8 @@ def contenders(config: RunConfig, batch: int, group: Group) -> Iterator[Contende
     yield Contender(ALONE, "", batch, run if group.is_main else lambda batches: None, weights)
     for scaling, used in (("weak", both), ("strong", alone)):
         for name, way in exchanges.WAYS.items():
-            yield Contender(name, scaling, used.train.batch, *training(used, group, way))
+            through = group if name == OURS else replace(group, shared=None)  # batch norm's sums too
+            yield Contender(name, scaling, used.train.batch, *training(used, through, way))
 
 
 def measure(contender: Contender, batches: int, group: Group) -> Window:
@@ -168,8 +170,8 @@ def table(found: list[Contender]) -> Iterator[str]:
             f"{1000 * process:.1f} | {c.images / min(walls):.0f} | " + " | ".join(f"{x:.3f}" for x in shares) + " |"
         )
     yield ""
-    for mine in (c for c in found if c.name == "ours"):
-        peers = [c for c in found if c.scaling == mine.scaling and c.name not in (ALONE, TWO_ALONE, "ours")]
+    for mine in (c for c in found if c.name == OURS):
+        peers = [c for c in found if c.scaling == mine.scaling and c.name not in (ALONE, TWO_ALONE, OURS)]
         words = ", ".join(f"{ratio(c, mine):.3f} of {c.name}" for c in peers)
         yield f"{mine.scaling}: the speed of ours (median of the ratios) is {words}"
 

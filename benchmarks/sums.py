@@ -1,8 +1,8 @@
 """What a sum of gradients costs by itself: ``python -m benchmarks.sums [--rounds N]``.
 
-Two processes with one thread each, over gloo. One flat buffer that is copied back (the peer) beside flat buckets of
-several sizes whose parts become the gradients, on critics of three widths. Contenders take turns; milliseconds of wall
-and process time, the least and the median of all rounds.
+Two processes with one thread each. Over gloo one flat buffer that is copied back (the peer) beside flat buckets of
+several sizes whose parts become the gradients, then the same buckets through shared memory (ours), on critics of three
+widths. Contenders take turns; milliseconds of wall and process time, the least and the median of all rounds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -27,18 +28,21 @@ from ganscale.training.exchange import exchange_gradients
 from ganscale.training.process_group import Group, torch_group
 
 WIDTHS = (32, 64, 128)
+flat = flat_blocking(None).exchange
 MIB = 1 << 20
 
 
 def ways() -> dict[str, Callable[[nn.Module, Group], None]]:
     """Return name -> exchange."""
-    sizes = {
-        f"buckets of {size:g} MiB": partial(exchange_gradients, bucket_bytes=int(size * MIB)) for size in (0.25, 1, 4)
-    }
+
+    def over_gloo(net: nn.Module, group: Group, *, bucket_bytes: int) -> None:
+        exchange_gradients(net, replace(group, shared=None), bucket_bytes=bucket_bytes)
+
+    sizes = {f"gloo, buckets of {mib:g} MiB": int(mib * MIB) for mib in (0.25, 1, 4)} | {"gloo, one bucket": 1 << 40}
     return (
-        {"one flat buffer, copied back": flat_blocking(None).exchange}
-        | sizes
-        | {"one bucket": partial(exchange_gradients, bucket_bytes=1 << 40)}
+        {"gloo, one flat buffer, copied back": lambda net, group: flat(net, replace(group, shared=None))}
+        | {name: partial(over_gloo, bucket_bytes=size) for name, size in sizes.items()}
+        | {"shared memory, buckets of 4 MiB (ours)": exchange_gradients}
     )
 
 

@@ -29,5 +29,6 @@ void bind_mask(py::module_& module);
 void bind_norm_act(py::module_& module);
 void bind_conv_transpose(py::module_& module);
 void bind_patches(py::module_& module);
+void bind_shared_sum(py::module_& module);
 
 }  // namespace ganscale::bind

@@ -2,7 +2,7 @@
 //
 // A view is (pointer, dtype code, shape, strides in elements); an exec is (device, threads, stream, workspace pointer,
 // workspace bytes). Pointers come as integers: the caller keeps the tensors alive. A status that is not ok becomes an
-// exception once the GIL is held again: ValueError for an argument, RuntimeError for the rest.
+// exception once the GIL is held again: ValueError for an argument, ConnectionError for a lost peer, else RuntimeError.
 #include <string>
 
 #include "bind.h"
@@ -36,6 +36,10 @@ Exec exec_from(const py::tuple& tuple) {
 
 void raise_unless_ok(const Status& status) {
   if (status.code == kBadArgument) throw py::value_error(status.message);
+  if (status.code == kPeerLost) {
+    PyErr_SetString(PyExc_ConnectionError, status.message);
+    throw py::error_already_set();
+  }
   if (status.code != kOk) throw std::runtime_error(status.message);
 }
 
@@ -105,4 +109,5 @@ PYBIND11_MODULE(_C, module) {
   bind_norm_act(module);
   bind_conv_transpose(module);
   bind_patches(module);
+  bind_shared_sum(module);
 }

@@ -79,6 +79,8 @@ def describe(failures: Mapping[int, BaseException]) -> str:
     if any(isinstance(error, RankHung) for _, error in ranked):
         return "; ".join(str(error) for _, error in ranked if isinstance(error, RankHung))
     lost = [rank for rank, error in ranked if _is_named(error, _LOST)]
+    # those who only saw another one's end come second
+    lost = [rank for rank in lost if not isinstance(failures[rank], ConnectionError)] or lost
     if lost and type(failures[lost[0]]).__name__ == "WorkerLeaves":
         return str(failures[lost[0]])
     if lost:

@@ -90,6 +90,7 @@ def _train(
     roll = run_dir / SCRATCH / ROLL
     name = f"{run_dir.name}-{uuid.uuid4().hex[:8]}"  # a name used twice would silently resume Ray's state
     hang_timeout_s = config.runtime.hang_timeout_s
+    exchange_timeout_s = max(EXCHANGE_TIMEOUT_S, int(2 * hang_timeout_s))
     trainer = _Trainer(
         worker_loop,
         train_loop_config={
@@ -101,8 +102,9 @@ def _train(
             "machine": this_machine(),
             "threads": plan.threads,
             "device": plan.device,
+            "exchange_timeout_s": exchange_timeout_s,
         },
-        torch_config=GroupConfig(backend=plan.backend, timeout_s=max(EXCHANGE_TIMEOUT_S, int(2 * hang_timeout_s))),
+        torch_config=GroupConfig(backend=plan.backend, timeout_s=exchange_timeout_s),
         scaling_config=ScalingConfig(
             num_workers=(plan.least, plan.workers) if plan.is_elastic else plan.workers,
             use_gpu=plan.device == "cuda",

@@ -59,7 +59,7 @@ def run_rank(settings: dict[str, Any]) -> dict[str, Any]:
     if settings["device"] == "cuda" and torch.cuda.is_available():
         device = ray.train.torch.get_device()  # all GPUs of the node are visible; this one is ours
         torch.cuda.set_device(device)
-    group = torch_group(device)
+    group = torch_group(device, timeout_s=settings["exchange_timeout_s"])
     if address is not None and settings["machine"] != this_machine():
         shutil.rmtree(run_dir / SCRATCH, ignore_errors=True)  # of a launch that used this machine before
     whereabouts = Whereabouts()

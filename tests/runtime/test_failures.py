@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from ganscale.errors import DataError, NonFiniteError, RunFailed
-from ganscale.runtime.failures import MAX_FAILURES_IN_A_ROW, reason_to_stop, signature
+from ganscale.runtime.failures import MAX_FAILURES_IN_A_ROW, describe, reason_to_stop, signature
 
 
 class WorkerHealthCheckFailedError(Exception):
@@ -30,6 +30,13 @@ OURS = DataError("data.path", "be a folder", "/nowhere", "look again")
 )
 def test_a_lost_process_and_the_unknown_are_retried(failures):
     assert reason_to_stop(failures, 1) is None
+
+
+def test_the_lost_one_is_named_and_not_who_saw_it_go():
+    seen = ConnectionError("rank 1 has died, says rank 0")
+    assert reason_to_stop({0: seen}, 1) is None
+    assert describe({0: seen, 1: LOST}) == "worker 1 was lost (WorkerHealthCheckFailedError: actor died)"
+    assert describe({0: seen}) == "worker 0 was lost (ConnectionError: rank 1 has died, says rank 0)"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ constexpr int kMaxDims = 5;
 
 enum Dtype : int { kF32 = 0, kF64 = 1, kF16 = 2, kBF16 = 3, kU8 = 4 };
 enum Activation : int { kLinear = 0, kRelu = 1, kLeakyRelu = 2, kTanh = 3 };
-enum Code : int { kOk = 0, kBadArgument = 1, kNotBuilt = 2, kCudaFailure = 3 };
+enum Code : int { kOk = 0, kBadArgument = 1, kNotBuilt = 2, kCudaFailure = 3, kSystemFailure = 4, kPeerLost = 5 };
 
 // A dense tensor: strides count elements. It does not own `data`.
 struct View {
