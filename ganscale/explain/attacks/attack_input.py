@@ -33,27 +33,27 @@ BUDGETS = {"linf": (1.0, 2.0, 4.0, 8.0, 16.0), "l2": (32.0, 64.0, 128.0, 256.0, 
 
 
 def split_commas(value: object) -> object:
-    """Read "1,2,4" as the command line gives it."""
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) and value != "auto" else value
+    """Read "1,2,4" as the command line gives it; auto is the empty list."""
+    if not isinstance(value, str):
+        return value
+    return () if value == "auto" else tuple(part.strip() for part in value.split(","))
 
 
-Budget = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Budgets = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], BeforeValidator(split_commas)]
 
 
 class AttackInputOptions(Options):
     """Options of ``attack-input``.
 
     ``norm`` of the ball and its ``budgets`` in 1/255 of the range's width (plain units where the input has no range;
-    auto: 1 to 16 for linf, 32 to 512 for l2). ``steps`` of PGD, each ``step`` radii long; ``random_start`` begins at
+    empty: 1 to 16 for linf, 32 to 512 for l2). ``steps`` of PGD, each ``step`` radii long; ``random_start`` begins at
     noise. ``goal`` of an attack on a critic: flip each verdict, or raise or lower every logit; its verdicts turn at
     ``threshold`` (auto: half-way between the mean logits of real and generated samples where both are given, else 0).
     ``loss`` that is raised on a classifier. ``noise_draws`` per sample and budget.
     """
 
     norm: moves.Norm = "linf"
-    budgets: Literal["auto"] | Annotated[tuple[Budget, ...], BeforeValidator(split_commas), Field(min_length=1)] = (
-        "auto"
-    )
+    budgets: Budgets = ()
     steps: Annotated[int, Field(ge=1, le=10_000)] = 10
     step: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 0.25
     random_start: bool = False
@@ -84,7 +84,7 @@ class AttackInput(Explainer):
             self.classes = kind_of_output(self.network, self.x.to(subject.device))
         if self.classes > 1 and self.options.goal != "flip":
             raise ExplainOptionError("goal", "be flip for a classifier", self.options.goal, "leave it out")
-        chosen = BUDGETS[self.options.norm] if self.options.budgets == "auto" else self.options.budgets
+        chosen = self.options.budgets or BUDGETS[self.options.norm]
         self.budgets = tuple(sorted(set(chosen)))
         self.unit = budget_unit(subject.value_range)
 
