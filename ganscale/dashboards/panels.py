@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ganscale.dashboards.attacks import attack_curves_panel, attack_examples_panel
+from ganscale.dashboards.counterfactual import counterfactual_panel
 from ganscale.dashboards.curves import faithfulness_panel, logit_panel
 from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.layout import (
@@ -47,6 +49,9 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "maps": (("attribution",), attribution_panel),
     "curves": (("deletion_curve", "insertion_curve", "random_curves", "curve_share"), faithfulness_panel),
     "traversal": (("traversal", "sigmas", "eigenvalues"), traversal_panel),
+    "attack-curves": (("budgets", "verdict_held", "clean_margins"), attack_curves_panel),
+    "attack-examples": (("adversarial", "shown_budget"), attack_examples_panel),
+    "counterfactuals": (("path", "path_probability", "pixel_counterfactual"), counterfactual_panel),
 }
 
 

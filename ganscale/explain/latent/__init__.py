@@ -1,0 +1,7 @@
+"""Explanations that walk through a generator's latent space: counterfactuals, attributes, directions, classes."""
+
+from __future__ import annotations
+
+from ganscale.explain.latent.counterfactual import LatentCounterfactual
+
+LATENT = (LatentCounterfactual,)

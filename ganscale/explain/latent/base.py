@@ -1,0 +1,56 @@
+"""What the methods that start from latents share: checked inputs, images in fixed batches, the real images beside.
+
+Legend: N base latents, D latent, P real images, n rows, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ganscale.explain.base import Explainer
+from ganscale.explain.errors import CallableError, ExplainInputError
+from ganscale.explain.plan import Request
+from ganscale.explain.subject import Subject
+
+IMAGES_A_PASS = 64
+
+
+class LatentExplainer(Explainer):
+    """Base of the methods whose input is z [N, D]; ``self.z`` holds it and ``self.real`` real images [P, C, H, W]."""
+
+    input_name = "z"
+    needs = ("generator",)
+    wants = ("classifier",)
+    beside: ClassVar[Mapping[str, int]] = MappingProxyType({"real": 512})
+    least_latent = 1
+
+    def __init__(self, subject: Subject, request: Request) -> None:
+        super().__init__(subject, request)
+        self.z, self.real = request.inputs["z"], request.inputs.get("real")
+        if self.z.ndim != 2 or self.z.shape[1] < self.least_latent:
+            rule = f"be latents [N, D] with D >= {self.least_latent}"
+            raise ExplainInputError("inputs['z']", rule, tuple(self.z.shape), "draw them anew")
+        expected = getattr(subject.generator, "latent", self.z.shape[1])
+        if expected != self.z.shape[1]:
+            raise ExplainInputError("inputs['z']", f"have {expected} numbers a row", self.z.shape[1], "draw them anew")
+
+    def images(self, z_nD: Tensor) -> Tensor:
+        """Return G(z) on the CPU, float32 [n, C, H, W]; raises CallableError where it makes none or no finite ones."""
+        with self.subject.quiet(), torch.no_grad():
+            found = [self.subject.generator(part.to(self.subject.device)).cpu() for part in z_nD.split(IMAGES_A_PASS)]
+        images = torch.cat(found)
+        if images.ndim != 4 or len(images) != len(z_nD) or not torch.isfinite(images).all():
+            shape = tuple(images.shape)
+            raise CallableError("the generator", "return finite images [n, C, H, W]", shape, "look at its weights")
+        return images
+
+    def judge(self, function: object, images_nCHW: Tensor) -> Tensor:
+        """Return ``function`` of images in fixed batches, on the CPU, in float64."""
+        with self.subject.quiet(), torch.no_grad():
+            parts = images_nCHW.split(IMAGES_A_PASS)
+            return torch.cat([function(part.to(self.subject.device)).double().cpu() for part in parts])
