@@ -94,6 +94,7 @@ class Explainer(ABC):
     Options: ClassVar[type[Options]] = Options
     input_name: ClassVar[str] = "x"
     needs: ClassVar[tuple[str, ...]] = ()  # of "generator", "critic", "classifier": refused by name where missing
+    wants: ClassVar[tuple[str, ...]] = ()  # the same, but what a run lacks is done without
     needs_gradient: ClassVar[bool] = False  # of the target
     #: Inputs with rows of their own, and how many a run should give: "real" and "held_out" images (each with
     #: NAME_labels), "latents". A caller may leave them out.
