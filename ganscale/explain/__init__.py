@@ -27,6 +27,7 @@ from ganscale.explain.exact_shapley import ExactShapley
 from ganscale.explain.gradients import ExpectedGradients, InputXGradient, Saliency, SmoothGrad
 from ganscale.explain.integrated_gradients import IntegratedGradients
 from ganscale.explain.kernel_shap import KernelShap
+from ganscale.explain.latent import LATENT
 from ganscale.explain.layer_maps import GradCam, LayerConductance
 from ganscale.explain.lime import Lime
 from ganscale.explain.occlusion import Occlusion
@@ -64,7 +65,7 @@ __all__ = [
 
 EXPLAINERS: dict[str, type[Explainer]] = {
     explainer.name: explainer
-    for explainer in (IntegratedGradients, KernelShap, Lime, ExactShapley, Directions, AttackInput)
+    for explainer in (IntegratedGradients, KernelShap, Lime, ExactShapley, Directions, *LATENT, AttackInput)
 }
 
 
