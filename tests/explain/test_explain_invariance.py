@@ -41,6 +41,7 @@ CASES = {
     "grad-cam": {},
     "layer-conductance": {"steps": 8},
     "directions": {"num_directions": 3},
+    "latent-counterfactual": {"steps": 10, "confidence": 0.6},
 }
 
 
@@ -110,7 +111,8 @@ def test_the_seed_decides_and_is_enough(method: str):
     request = request_of(method)
     one, same = (drive(build_explainer(subject(), request)) for _ in range(2))
     other = drive(build_explainer(subject(), replace(request, seed=4)))
-    sampled = "random_directions" if method == "directions" else "random_curves"
+    drawn = ("random_directions", "random_curves", "log_odds_random")
+    sampled = next(name for name in drawn if name in one.values)
     assert torch.equal(one.values[sampled], same.values[sampled])
     assert not torch.equal(one.values[sampled], other.values[sampled])
 
