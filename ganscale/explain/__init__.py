@@ -28,6 +28,7 @@ from ganscale.explain.gradients import ExpectedGradients, InputXGradient, Salien
 from ganscale.explain.integrated_gradients import IntegratedGradients
 from ganscale.explain.kernel_shap import KernelShap
 from ganscale.explain.latent import LATENT
+from ganscale.explain.latent import LATENT
 from ganscale.explain.layer_maps import GradCam, LayerConductance
 from ganscale.explain.lime import Lime
 from ganscale.explain.occlusion import Occlusion
@@ -65,7 +66,23 @@ __all__ = [
 
 EXPLAINERS: dict[str, type[Explainer]] = {
     explainer.name: explainer
-    for explainer in (IntegratedGradients, KernelShap, Lime, ExactShapley, Directions, *LATENT, AttackInput)
+    for explainer in (
+        Saliency,
+        SmoothGrad,
+        InputXGradient,
+        IntegratedGradients,
+        ExpectedGradients,
+        Occlusion,
+        GradCam,
+        LayerConductance,
+        Lime,
+        KernelShap,
+        ExactShapley,
+        Directions,
+        *LATENT,
+        *LATENT,
+        AttackInput,
+    )
 }
 
 
