@@ -47,6 +47,7 @@ EXTRAS = {
         "pytorch-msssim",
         "scikit-learn",
         "shap",
+        "adversarial-robustness-toolbox",
         # Classifiers that a user may bring; onnx writes the file that onnxruntime reads.
         "onnx",
         "onnxruntime",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SIDE = 112  # CSS pixels of one picture's longer edge
 MOST_SAMPLES = 8
-ENLARGED = 10  # times the difference is drawn larger than it is
+MOST_ENLARGED = 10  # times the difference is drawn larger than it is, as far as the colours reach
 _LINES = (("noise", "grey", "--"), ("FGSM", "purple", "-"), ("PGD", "vermilion", "-"))
 _POINT = 0.72
 _WIDTH, _CHART, _GAP, _CAPTION = 360, 260, 8, 150
@@ -64,6 +64,7 @@ def attack_curves_panel(explanation: Explanation, *, with_scores: bool = True) -
         axes.set_xscale("symlog", linthresh=float(budgets_E[0]), base=2)
         axes.set_xticks([0, *budgets_E], ["0", *(f"{budget:g}" for budget in budgets_E)])
         axes.minorticks_off()
+        axes.set_xlim(-0.1 * budgets_E[0], 1.1 * budgets_E[-1])
     canvas.label_axes(held, title="Verdicts that hold", x=unit, y="share of samples")
     canvas.label_axes(margin, title="Margin (below 0: the verdict changed)", x=unit, y="mean margin")
     held.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
@@ -73,7 +74,7 @@ def attack_curves_panel(explanation: Explanation, *, with_scores: bool = True) -
 
 
 def attack_examples_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
-    """Draw samples before and after PGD and the difference, ten times enlarged; uint8 [H, W, 3].
+    """Draw samples before and after PGD and the difference, enlarged; uint8 [H, W, 3].
 
     ``with_scores`` changes nothing: the curves have the scores.
     """
@@ -81,9 +82,13 @@ def attack_examples_panel(explanation: Explanation, *, with_scores: bool = True)
     if x.ndim != 4 or min(x.shape[2:]) == 1:
         return attack_curves_panel(explanation, with_scores=with_scores)
     count = min(len(x), MOST_SAMPLES)
+    low, high = explanation.meta.get("value_range") or (-1.0, 1.0)
+    unit = 2 / (high - low)  # pictures are drawn in [-1, 1]
+    differences = unit * (values["adversarial"] - x)[:count].double().sum(dim=1).numpy()
+    times = max(1, min(MOST_ENLARGED, int(1 / max(np.abs(differences).max(), 1e-12))))
     lines = [
         f"{count} of {len(x)} samples at the smallest budget at which PGD changed the verdict (else the largest).",
-        f"Difference: {ENLARGED} times enlarged, red adds, blue takes away, white is no change; one scale for all.",
+        f"Difference: {times} times enlarged, red adds, blue takes away, white is no change; one scale for all.",
     ]
     banner = explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
@@ -93,7 +98,7 @@ def attack_examples_panel(explanation: Explanation, *, with_scores: bool = True)
     canvas = Canvas(max(2 * MARGIN + blocks * block, 860), top + 22 + rows * (SIDE + 14) + MARGIN)
     y = heading(canvas, f"{method_title(explanation.method)}: what changed the verdict", lines, banner=banner)
     for column in range(blocks):
-        for place, title in enumerate(("before", "after PGD", f"{ENLARGED} × difference")):
+        for place, title in enumerate(("before", "after PGD", f"{times} × difference")):
             left = MARGIN + column * block + _CAPTION + place * (SIDE + _GAP)
             canvas.text(left, y, title, size=12, bold=True, colour=MUTED.light)
     for sample in range(count):
@@ -101,13 +106,10 @@ def attack_examples_panel(explanation: Explanation, *, with_scores: bool = True)
         left, above = MARGIN + column * block, y + 22 + row * (SIDE + 14)
         _caption(canvas, left, above, explanation, sample)
         before, after = x[sample].double().numpy(), values["adversarial"][sample].double().numpy()
-        low, high = explanation.meta.get("value_range") or (-1.0, 1.0)
-        unit = 2 / (high - low)  # pictures are drawn in [-1, 1]
-        difference = (after - before).sum(axis=0) * unit
         pictures = (
             rgb((before - low) * unit - 1),
             rgb((after - low) * unit - 1),
-            signed_colours(ENLARGED * difference, limit=1.0),
+            signed_colours(times * differences[sample], limit=1.0),
         )
         for place, pixels in enumerate(pictures):
             large = enlarge(pixels, side=SIDE)
@@ -145,7 +147,7 @@ def _lines(explanation: Explanation) -> list[str]:
     )
     words = [
         f"Attacked: {what}{side}. {count} samples; bands are 95 % of the mean over samples.",
-        "Noise has the norm of the attacks. PGD at or above FGSM, or FGSM above noise, would mean masked gradients.",
+        "Noise has the norm of the attacks. PGD's line above FGSM's, or FGSM's above that of noise: masked gradients.",
     ]
     return words + [f"⚠ {text}" for text in meta.get("warnings", [])][:3]
 

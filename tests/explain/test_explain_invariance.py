@@ -41,6 +41,7 @@ CASES = {
     "grad-cam": {},
     "layer-conductance": {"steps": 8},
     "directions": {"num_directions": 3},
+    "attack-input": {"steps": 3},
     "latent-counterfactual": {"steps": 10, "confidence": 0.6},
 }
 
@@ -111,7 +112,7 @@ def test_the_seed_decides_and_is_enough(method: str):
     request = request_of(method)
     one, same = (drive(build_explainer(subject(), request)) for _ in range(2))
     other = drive(build_explainer(subject(), replace(request, seed=4)))
-    drawn = ("random_directions", "random_curves", "log_odds_random")
+    drawn = ("random_directions", "random_curves", "log_odds_random", "noise_margins")
     sampled = next(name for name in drawn if name in one.values)
     assert torch.equal(one.values[sampled], same.values[sampled])
     assert not torch.equal(one.values[sampled], other.values[sampled])
