@@ -42,7 +42,7 @@ CASES = {
     "layer-conductance": {"steps": 8},
     "directions": {"num_directions": 3},
     "attack-input": {"steps": 3},
-    "latent-counterfactual": {"steps": 10, "confidence": 0.6},
+    "latent-counterfactual": {"steps": 40, "confidence": 0.5},
 }
 
 

@@ -253,7 +253,7 @@ class LatentCounterfactual(LatentExplainer):
         scores["changed_share"] = against_control(share, other, better="lower")
         lengths = [(part - original).double().flatten(1).norm(dim=1).numpy() for part in (found, original.roll(1, 0))]
         scores["pixel_l2"] = against_control(*lengths, better="lower")
-        return scores
+        return {name: score for name, score in scores.items() if score.n}  # some need a sample that turned both ways
 
 
 class _Odds:
