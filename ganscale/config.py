@@ -20,7 +20,15 @@ PenaltyName = Literal["none", "wgan-gp", "wgan-gp-one-sided", "r1", "r2", "r1-r2
 ModelName = Literal["mlp", "dcgan"]
 ScoreName = Literal["fd", "kd", "precision", "recall", "density", "coverage", "modes-hit", "within-4-sigma"]
 MetricName = Literal["fd", "kd", "prdc"]
-ExplainerName = Literal["integrated-gradients", "kernel-shap", "exact-shapley", "directions", "latent-counterfactual", "attack-input"]
+ExplainerName = Literal[
+    "integrated-gradients",
+    "kernel-shap",
+    "exact-shapley",
+    "directions",
+    "latent-counterfactual",
+    "attack-input",
+    "attack-latent",
+]
 Impl = Literal["auto", "reference", "fused"]
 
 LOSS_NAMES: tuple[str, ...] = get_args(LossName)

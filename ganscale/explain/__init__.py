@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ganscale.explain.attacks.attack_input import AttackInput
+from ganscale.explain.anytime import BudgetSpent, Limits, drive_within
+from ganscale.explain.attacks import ATTACKS
 from ganscale.explain.base import Explainer, check_serves, find_explainer, make_request
 from ganscale.explain.classifier import Classifier
 from ganscale.explain.classifier_source import (
@@ -28,7 +29,6 @@ from ganscale.explain.gradients import ExpectedGradients, InputXGradient, Salien
 from ganscale.explain.integrated_gradients import IntegratedGradients
 from ganscale.explain.kernel_shap import KernelShap
 from ganscale.explain.latent import LATENT
-from ganscale.explain.latent import LATENT
 from ganscale.explain.layer_maps import GradCam, LayerConductance
 from ganscale.explain.lime import Lime
 from ganscale.explain.occlusion import Occlusion
@@ -39,12 +39,14 @@ from ganscale.explain.types import Explanation, Score, Target
 
 __all__ = [
     "EXPLAINERS",
+    "BudgetSpent",
     "Chunk",
     "Classifier",
     "ClassifierSource",
     "Explainer",
     "Explanation",
     "Fold",
+    "Limits",
     "Partial",
     "Request",
     "Score",
@@ -52,6 +54,7 @@ __all__ = [
     "Target",
     "build_explainer",
     "drive",
+    "drive_within",
     "explain",
     "find_explainer",
     "fold",
@@ -80,8 +83,7 @@ EXPLAINERS: dict[str, type[Explainer]] = {
         ExactShapley,
         Directions,
         *LATENT,
-        *LATENT,
-        AttackInput,
+        *ATTACKS,
     )
 }
 
@@ -100,6 +102,7 @@ def explain(
     *,
     value_range: tuple[float, float] | str | None = "auto",
     seed: int = 0,
+    limits: Limits | None = None,
     **options: Any,
 ) -> Explanation:
     """Explain ``fn`` at ``inputs`` in this process.
@@ -107,6 +110,7 @@ def explain(
     ``fn`` maps [n, ...] to [n] (for ``directions`` it is the generator, z [n, D] to images), or is a ``Subject`` that
     says more. A network is held in eval mode meanwhile; one hidden inside a function must be in eval mode, or be named
     in a ``Subject``. ``inputs`` are samples [N, ...] or a mapping with them under "x" ("z" for directions).
+    ``limits`` ends the work early, with what is finished.
     ``value_range`` "auto" declares [-1, 1] for images [N, C, H, W] and no bounds for vectors and points. ``options``
     are the method's own (``EXPLAINERS[method].Options``); an unknown one is refused with the nearest names. Raises the
     ``UserError`` family of ``ganscale.explain.errors``.
@@ -114,7 +118,7 @@ def explain(
     explainer = find_explainer(method, EXPLAINERS)
     request = make_request(explainer, inputs, seed=seed, options=options)
     if isinstance(fn, Subject):
-        return drive(build_explainer(fn, request))
+        return _drive(build_explainer(fn, request), limits)
     if value_range == "auto":
         shape = request.inputs[explainer.input_name].shape
         value_range = IMAGE_RANGE if len(shape) == 4 and shape[2] * shape[3] > 1 else None
@@ -124,6 +128,11 @@ def explain(
     module = module if isinstance(module, nn.Module) else None
     name = type(fn).__name__ if isinstance(fn, nn.Module) else getattr(fn, "__name__", type(fn).__name__)
     generator = fn if explainer.input_name == "z" else None
-    return drive(
-        explainer(Subject(name=name, fn=fn, module=module, generator=generator, value_range=value_range), request)
+    return _drive(
+        explainer(Subject(name=name, fn=fn, module=module, generator=generator, value_range=value_range), request),
+        limits,
     )
+
+
+def _drive(explainer: Explainer, limits: Limits | None) -> Explanation:
+    return drive(explainer) if limits is None else drive_within(explainer, limits=limits)

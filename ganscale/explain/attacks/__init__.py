@@ -1,1 +1,8 @@
 """Attacks: on the input of a critic or classifier, on a generator's latents, on an explanation itself."""
+
+from ganscale.explain.attacks.attack_input import AttackInput
+from ganscale.explain.attacks.attack_latent import AttackLatent
+
+__all__ = ["ATTACKS", "AttackInput", "AttackLatent"]
+
+ATTACKS = (AttackInput, AttackLatent)

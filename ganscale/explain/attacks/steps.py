@@ -86,3 +86,35 @@ def pgd(
 def _like(value_n: Tensor, rows: Tensor) -> Tensor:
     """Shape one number a row so that it multiplies rows."""
     return value_n.to(rows).reshape(-1, *[1] * (rows.ndim - 1))
+
+
+ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]  # rows [n, ...] -> objective [n], its gradient
+
+
+def climb(
+    objective: ValueAndGradient,
+    x: Tensor,
+    radius_n: Tensor,
+    *,
+    steps: int,
+    step: float | None,
+    start: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the best rows met on ``steps`` ascents inside l2 balls, and their objective [n].
+
+    ``step`` is in radii; None goes to the far end of the ball each time, which maximises the linearised objective over
+    the ball (Frank and Wolfe 1956) and for a convex objective never descends.
+    """
+    radius = _like(radius_n, x)
+    rows, best, best_n = start, start, torch.full((len(x),), -torch.inf, dtype=torch.float64)
+    for number in range(steps + 1):
+        value_n, gradient = objective(rows)
+        better_n = value_n.double() > best_n
+        best = torch.where(better_n.reshape(-1, *[1] * (x.ndim - 1)), rows, best)
+        best_n = torch.where(better_n, value_n.double(), best_n)
+        if number == steps:
+            break
+        uphill = steepest(gradient, "l2")
+        rows = x + radius * uphill if step is None else rows + radius * step * uphill
+        rows = project(rows, x, radius_n, norm="l2", value_range=None)
+    return best, best_n
