@@ -15,6 +15,7 @@ from ganscale.dashboards.attacks import attack_curves_panel, attack_examples_pan
 from ganscale.dashboards.counterfactual import counterfactual_panel
 from ganscale.dashboards.curves import faithfulness_panel, logit_panel
 from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.latent_attacks import latent_attack_panel
 from ganscale.dashboards.layout import (
     MARGIN,
     heading,
@@ -50,6 +51,7 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "curves": (("deletion_curve", "insertion_curve", "random_curves", "curve_share"), faithfulness_panel),
     "traversal": (("traversal", "sigmas", "eigenvalues"), traversal_panel),
     "attack-curves": (("budgets", "verdict_held", "clean_margins"), attack_curves_panel),
+    "latent-attacks": (("latent_budgets", "latent_images"), latent_attack_panel),
     "attack-examples": (("adversarial", "shown_budget"), attack_examples_panel),
     "counterfactuals": (("path", "path_probability", "pixel_counterfactual"), counterfactual_panel),
 }
