@@ -28,6 +28,7 @@ ExplainerName = Literal[
     "latent-counterfactual",
     "attack-input",
     "attack-latent",
+    "explanation-robustness",
 ]
 Impl = Literal["auto", "reference", "fused"]
 

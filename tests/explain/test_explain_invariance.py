@@ -43,6 +43,7 @@ CASES = {
     "directions": {"num_directions": 3},
     "attack-input": {"steps": 3},
     "attack-latent": {"steps": 3},
+    "explanation-robustness": {"steps": 2},
     "latent-counterfactual": {"steps": 40, "confidence": 0.5},
 }
 
@@ -113,7 +114,14 @@ def test_the_seed_decides_and_is_enough(method: str):
     request = request_of(method)
     one, same = (drive(build_explainer(subject(), request)) for _ in range(2))
     other = drive(build_explainer(subject(), replace(request, seed=4)))
-    drawn = ("random_directions", "random_curves", "log_odds_random", "noise_margins", "random_image_change")
+    drawn = (
+        "random_directions",
+        "random_curves",
+        "log_odds_random",
+        "noise_margins",
+        "random_image_change",
+        "noise_change",
+    )
     sampled = next(name for name in drawn if name in one.values)
     assert torch.equal(one.values[sampled], same.values[sampled])
     assert not torch.equal(one.values[sampled], other.values[sampled])

@@ -2,7 +2,8 @@
 
 from ganscale.explain.attacks.attack_input import AttackInput
 from ganscale.explain.attacks.attack_latent import AttackLatent
+from ganscale.explain.attacks.explanation_robustness import ExplanationRobustness
 
-__all__ = ["ATTACKS", "AttackInput", "AttackLatent"]
+__all__ = ["ATTACKS", "AttackInput", "AttackLatent", "ExplanationRobustness"]
 
-ATTACKS = (AttackInput, AttackLatent)
+ATTACKS = (AttackInput, AttackLatent, ExplanationRobustness)
