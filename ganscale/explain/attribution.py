@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ganscale.explain import faithfulness
 from ganscale.explain.base import SCORING, Explainer, Meter, Options
-from ganscale.explain.cells import cell_sums, compose, grid_segments, make_baseline, spread
+from ganscale.explain.cells import cell_sums, compose, grid_segments, make_baseline, spread, width_of
 from ganscale.explain.errors import CallableError, ExplainOptionError, ZeroGradientError
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.shuffling import has_weights, shuffled_weights
@@ -103,6 +103,15 @@ class AttributionExplainer(Explainer):
     def per_sample(self) -> bool:
         """Whether every sample has regions of its own, ``segments`` [N, H, W]."""
         return self.options.regions != "grid" and self.x.ndim == 4 and self.segments.shape == self.x[:, 0].shape
+
+    @property
+    def samples_apart(self) -> bool:
+        """Whether samples are explained apart: all are, unless their mean stands for what is absent."""
+        return self.options.baseline != "mean"
+
+    def is_control(self, chunk: Chunk) -> bool:
+        """Whether a chunk of round 0 makes one of the control maps."""
+        return chunk.part >= TWIN
 
     def segments_of(self, row: int) -> Tensor:
         """Return which player each element of sample ``row`` belongs to."""
@@ -248,8 +257,8 @@ class AttributionExplainer(Explainer):
             return self
         rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(number, SCORING + 3)))
         bounds, twin = self.subject.value_range, copy.copy(self)
-        width = bounds[1] - bounds[0] if bounds else float(self.x.std(unbiased=False))
-        moved = self.x + torch.from_numpy(rng.uniform(-SHAKE * width, SHAKE * width, self.x.shape)).to(self.x.dtype)
+        step = torch.from_numpy(rng.uniform(-SHAKE, SHAKE, self.x.shape)) * width_of(self.x, bounds)
+        moved = self.x + step.to(self.x.dtype)
         twin.x = moved.clamp(*bounds) if bounds else moved
         twin.baseline = make_baseline(twin.x, self.options.baseline, bounds)
         return twin

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ganscale.errors import nearest, unknown
 from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError, ExplainTargetError
-from ganscale.explain.plan import Chunk, Partial, Request, merge
+from ganscale.explain.plan import Chunk, Partial, Request, first_rows, merge
 from ganscale.explain.subject import Subject, check_samples, weights_hash
 from ganscale.explain.types import Explanation, Score
 
@@ -106,6 +106,33 @@ class Explainer(ABC):
         self.subject = subject
         self.request = request
         self.options = parse_options(type(self), request.options)
+
+    @property
+    def samples_apart(self) -> bool:
+        """Whether each sample is explained apart from the others: the first k alone give the same values for them.
+
+        Chunks then name in ``explanation`` the first sample that they serve. Such a method may be stopped early.
+        """
+        return False
+
+    def sweep_of(self, chunk: Chunk) -> int | None:
+        """Return which sweep a chunk of the first round belongs to, where a map may be drawn until it is narrow enough.
+
+        Sweep 0 is needed in any case. None: nothing is drawn.
+        """
+        return None
+
+    def is_control(self, chunk: Chunk) -> bool:
+        """Whether a chunk of the first round makes a control and not the map itself."""
+        return False
+
+    def interval_width(self, partial: Partial) -> float:
+        """Return how wide the widest 95 % interval of a map's shares is, as a part of that map's largest share."""
+        raise NotImplementedError
+
+    def first(self, count: int) -> Explainer:
+        """Return this explainer for its first ``count`` samples alone."""
+        return type(self)(self.subject, first_rows(self.request, type(self), count))
 
     @abstractmethod
     def plan(self, previous: Partial | None = None) -> list[Chunk]:

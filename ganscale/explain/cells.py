@@ -79,6 +79,16 @@ def spread(weights_NM: np.ndarray, segments: Tensor, like: Tensor) -> Tensor:
     return (maps[:, None] if segments.ndim == 2 else maps).expand_as(like).to(like.dtype).contiguous()
 
 
+def width_of(x: Tensor, value_range: tuple[float, float] | None) -> Tensor:
+    """Return the width of the range, or where there is none each sample's root mean square: [N or 1, 1, ...], float64.
+
+    A sample's own, so that it does not matter which others are explained with it.
+    """
+    if value_range is not None:
+        return torch.tensor(value_range[1] - value_range[0], dtype=torch.float64)
+    return x.double().flatten(1).square().mean(1).sqrt().reshape(-1, *[1] * (x.ndim - 1))
+
+
 def _blur(x: Tensor) -> Tensor:
     if x.ndim != 4:
         raise ExplainOptionError("baseline", "be blur only for images", "vectors", "use mean or zero")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ganscale.explain.attribution import AttributionExplainer, AttributionOptions, Maps
 from ganscale.explain.base import Meter
+from ganscale.explain.cells import width_of
 from ganscale.explain.errors import CallableError, ExplainInputError, ZeroGradientError
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
@@ -160,10 +161,10 @@ class SmoothGrad(Saliency):
     def gradient(self, rows: slice, chunk: Chunk, meter: Meter) -> Tensor:
         """Return the mean gradients over the draws."""
         rng, bounds, x = chunk.rng(self.request.seed), self.subject.value_range, self.x[rows]
-        width = bounds[1] - bounds[0] if bounds else float(self.x.std(unbiased=False))
+        width = width_of(x, bounds)
         total = torch.zeros(x.shape, dtype=torch.float64)
         for _ in range(self.options.draws):
-            noise = torch.from_numpy(rng.standard_normal(x.shape) * (self.options.noise * width))
+            noise = torch.from_numpy(rng.standard_normal(x.shape) * self.options.noise) * width
             total += gradients(meter, (x + noise).to(x.dtype))
         return (total / self.options.draws).to(x.dtype)
 
@@ -195,10 +196,13 @@ class ExpectedGradients(GradientExplainer):
     then near f(x) - mean f(baselines).
     """
 
+    samples_apart = False
+
     name = "expected-gradients"
     summary = "integrated gradients averaged over the other samples as baselines"
     Options = ExpectedGradientsOptions
     options: ExpectedGradientsOptions
+    samples_apart = False  # each is another's baseline
 
     def __init__(self, subject: Subject, request: Request) -> None:
         super().__init__(subject, request)

@@ -10,6 +10,8 @@ Legend: M players, n coalitions of a chunk.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ganscale.explain.coalitions import (
@@ -63,6 +65,14 @@ class KernelShap(SurrogateExplainer):
         between = kernel_weights(self.players)[2:-2].sum()  # the mass that all drawn rows share
         drawn = self.options.num_coalitions - 2 * self.players
         return present, np.full(len(present), between / drawn)
+
+    def weighed(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the parts with the kernel's mass between the borders shared by those rows that were drawn."""
+        drawn, planned = sum(data["drawn"] for data in parts), self.options.num_coalitions - 2 * self.players
+        if self.enumerates or drawn == planned:
+            return parts
+        growth = planned / drawn
+        return [data | {"moments": data["moments"] * growth} if data["drawn"] else data for data in parts]
 
     def fit(self, moments: Moments, empty: float, full: float) -> tuple[np.ndarray, float]:
         """Return the weights that sum to f(x) - f(baseline), over the intercept f(baseline)."""

@@ -9,7 +9,7 @@ result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,13 @@ def merge(left: Partial, right: Partial) -> Partial:
         rows_backward=left.rows_backward + right.rows_backward,
         seconds=left.seconds + right.seconds,
     )
+
+
+def first_rows(request: Request, explainer: Any, count: int) -> Request:
+    """Return ``request`` of its first ``count`` samples; what stands beside them stays whole."""
+    beside = {name for each in explainer.beside for name in (each, f"{each}_labels")}
+    inputs = {name: x if name in beside else x[:count].contiguous() for name, x in request.inputs.items()}
+    return replace(request, inputs=inputs)
 
 
 class Fold:

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from ganscale.explain import scores
-from ganscale.explain.attribution import AttributionExplainer, AttributionOptions, Maps
+from ganscale.explain.attribution import TWIN, AttributionExplainer, AttributionOptions, Maps
 from ganscale.explain.base import SCORING, Meter
 from ganscale.explain.coalitions import Moments, jackknife_error
 from ganscale.explain.errors import ExplainInputError, ExplainOptionError
@@ -26,6 +26,7 @@ from ganscale.explain.subject import Subject
 from ganscale.explain.types import Score
 
 ROWS_A_CHUNK = 126  # coalitions; with the two ends 128 rows, two full micro-batches of the default size
+FIRST_PARTS = 4  # drawn parts before an interval is believed
 LEAST_PARTS = 8  # chunks a sample, so that leaving one out says something
 
 
@@ -74,6 +75,10 @@ class SurrogateExplainer(AttributionExplainer):
     def fit(self, moments: Moments, empty: float, full: float) -> tuple[np.ndarray, float]:
         """Return the weights [M] and the intercept of the linear model."""
 
+    def weighed(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a sample's parts with the weights that they have where drawing was stopped early."""
+        return parts
+
     def first_round(self) -> list[Chunk]:
         """Return for every sample the same split of its coalitions into chunks."""
         blocks = self.blocks()
@@ -82,6 +87,20 @@ class SurrogateExplainer(AttributionExplainer):
             Chunk(round=0, index=index, explanation=row, part=part, work={"block": blocks[part]})
             for index, (row, part) in enumerate(places)
         ]
+
+    def sweep_of(self, chunk: Chunk) -> int | None:
+        """Return the sweep of a chunk: 0 for what is not drawn and the first drawn parts, then one for each part."""
+        if self.enumerates:
+            return 0
+        kinds = [kind for kind, _, _ in self.blocks()]
+        return max(0, chunk.part % TWIN - kinds.index("drawn") - FIRST_PARTS + 1)
+
+    def interval_width(self, partial: Partial) -> float:
+        """Return the widest 95 % interval of any share over the largest share of its map."""
+        maps = self.collect(partial)
+        largest_N = np.abs(maps.weights_NM).max(axis=1)
+        widest_N = 2 * scores.Z95 * maps.values["segment_errors"].numpy().max(axis=1)
+        return float(np.divide(widest_N, largest_N, out=np.zeros(len(largest_N)), where=largest_N > 0).max())
 
     def attribute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Evaluate one chunk's coalitions, the first chunk also both ends; return statistics only."""
@@ -127,6 +146,7 @@ class SurrogateExplainer(AttributionExplainer):
 
     def _fit(self, row: int, parts: list[dict[str, Any]]) -> dict[str, Any]:
         full, empty = parts[0]["full"], parts[0]["empty"]
+        parts = self.weighed(parts)
         total = sum_of([data["moments"] for data in parts])
         weights_M, intercept = self.fit(total, empty, full)
         r_squared = total.r_squared(weights_M, intercept)

@@ -1,0 +1,207 @@
+"""Explanations that can stop early and still hold: at a width, a time or a number of rows, or when they are asked to.
+
+Where samples are explained apart from one another, they are finished a few at a time, scores and all, so that at any
+moment those that are done are an explanation: byte for byte the one of these samples alone. Where a map is itself a
+sample (of coalitions), it may also be drawn in sweeps until its intervals are narrow enough.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from ganscale.errors import RunFailed
+from ganscale.explain.errors import ExplainOptionError
+from ganscale.explain.plan import Chunk, Partial
+from ganscale.explain.types import Explanation
+
+MOST_WAVES = 16  # of samples: each plans its scores anew
+Key = tuple[int, int, int]  # round, explanation, part of a chunk
+Execute = Callable[[list[Chunk]], Iterable[tuple[int, Partial]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """When to stop: no interval wider than ``width`` times its map's largest share; ``seconds``; ``rows`` forward.
+
+    Samples that were begun in time are finished where nothing else would be kept: at least one always is.
+    """
+
+    width: float | None = None
+    seconds: float | None = None
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("width", "seconds", "rows"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ExplainOptionError(f"the limit on {name}", "be above 0", value, "leave it out for none")
+
+
+class BudgetSpent(RunFailed):
+    """The time was up before a method had anything to keep."""
+
+
+class _Enough(Exception):
+    """Raised in the midst of chunks: what is finished is all there will be."""
+
+
+def drive_within(
+    explainer: Any,
+    *,
+    execute: Execute | None = None,
+    limits: Limits | None = None,
+    at_once: int = 1,
+    clock: Callable[[], float] = time.monotonic,
+) -> Explanation:
+    """Run an explainer within ``limits`` and return what was finished; ``at_once`` samples are begun together.
+
+    An interrupt (Ctrl-C) after the first samples ends it in the same way. ``meta["stopped"]`` then says why and what is
+    there. Raises ExplainOptionError for a width of a method that draws nothing, BudgetSpent where the time was up
+    before a method that has no interim result was done, and KeyboardInterrupt where nothing can be kept.
+    """
+    return _Drive(explainer, execute, limits or Limits(), at_once, clock).run()
+
+
+class _Drive:
+    def __init__(
+        self, explainer: Any, execute: Execute | None, limits: Limits, at_once: int, clock: Callable[[], float]
+    ) -> None:
+        self.explainer, self.limits, self.clock = explainer, limits, clock
+        self.execute = execute or (lambda chunks: ((chunk.index, explainer.run(chunk)) for chunk in chunks))
+        self.began = clock()
+        self.at_once = 1 if limits.rows is not None else at_once  # so that rows alone decide where it ends
+        self.done: dict[Key, Partial] = {}
+
+    def run(self) -> Explanation:
+        """Choose the way that fits the method and the limits."""
+        if self.limits.width is not None:
+            return self._by_sweeps()
+        if self.explainer.samples_apart:
+            return self._by_samples()
+        return self._whole()
+
+    def _whole(self) -> Explanation:
+        self._rounds(self.explainer, self.explainer.plan(), can_stop=False)
+        return self.explainer.finish(self._folded)
+
+    def _by_samples(self) -> Explanation:
+        chunks = self.explainer.plan()
+        starts = sorted({chunk.explanation for chunk in chunks})
+        total = len(self.explainer.request.inputs[self.explainer.input_name])
+        size = max(self.at_once, -(-len(starts) // MOST_WAVES) if self.limits.rows is None else 1)
+        ends = [*starts[size::size], total]
+        finished, kept, reason = 0, None, None
+        for end in ends:
+            if finished and (reason := self._no_more(end - finished, finished)):
+                break
+            part = self.explainer if end == total else self.explainer.first(end)
+            mine = [chunk for chunk in chunks if chunk.explanation < end]
+            try:
+                self._rounds(part, mine, can_stop=finished > 0)
+            except _Enough:
+                reason = "seconds"
+                break
+            except KeyboardInterrupt:
+                if not finished:
+                    raise
+                reason = "interrupted"
+                break
+            finished, kept = end, (part, self._folded)
+        part, partial = kept
+        explanation = part.finish(partial)
+        return _marked(explanation, reason, {"samples": [finished, total]}) if reason else explanation
+
+    def _by_sweeps(self) -> Explanation:
+        explainer = self.explainer
+        chunks = explainer.plan()
+        sweeps = {chunk.index: explainer.sweep_of(chunk) for chunk in chunks}
+        if None in sweeps.values():
+            remedy = "leave it out, or use kernel-shap or lime with fewer coalitions than there are"
+            raise ExplainOptionError("--width", "be asked of a method that draws", explainer.name, remedy)
+        own = [chunk for chunk in chunks if not explainer.is_control(chunk)]
+        last, reason, width = max(sweeps.values()), None, float("inf")
+        for sweep in range(last + 1):
+            now = [chunk for chunk in own if sweeps[chunk.index] == sweep]
+            try:
+                self._run(now)
+            except KeyboardInterrupt:
+                if sweep == 0:
+                    raise
+                sweep, reason = sweep - 1, "interrupted"
+                break
+            width = explainer.interval_width(self._fold_of([c for c in own if sweeps[c.index] <= sweep]))
+            share = 1 / (2 + len(chunks) / len(own))  # the controls and the scores take as long again
+            reason = "width" if width <= self.limits.width else self._spent(share)
+            if reason:
+                break
+        taken = [chunk for chunk in chunks if sweeps[chunk.index] <= sweep]
+        self.done = {_key(chunk): self.done[_key(chunk)] for chunk in taken if _key(chunk) in self.done}
+        self._rounds(explainer, taken, can_stop=False, deadline=False)
+        explanation = explainer.finish(self._folded)
+        explanation.meta["width"] = width
+        early = reason and sweep < last
+        return _marked(explanation, reason, {"sweeps": [sweep + 1, last + 1]}) if early else explanation
+
+    def _rounds(self, explainer: Any, chunks: list[Chunk], *, can_stop: bool, deadline: bool = True) -> None:
+        """Run the chunks that are not done and all later rounds of ``explainer``."""
+        order: list[Chunk] = []
+        while chunks:
+            order += chunks
+            self._run([c for c in chunks if _key(c) not in self.done], can_stop=can_stop, deadline=deadline)
+            self._folded = self._fold_of(order)
+            chunks = explainer.plan(self._folded)
+
+    def _run(self, chunks: list[Chunk], *, can_stop: bool = True, deadline: bool = True) -> None:
+        """Run chunks; past the deadline raise ``_Enough`` where something is kept already, else BudgetSpent."""
+        by_index = {chunk.index: chunk for chunk in chunks}
+        for index, partial in self.execute(chunks) if chunks else ():
+            self.done.setdefault(_key(by_index[index]), partial)
+            late = deadline and self.limits.seconds is not None and self.clock() - self.began > self.limits.seconds
+            if late and can_stop and len(self.done) and self.limits.width is None:
+                raise _Enough
+            if late and not self.explainer.samples_apart:
+                words = f"{self.explainer.name} was left: its {self.limits.seconds:g} s are spent"
+                raise BudgetSpent(f"{words}, and it has no interim result; give it more, or fewer samples")
+        missing = [chunk for chunk in chunks if _key(chunk) not in self.done]
+        assert not missing, f"{len(missing)} of {len(chunks)} chunks came to nothing"
+
+    def _fold_of(self, order: list[Chunk]) -> Partial:
+        return reduce(self.explainer.merge, (self.done[_key(chunk)] for chunk in order))
+
+    def _no_more(self, more: int, finished: int) -> str | None:
+        """Return which limit forbids ``more`` samples, judged by the ``finished`` ones."""
+        rows = sum(partial.rows_forward for partial in self.done.values())
+        if self.limits.rows is not None and rows * (finished + more) > self.limits.rows * finished:
+            return "rows"
+        spent = self.clock() - self.began
+        if self.limits.seconds is not None and spent * (finished + more) > self.limits.seconds * finished:
+            return "seconds"
+        return None
+
+    def _spent(self, share: float) -> str | None:
+        """Return which limit is used up to this ``share`` by the map's own rows."""
+        rows = sum(partial.rows_forward for partial in self.done.values())
+        if self.limits.rows is not None and rows >= self.limits.rows * share:
+            return "rows"
+        if self.limits.seconds is not None and self.clock() - self.began >= self.limits.seconds * share:
+            return "seconds"
+        return None
+
+
+def _key(chunk: Chunk) -> Key:
+    return chunk.round, chunk.explanation, chunk.part
+
+
+def _marked(explanation: Explanation, reason: str, made: dict[str, list[int]]) -> Explanation:
+    """Say in ``meta`` why it ended early and what there is; all but a width that was reached makes it interim."""
+    (what, (done, total)), *_ = made.items()
+    explanation.meta["stopped"] = {"reason": reason, **made}
+    if reason != "width":
+        why = {"interrupted": "interrupted", "seconds": "the time was up", "rows": "the rows were spent"}[reason]
+        explanation.meta["interim"] = f"interim result: {done} of {total} {what}, {why}"
+        explanation.meta["warnings"] = [*explanation.meta["warnings"], explanation.meta["interim"]]
+    return explanation

@@ -1,0 +1,205 @@
+"""Explanations that stop early are those of what was finished, to the byte, and say so."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import test_explain_invariance as invariance
+import torch
+import toys
+
+from ganscale.explain import (
+    EXPLAINERS,
+    BudgetSpent,
+    Limits,
+    build_explainer,
+    drive,
+    drive_within,
+    explain,
+    find_explainer,
+    make_request,
+)
+from ganscale.explain.errors import ExplainOptionError
+
+IMAGES = torch.rand(5, 1, 14, 14, generator=torch.Generator().manual_seed(1)) * 2 - 1
+QUICK = {"cells": 3, "num_coalitions": 64}
+APART = [
+    name for name in EXPLAINERS if build_explainer(invariance.subject(), invariance.request_of(name)).samples_apart
+]
+
+
+def request(method: str = "kernel-shap", count: int = 5, **options: object):
+    return make_request(find_explainer(method, EXPLAINERS), IMAGES[:count], options=QUICK | options)
+
+
+def explainer(method: str = "kernel-shap", count: int = 5, **options: object):
+    return build_explainer(invariance.subject(), request(method, count, **options))
+
+
+def same(one, other) -> None:
+    assert one.values.keys() == other.values.keys()
+    for name, tensor in one.values.items():
+        assert torch.equal(tensor, other.values[name]), name
+    assert one.scores == other.scores
+
+
+class Clock:
+    """Tells the time that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ticking(built, clock: Clock, seconds: float = 1.0):
+    """Return an ``execute`` in which each chunk takes ``seconds`` of the clock."""
+
+    def execute(chunks):
+        for chunk in chunks:
+            partial = built.run(chunk)
+            clock.now += seconds
+            yield chunk.index, partial
+
+    return execute
+
+
+def interrupted_after(built, count: int):
+    """Return an ``execute`` that is interrupted, once, when ``count`` chunks are done."""
+    left = [count]
+
+    def execute(chunks):
+        for chunk in chunks:
+            left[0] -= 1
+            if left[0] == -1:
+                raise KeyboardInterrupt
+            yield chunk.index, built.run(chunk)
+
+    return execute
+
+
+@pytest.mark.parametrize("method", EXPLAINERS)
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_without_a_limit_a_few_samples_at_a_time_give_the_bytes_of_all_at_once(method, at_once):
+    asked = invariance.request_of(method)
+    alone = drive(build_explainer(invariance.subject(), asked))
+    found = drive_within(build_explainer(invariance.subject(), asked), at_once=at_once)
+    same(found, alone)
+    assert "stopped" not in found.meta
+    assert found.meta["plan"] == alone.meta["plan"]
+
+
+@pytest.mark.parametrize("method", APART)
+def test_stopped_early_it_is_the_explanation_of_the_first_samples_alone(method):
+    asked = invariance.request_of(method)
+    built = build_explainer(invariance.subject(), asked)
+    found = drive_within(built, limits=Limits(rows=1))  # at least one sample, or one chunk of them, is finished
+    done, total = found.meta["stopped"]["samples"]
+    assert 1 <= done < total == 5
+    alone = drive(built.first(done))
+    same(found, alone)
+    assert found.meta["interim"] == f"interim result: {done} of 5 samples, the rows were spent"
+
+
+@pytest.mark.parametrize("rows", [1, 600, 1500, 3000])
+def test_a_budget_of_rows_is_kept_and_used(rows):
+    found = drive_within(explainer(), limits=Limits(rows=rows))
+    each = drive(explainer(count=1)).meta["cost"]["rows_forward"]
+    done = len(found.inputs["x"])
+    assert done == min(5, max(1, rows // each))
+    assert found.meta["cost"]["rows_forward"] == done * each
+
+
+def test_a_budget_of_seconds_begins_no_sample_that_it_cannot_finish():
+    clock, built = Clock(), explainer()
+    chunks = len(built.plan()) // 5 + 1  # a sample's, and the one that scores it
+    limits = Limits(seconds=2.5 * chunks)
+    found = drive_within(built, execute=ticking(built, clock), limits=limits, clock=clock)
+    assert found.meta["stopped"] == {"reason": "seconds", "samples": [2, 5]}
+    assert clock.now <= limits.seconds
+    same(found, drive(explainer(count=2)))
+
+
+def test_seconds_that_run_out_in_the_midst_of_a_sample_keep_the_samples_before():
+    clock, built = Clock(), explainer()
+
+    def execute(chunks):
+        for chunk in chunks:
+            clock.now += 100.0 if chunk.explanation == 1 else 1.0  # the second sample takes far longer than the first
+            yield chunk.index, built.run(chunk)
+
+    found = drive_within(built, execute=execute, limits=Limits(seconds=250.0), clock=clock)
+    assert found.meta["stopped"] == {"reason": "seconds", "samples": [1, 5]}
+    assert clock.now < 400
+
+
+def test_an_interrupt_keeps_what_is_finished_and_says_so():
+    built = explainer()
+    chunks = len(built.plan()) // 5 + 1
+    found = drive_within(built, execute=interrupted_after(built, 3 * chunks + 1))
+    assert found.meta["stopped"] == {"reason": "interrupted", "samples": [3, 5]}
+    same(found, drive(explainer(count=3)))
+
+
+def test_an_interrupt_before_anything_is_finished_is_one():
+    built = explainer()
+    with pytest.raises(KeyboardInterrupt):
+        drive_within(built, execute=interrupted_after(built, 1))
+
+
+def test_a_method_without_interim_results_is_left_when_its_time_is_up():
+    asked = invariance.request_of("directions")
+    built, clock = build_explainer(invariance.subject(), asked), Clock()
+    with pytest.raises(BudgetSpent, match=r"directions was left.*interim"):
+        drive_within(built, execute=ticking(built, clock), limits=Limits(seconds=3.0), clock=clock)
+    assert clock.now <= 5
+
+
+def test_drawing_stops_at_the_width_that_was_asked_for_with_fewer_rows():
+    asked = {"cells": 6, "num_coalitions": 4000}
+    whole = drive(explainer(count=2, **asked))
+    found = drive_within(explainer(count=2, **asked), limits=Limits(width=0.5))
+    sweeps, most = found.meta["stopped"]["sweeps"]
+    assert found.meta["stopped"]["reason"] == "width"
+    assert sweeps < most
+    assert found.meta["width"] <= 0.5
+    assert "interim" not in found.meta  # it is all that was asked for
+    assert found.meta["cost"]["rows_forward"] < 0.8 * whole.meta["cost"]["rows_forward"]
+    error, largest = found.values["segment_errors"], found.values["segment_weights"].abs().amax(1, keepdim=True)
+    assert float((2 * 1.96 * error / largest).max()) <= 0.5
+    away = (found.values["segment_weights"] - whole.values["segment_weights"]).abs()
+    assert float((away <= 3 * error + 1e-9).double().mean()) > 0.9  # within three standard errors of many more rows
+    total = found.values["segment_weights"].sum(1)
+    torch.testing.assert_close(total, found.values["fx"] - found.values["f_baseline"], atol=1e-9, rtol=1e-9)
+
+
+def test_a_width_out_of_reach_takes_all_rows_and_is_the_whole():
+    asked = {"cells": 4, "num_coalitions": 700}
+    found = drive_within(explainer(count=2, **asked), limits=Limits(width=1e-9))
+    same(found, drive(explainer(count=2, **asked)))
+    assert found.meta["width"] > 1e-9
+
+
+def test_where_every_coalition_is_tried_the_width_is_zero():
+    found = drive_within(explainer(count=1, cells=2), limits=Limits(width=0.1))
+    assert found.meta["width"] == 0
+    assert "stopped" not in found.meta
+
+
+def test_a_width_of_a_method_that_draws_nothing_is_refused():
+    with pytest.raises(ExplainOptionError, match="of a method that draws, got integrated-gradients"):
+        explain(toys.conv_critic(), IMAGES, "integrated-gradients", limits=Limits(width=0.1))
+
+
+@pytest.mark.parametrize("limit", [{"seconds": 0}, {"rows": -1}, {"width": float("nan")}])
+def test_a_limit_that_is_none_is_refused(limit):
+    with pytest.raises(ExplainOptionError, match="be above 0"):
+        Limits(**limit)
+
+
+def test_a_mean_baseline_ties_the_samples_together():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert not explainer(baseline="mean").samples_apart
