@@ -24,11 +24,11 @@ def counterfactual_panel(explanation: Explanation, *, with_scores: bool = True) 
     count, between = min(len(values["path"]), MOST_SAMPLES), values["path"].shape[1] - 2
     rows = [_row(explanation, sample) for sample in range(count)]
     noise = explanation.meta["noise"]
+    judge, total = explanation.meta["judge"], len(values["step"])
     lines = [
-        f"Judge: the {explanation.meta['judge']}. Below each picture: the probability of the wished verdict, "
-        f"on the straight way through latent space. {count} of {len(values['step'])} samples.",
-        "Difference: red became brighter, blue darker (channels' mean). Right: the same verdict by changing pixels, "
-        f"the control; survival is measured under noise of {noise:g}.",
+        f"Judge: the {judge}. Below each picture: probability of the wished verdict. {count} of {total} samples.",
+        "Difference: red became brighter, blue darker (channels' mean). Pixels, the control: turned without G.",
+        f"The way is straight in latent space; survival is measured under noise of {noise:g}.",
     ]
     columns = ("original", *[""] * between, "turned", "difference", "pixels")
     return gallery(explanation, rows, lines, columns=columns, with_scores=with_scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ganscale.explain.latent.attfind import AttFind
 from ganscale.explain.latent.counterfactual import LatentCounterfactual
 
-LATENT = (LatentCounterfactual,)
+LATENT = (LatentCounterfactual, AttFind)

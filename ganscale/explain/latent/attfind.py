@@ -1,0 +1,215 @@
+"""Which coordinates drive a judge: each is moved both ways and the judge's answer is read (AttFind).
+
+Lang et al. 2021 (StylEx, arXiv:2104.13369, algorithm 1), here for any generator: the coordinates are those of z or the
+channels of a layer. Half of the latents choose each class's best coordinate, the other half says what it is worth, and
+random directions of the same length are chosen from and measured in the same way.
+
+Legend: N base latents, D coordinates, R random directions, M = D + R moves, K classes (1 for a critic), n rows.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import cached_property
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ganscale.explain.base import SCORING, Meter, Options
+from ganscale.explain.edits import edited, shift
+from ganscale.explain.errors import ExplainTargetError
+from ganscale.explain.latent.base import LatentExplainer
+from ganscale.explain.layers import layer_output
+from ganscale.explain.plan import Chunk, Partial
+from ganscale.explain.scores import against_control, gini
+from ganscale.explain.types import Explanation, Score
+
+MOVES_A_CHUNK = 8
+MOST_RANDOM = 64
+SHOWN = 6  # rows of pictures
+STEPS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # of the shift, in pictures
+
+
+class AttFindOptions(Options):
+    """``layer``: z, or a layer of the generator by its dotted name, whose channels are the coordinates."""
+
+    layer: str = Field("z", description="z, or the layer whose channels are moved")
+    shift: Annotated[float, Field(gt=0, le=20)] = Field(2.0, description="how far, in standard deviations")
+
+
+class AttFind(LatentExplainer):
+    """Moves each coordinate of the latent, or each channel of a layer, and reads the judge."""
+
+    name = "attfind"
+    summary = "which latent coordinates or channels drive a classifier or the critic, each moved both ways"
+    Options = AttFindOptions
+    options: AttFindOptions
+    primary = ("best_effect",)
+
+    def plan(self, previous: Partial | None = None) -> list[Chunk]:
+        """Return one chunk for every few moves: the coordinates, then the random directions."""
+        if previous is not None:
+            return []
+        if self.subject.classifier is None and self.subject.critic is None:
+            rule = f"have a classifier or a critic for {self.name}"
+            raise ExplainTargetError("the subject", rule, self.subject.name, "pass --classifier NAME|PATH")
+        self.images(self.z[:2])
+        sigma_D = self._sigma()
+        moves = len(sigma_D) + min(len(sigma_D), MOST_RANDOM)
+        return [
+            Chunk(round=0, index=index, explanation=first, part=0, work={"sigma": sigma_D})
+            for index, first in enumerate(range(0, moves, MOVES_A_CHUNK))
+        ]
+
+    def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        """Return by how much each move, both ways, changes the log-odds of each class: float32 [moves, 2, N, K]."""
+        sigma_D = chunk.work["sigma"]
+        moves = self._moves(len(sigma_D))[chunk.explanation :][:MOVES_A_CHUNK] * sigma_D
+        z = self.z.to(self.subject.device)
+        with torch.no_grad():
+            base = self._answers(z, None)
+            changes = [self._answers(z, sign * move) - base for move in moves for sign in (1.0, -1.0)]
+        meter.rows_forward += len(z) * (1 + 2 * len(moves))
+        effect = torch.stack(changes).unflatten(0, (len(moves), 2))
+        return {"effect": effect.float().cpu().numpy(), "sigma": sigma_D}
+
+    def finish(self, partial: Partial) -> Explanation:
+        """Choose on one half of the latents, measure on the other, and draw the strongest coordinates."""
+        found = [data for _, _, data in partial.of_round(0)]
+        sigma_D = found[0]["sigma"]
+        effect = np.concatenate([data["effect"] for data in found]).astype(np.float64)  # [M, 2, N, K]
+        own, random = effect[: len(sigma_D)], effect[len(sigma_D) :]
+        choosing, judging = self._halves()
+        best_K, held_NK = _chosen(own, choosing, judging)
+        _, control_NK = _chosen(random, choosing, judging)
+        wanted = self._wanted(own.shape[3])
+        value_N, control_N = held_NK[:, wanted].mean(axis=1), control_NK[:, wanted].mean(axis=1)
+        strength = [np.abs(part.mean(axis=2)).max(axis=1)[:, wanted].T for part in (own, random)]
+        scores = {
+            "best_effect": against_control(value_N, control_N, better="higher"),
+            "concentration_gini": Score(
+                value=float(gini(strength[0]).mean()),
+                control=float(gini(strength[1]).mean()),
+                n=len(wanted),
+                better="higher",
+            ),
+        }
+        rows = self._rows(own, best_K, wanted)
+        values = {
+            "effect": torch.from_numpy(own.mean(axis=2)),
+            "effect_random": torch.from_numpy(random.mean(axis=2)),
+            "ranking": torch.from_numpy(np.argsort(-own.mean(axis=2), axis=0, kind="stable")),
+            "best": torch.from_numpy(best_K),
+            "best_held_out": torch.from_numpy(held_NK.mean(axis=0)),
+            "best_held_out_random": torch.from_numpy(control_NK.mean(axis=0)),
+            "random_directions": torch.from_numpy(self._moves(len(sigma_D))[len(sigma_D) :]),
+            **self._pictures(rows, sigma_D),
+        }
+        classifier = self.subject.classifier
+        meta = {
+            "layer": self.options.layer,
+            "judge": "critic" if classifier is None else "classifier",
+            "class_names": [] if classifier is None else [classifier.label(k) for k in range(classifier.classes)],
+            "shift": self.options.shift,
+            "steps": [step * self.options.shift for step in STEPS],
+            "choosing": len(choosing),
+            "judging": len(judging),
+        }
+        return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
+
+    def _answers(self, z: Tensor, move_D: np.ndarray | None, scale: float = 1.0) -> Tensor:
+        """Return the log-odds of each class [n, K], or the critic's logit [n, 1], after a move."""
+        images = self._moved(z, move_D, scale)
+        if self.subject.classifier is None:
+            return self.subject.critic(images)[:, None].double()
+        return one_against_rest(self.subject.classifier(images).double())
+
+    def _moved(self, z: Tensor, move_D: np.ndarray | None, scale: float = 1.0) -> Tensor:
+        amount = None if move_D is None else torch.from_numpy(move_D * self.options.shift * scale)
+        if self.options.layer == "z":
+            moved = z if amount is None else (z.double() + amount.to(z.device)).to(z.dtype)
+            edit = nullcontext()
+        else:
+            moved = z
+            edit = (
+                nullcontext() if amount is None else edited(self.subject.generator, self.options.layer, shift(amount))
+            )
+        with edit:
+            return torch.cat([self.subject.generator(part) for part in moved.split(self.options.micro_batch)])
+
+    def _sigma(self) -> np.ndarray:
+        """Return the standard deviation of each coordinate: 1 for those of z, measured for channels."""
+        if self.options.layer == "z":
+            return np.ones(self.z.shape[1])
+        generator = self.subject.generator
+        with self.subject.quiet(), torch.no_grad():
+            z = self.z.to(self.subject.device)
+            output = layer_output(generator, self.options.layer, lambda: generator(z)).double()
+        return output.transpose(0, 1).flatten(1).std(dim=1, correction=0).cpu().numpy()
+
+    def _moves(self, coordinates: int) -> np.ndarray:
+        """Return the unit vectors of all moves [M, D]: the axes, then random directions."""
+        if coordinates not in self._known_moves:
+            rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING)))
+            random = rng.standard_normal((min(coordinates, MOST_RANDOM), coordinates))
+            random /= np.linalg.norm(random, axis=1, keepdims=True)
+            self._known_moves[coordinates] = np.concatenate([np.eye(coordinates), random])
+        return self._known_moves[coordinates]
+
+    @cached_property
+    def _known_moves(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def _halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the latents that choose and those that judge; a single one does both."""
+        rows = np.arange(len(self.z))
+        return (rows, rows) if len(rows) == 1 else (rows[::2], rows[1::2])
+
+    def _wanted(self, classes: int) -> list[int]:
+        """Return the classes that count: the target's, else all."""
+        target = self.subject.target
+        return [target.index] if classes > 1 and target.kind == "class" else list(range(classes))
+
+    def _rows(self, own: np.ndarray, best_K: np.ndarray, wanted: list[int]) -> list[tuple[int, int, int, int]]:
+        """Return what is drawn: (class, coordinate, way, latent that answers most) a row, strongest first."""
+        mean = own.mean(axis=2)  # [D, 2, K]
+        if len(wanted) > 1:
+            chosen = [(k, *divmod(int(best_K[k]), 2)) for k in wanted]
+            chosen.sort(key=lambda row: -mean[row[1], row[2], row[0]])
+        else:
+            order = np.argsort(-mean[:, :, wanted[0]].max(axis=1), kind="stable")
+            chosen = [(wanted[0], int(unit), int(mean[unit, :, wanted[0]].argmax())) for unit in order]
+        return [(k, unit, way, int(own[unit, way, :, k].argmax())) for k, unit, way in chosen[:SHOWN]]
+
+    def _pictures(self, rows: list[tuple[int, int, int, int]], sigma_D: np.ndarray) -> dict[str, Tensor]:
+        axes, device = np.eye(len(sigma_D)) * sigma_D, self.subject.device
+        walks, answers = [], []
+        with self.subject.quiet(), torch.no_grad():
+            for k, unit, _, sample in rows:
+                z = self.z[sample : sample + 1].to(device)
+                walks.append(torch.cat([self._moved(z, axes[unit], step) for step in STEPS]).cpu())
+                answers.append(torch.cat([self._answers(z, axes[unit], step)[:, k] for step in STEPS]).cpu())
+        return {
+            "attribute_rows": torch.tensor(rows),
+            "attribute_walks": torch.stack(walks),
+            "attribute_answers": torch.stack(answers),
+        }
+
+
+def one_against_rest(logits_nK: Tensor) -> Tensor:
+    """Return the log-odds of each class against all others, [n, K]."""
+    classes = logits_nK.shape[1]
+    own = torch.eye(classes, dtype=torch.bool, device=logits_nK.device)
+    rest = logits_nK[:, None, :].expand(-1, classes, -1).masked_fill(own, float("-inf")).logsumexp(dim=2)
+    return logits_nK - rest
+
+
+def _chosen(effect: np.ndarray, choosing: np.ndarray, judging: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each class's best move (2 x coordinate + way) [K] by the choosing half, and its effects on the other."""
+    flat = effect.reshape(-1, *effect.shape[2:])  # [2 M, N, K]
+    best_K = flat[:, choosing].mean(axis=1).argmax(axis=0)
+    held = np.stack([flat[best, judging, k] for k, best in enumerate(best_K)], axis=1)
+    return best_K, held
