@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ganscale.dashboards.attacks import attack_curves_panel, attack_examples_panel
+from ganscale.dashboards.attributes import attributes_panel
 from ganscale.dashboards.counterfactual import counterfactual_panel
 from ganscale.dashboards.curves import faithfulness_panel, logit_panel
 from ganscale.dashboards.figures import Canvas
@@ -53,6 +54,7 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "attack-curves": (("budgets", "verdict_held", "clean_margins"), attack_curves_panel),
     "latent-attacks": (("latent_budgets", "latent_images"), latent_attack_panel),
     "attack-examples": (("adversarial", "shown_budget"), attack_examples_panel),
+    "attributes": (("attribute_walks", "attribute_answers"), attributes_panel),
     "counterfactuals": (("path", "path_probability", "pixel_counterfactual"), counterfactual_panel),
 }
 
