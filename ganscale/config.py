@@ -26,6 +26,7 @@ ExplainerName = Literal[
     "exact-shapley",
     "directions",
     "latent-counterfactual",
+    "attfind",
     "attack-input",
     "attack-latent",
     "explanation-robustness",
