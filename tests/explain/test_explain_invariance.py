@@ -44,6 +44,7 @@ CASES = {
     "attack-input": {"steps": 3},
     "attack-latent": {"steps": 3},
     "explanation-robustness": {"steps": 2},
+    "attfind": {},
     "latent-counterfactual": {"steps": 40, "confidence": 0.5},
 }
 
