@@ -22,6 +22,12 @@ METHOD_TITLES = {
     "kernel-shap": "Kernel SHAP",
     "directions": "Latent directions",
     "exact-shapley": "Exact Shapley values",
+    "lime": "LIME",
+    "smoothgrad": "SmoothGrad",
+    "input-x-gradient": "Input × gradient",
+    "grad-cam": "Grad-CAM",
+    "mprt": "Layer by layer shuffled (MPRT)",
+    "roar": "Remove and retrain (ROAR)",
 }
 
 
@@ -29,6 +35,8 @@ SCORE_TITLES = {
     "deletion_auc": "deletion AUC",
     "insertion_auc": "insertion AUC",
     "gini": "sparsity (Gini)",
+    "max_sensitivity": "max-sensitivity",
+    "deletion_auc_v_shuffled_network": "deletion AUC v shuffled network",
     "r_squared": "R² of the linear fit",
     "critic_linearity_r2": "critic linearity (R²)",
     "image_change_per_sigma": "image change (L2 per σ)",
@@ -71,7 +79,12 @@ def method_title(method: str) -> str:
 
 
 def target_words(explanation: Explanation) -> str:
-    """Return in words what was explained."""
+    """Return in words what was explained, and whether that is all of it."""
+    interim = explanation.meta.get("interim")
+    return _target_words(explanation) + (f" ({interim})" if interim else "")
+
+
+def _target_words(explanation: Explanation) -> str:
     target = explanation.target
     z = "G(z)" if target.of_generator else "x"
     if target.kind == "class":

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SIDE = 112  # CSS pixels of one picture's longer edge
 MOST_SAMPLES = 16
-_CAPTION, _GAP, _BAR, _TICKS, _COLUMN_HEAD = 104, 8, 12, 50, 22
+_CAPTION, _GAP, _BAR, _TICKS, _COLUMN_HEAD = 104, 8, 12, 62, 22
 _BLOCK = _CAPTION + 3 * (SIDE + _GAP) + _BAR + _TICKS
 _ROW = SIDE + 14
 
@@ -74,17 +74,18 @@ def attribution_panel(explanation: Explanation, *, with_scores: bool = True) -> 
 
 def signed_map(explanation: Explanation, sample: int) -> np.ndarray:
     """Return the map of one sample as float64 [H, W], channels summed; cell weights are spread over their cells."""
-    if cells_of(explanation) is not None:
-        weights_M = explanation.values["segment_weights"][sample].double().numpy()
-        return weights_M[explanation.inputs["segments"].numpy()]
+    cells = cells_of(explanation, sample)
+    if cells is not None:
+        return explanation.values["segment_weights"][sample].double().numpy()[cells]
     return explanation.values["attribution"][sample].double().sum(dim=0).numpy()
 
 
-def cells_of(explanation: Explanation) -> np.ndarray | None:
-    """Return the region numbers [H, W] where the method itself weighs regions, None where it weighs pixels."""
+def cells_of(explanation: Explanation, sample: int) -> np.ndarray | None:
+    """Return a sample's region numbers [H, W] where the method weighs regions, None where it weighs pixels."""
     if explanation.meta.get("weighs") != "cells":
         return None
-    return explanation.inputs["segments"].numpy()
+    segments = explanation.inputs["segments"].numpy()
+    return segments[sample] if segments.ndim == 3 else segments  # superpixels are each sample's own
 
 
 def _order(explanation: Explanation, count: int) -> list[int]:
@@ -101,7 +102,9 @@ def _lines(explanation: Explanation, count: int) -> list[str]:
     shown = f"{count} of {total} samples" if count < total else f"{total} samples"
     return [
         f"Explained: {target_words(explanation)}; an absent part is {baseline_words(explanation)}. {shown}.",
-        f"Red pulls {pulls}, blue pulls {away}, white does nothing. One scale a sample, equal on both sides of 0.",
+        f"Red pulls {pulls}, blue pulls {away}, white does nothing. One scale a sample, equal on both sides of 0."
+        if explanation.meta.get("signed", True)
+        else "Red: f(x) reacts to small changes here, either way; white: it does not. One scale a sample.",
     ]
 
 
@@ -125,7 +128,7 @@ def _caption(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: i
 
 def _picture_row(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: int) -> None:
     image = rgb(explanation.inputs["x"][sample].numpy())
-    values, cells = signed_map(explanation, sample), cells_of(explanation)
+    values, cells = signed_map(explanation, sample), cells_of(explanation, sample)
     limit = float(np.abs(values).max()) if cells is not None else float(np.quantile(np.abs(values), 0.995))
     pictures = (
         enlarge(image, side=SIDE),

@@ -27,6 +27,32 @@ _READING = {
         "Each cell's fair share of f(x) − f(baseline) over all ways to hide the others. Shares add up exactly. A share "
         "says what hiding a cell does to this critic; it says nothing about what would look more real to a person."
     ),
+    "saliency": (
+        "How strongly f reacts to a small change of each pixel. A reaction is no contribution: a pixel may matter much "
+        "and react little (saturation), so the deletion scores often stay near chance, which is then said above."
+    ),
+    "smoothgrad": "Saliency averaged over noisy copies of the sample: less grainy, with the same meaning.",
+    "input-x-gradient": (
+        "Each pixel's gradient times its distance from the baseline: what f would lose if it were linear. Compare the "
+        "completeness gap with that of integrated gradients."
+    ),
+    "expected-gradients": (
+        "Integrated gradients with the other samples as baselines: what tells this sample from its like, rather than "
+        "from a black picture."
+    ),
+    "occlusion": (
+        "What f loses while a window is hidden. Two parts that can stand in for each other both look unimportant here; "
+        "Shapley values share such pairs out."
+    ),
+    "grad-cam": (
+        "Where one layer's channels, weighted by their mean gradient, are active. As coarse as the layer's map; read "
+        "places, not outlines."
+    ),
+    "layer-conductance": "How much of f(x) − f(baseline) flows through each place of one layer; it adds up exactly.",
+    "lime": (
+        "What each region adds in a linear model of f near the sample. Trust it as far as its R² goes: a low one says "
+        "that regions act together, which no linear model shows."
+    ),
     "directions": (
         "Directions in latent space that move the generator's first layer most. A row is worth a name only where its "
         "images change more, and more steadily, than those of the random rows below. Signs are arbitrary."

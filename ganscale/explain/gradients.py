@@ -196,8 +196,6 @@ class ExpectedGradients(GradientExplainer):
     then near f(x) - mean f(baselines).
     """
 
-    samples_apart = False
-
     name = "expected-gradients"
     summary = "integrated gradients averaged over the other samples as baselines"
     Options = ExpectedGradientsOptions

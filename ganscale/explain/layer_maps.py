@@ -20,7 +20,6 @@ from ganscale.explain.errors import ExplainInputError, ExplainTargetError, Layer
 from ganscale.explain.gradients import GradientExplainer
 from ganscale.explain.layers import layer_output
 from ganscale.explain.plan import Chunk, Partial, Request
-from ganscale.explain.shuffling import weighted_layers
 from ganscale.explain.subject import Subject
 
 
@@ -109,8 +108,8 @@ class LayerMap(GradientExplainer):
 
             return hook
 
-        layers = dict(self.network.named_modules())
-        handles = [layers[name].register_forward_hook(watch(name)) for name in weighted_layers(self.network) if name]
+        weighted = [(name, part) for name, part in self.network.named_modules() if name and [*part.parameters()]]
+        handles = [part.register_forward_hook(watch(name)) for name, part in weighted]
         try:
             with torch.no_grad():
                 self.subject.fn(x.to(self.subject.device))
@@ -119,6 +118,8 @@ class LayerMap(GradientExplainer):
                 handle.remove()
         if not seen:
             raise LayerError("the network", "have a layer with a map", "none", "use saliency, or name a layer")
+        # a layer may run its parts' weights itself: take the innermost of those that were called
+        seen = [name for name in seen if not any(other.startswith(f"{name}.") for other in seen)]
         uses = seen.count(seen[-1])
         return seen[-1] if uses == 1 else f"{seen[-1]}#{uses - 1}"
 
