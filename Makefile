@@ -21,8 +21,8 @@ $(PY):
 $(STAMP): $(CORE) | $(PY)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,demo]'
-	@# A peer of the tests whose own requirements (torchvision, an old requests) it does not need.
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchattacks
+	@# Peers of the tests whose own requirements (torchvision, an old requests, an OpenCV that needs a display) do not fit.
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchattacks quantus
 	@touch $@
 
 # Replaces runs/demo.

@@ -47,6 +47,10 @@ EXTRAS = {
         "pytorch-msssim",
         "scikit-learn",
         "shap",
+        "lime",
+        # What quantus needs of OpenCV and caches; quantus itself asks for the OpenCV that needs a display (see Makefile).
+        "opencv-python-headless",
+        "cachetools",
         "adversarial-robustness-toolbox",
         # Classifiers that a user may bring; onnx writes the file that onnxruntime reads.
         "onnx",
