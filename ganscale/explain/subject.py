@@ -35,6 +35,7 @@ class Subject:
     has no bounds (points, latents). ``target`` says in words what ``fn`` computes. ``domain`` is what fn takes: "x", or
     "z" where it is a function of the latent; ``score_images`` is then the same of images, where that exists.
     ``companions`` [g - 1, ...] are the rows that stand beside each row in a critic that looks across its batch.
+    ``segmenter`` maps images to the masks [n, K, H, W] (above a half: inside) of the ``concepts``, K names.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Subject:
     domain: Literal["x", "z"] = "x"
     score_images: Callable[[Tensor], Tensor] | None = None
     companions: Tensor | None = None
+    segmenter: Callable[[Tensor], Tensor] | None = None
+    concepts: tuple[str, ...] = ()
 
     @property
     def modules(self) -> list[nn.Module]:
