@@ -1,84 +1,133 @@
-"""``ganscale explain``: what a run's critic looks at, or which directions its generator knows, with scores."""
+"""``ganscale explain``: a run's critic, its generator or a classifier, by one method or by all, with scores."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ganscale.cli.group import Verb
 from ganscale.cli.output import note, result, result_json, table
-from ganscale.cli.params import Name, WholeNumber, find_run, json_option, run_argument
-from ganscale.errors import UserError
+from ganscale.cli.params import Amount, Duration, Name, Pair, WholeNumber, find_run, json_option, run_argument
+from ganscale.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from ganscale.explain import Explanation
+    from ganscale.runtime.explain_all import AllMade, Made
+
+ALL = "all"
+KINDS = Name("kind of samples", ("both", "real", "generated"))
 
 
 @click.command(cls=Verb)
 @run_argument
-@click.option("--method", metavar="NAME", required=True, help="Which method; see `ganscale list explainers`.")
+@click.option("--method", metavar="NAME", required=True, help="Which: see `ganscale list explainers`; all for each.")
 @click.option("--target", default="critic", show_default=True, help="What to explain: critic, class:K, critic@G, ...")
-@click.option(
-    "--classifier", metavar="NAME|PATH", help="A data set's name, a file or package.module:function."
-)
-@click.option(
-    "--samples",
-    type=Name("kind of samples", ("both", "real", "generated")),
-    default="both",
-    show_default=True,
-    help="Which images.",
-)
+@click.option("--classifier", metavar="NAME|PATH", help="A data set's name, a file or package.module:function.")
+@click.option("--classifier-range", metavar="LOW,HIGH", type=Pair(), help="The range of images that it takes.")
+@click.option("--samples", type=KINDS, default="both", show_default=True, help="Which images: real, generated or both.")
 @click.option("--num-samples", metavar="N", type=WholeNumber(1), default=8, show_default=True, help="How many samples.")
 @click.option("--workers", metavar="N", type=WholeNumber(0), default=1, show_default=True, help="0: here, without Ray.")
+@click.option("--budget", metavar="TIME", type=Duration(), help="Stop after 90s, 10m or 1h, with what is finished.")
+@click.option("--rows", metavar="N", type=WholeNumber(1), help="Stop after so many rows through the network.")
+@click.option("--width", metavar="X", type=Amount(), help="Stop when no interval is wider than X of the largest share.")
 @click.option("--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of samples and draws.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="An option of the method; may be repeated.")
 @json_option
 def explain(
     run: str,
     method: str,
-    target: str,
     classifier: str | None,
-    samples: str,
-    num_samples: int,
-    workers: int,
-    seed: int,
+    classifier_range: tuple[float, float] | None,
+    budget: float | None,
+    rows: int | None,
+    width: float | None,
     settings: tuple[str, ...],
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Explain a run's critic or generator, or a classifier on its images."""
+    """Explain a run's critic or generator, or a classifier on its images.
+
+    Ctrl-C keeps the samples that are finished (exit code 130).
+    """
     path = find_run(run)
-    options = dict(_key_and_value(text) for text in settings)
+    chosen = dict(_key_and_value(text) for text in settings)
+    if classifier_range is not None and classifier is None:
+        raise UserError("--classifier-range", "come with --classifier", "none", "name the classifier")
+    if method == ALL and (chosen or rows is not None or width is not None):
+        raise UserError("--method all", "come without --set, --rows and --width", "one of them", "use --budget")
     from ganscale.runtime import load
 
     explained = load(path)
-    found = explained.explain(
-        method,
-        target=target,
-        num_samples=num_samples,
-        workers=workers,
-        seed=seed,
-        options=options,
-        classifier=classifier,
-        samples=samples,
-    )
-    # one process explains a run at a time: the newest directory of the method is the one just written
-    written = max((explained.path / "explanations").glob(f"{method}-*"))
-    if as_json:
-        result_json(
-            {
-                "path": written,
-                "method": found.method,
-                "target": str(found.target),
-                "scores": found.scores,
-                "meta": found.meta,
-            }
-            | {"not_better_than_random": found.not_better_than_random}
-        )
+    if classifier is not None:
+        from ganscale.runtime.classifiers import find_classifier
+
+        options["classifier"] = find_classifier(classifier, explained.config.data, value_range=classifier_range)
+    if method == ALL:
+        from ganscale.runtime.explain_all import explain_all
+
+        _show_all(explain_all(explained, budget=budget, say=note, **options), as_json)
         return
-    rows = [("score", "value", "95 % interval", "control", "better", "n")]
-    for name, score in found.scores.items():
-        interval = "" if score.low is None or score.high is None else f"{score.low:.4g} to {score.high:.4g}"
-        rows.append((name, f"{score.value:.4g}", interval, f"{score.control:.4g}", score.better, str(score.n)))
-    result(table(rows))
-    if found.not_better_than_random:
-        result("not better than random: a primary score does not beat its control")
-    note(f"wrote {written}")
+    from ganscale.explain import Limits
+
+    limits = Limits(seconds=budget, rows=rows, width=width)
+    found = explained.explain(method, options=chosen, limits=limits, **options)
+    # one process explains a run at a time: the newest directory of the method is the one just written
+    _show(found, max((explained.path / "explanations").glob(f"{method}-*")), as_json)
+
+
+def _show(found: Explanation, written: Path, as_json: bool) -> None:
+    if as_json:
+        facts = {"path": written, "method": found.method, "target": str(found.target), "scores": found.scores}
+        result_json(facts | {"meta": found.meta, "not_better_than_random": found.not_better_than_random})
+    else:
+        rows = [("score", "value", "95 % interval", "control", "better", "n")]
+        for name, score in found.scores.items():
+            interval = "" if score.low is None or score.high is None else f"{score.low:.4g} to {score.high:.4g}"
+            rows.append((name, f"{score.value:.4g}", interval, f"{score.control:.4g}", score.better, str(score.n)))
+        result(table(rows))
+        if found.not_better_than_random:
+            result("not better than random: a primary score does not beat its control")
+        for words in found.meta["warnings"]:
+            note(f"note: {words}")
+        note(f"wrote {written}")
+    if found.meta.get("stopped", {}).get("reason") == "interrupted":
+        raise Interrupted(f"the explanation was stopped; what was finished is in {written}")
+
+
+def _show_all(found: AllMade, as_json: bool) -> None:
+    if as_json:
+        made = [_facts(one) for one in found.made]
+        result_json({"made": made, "report": found.report, "seconds": found.seconds, "budget": found.budget})
+    else:
+        rows = [("method", "samples", "seconds", "deciding score", "control", "verdict")]
+        rows += [_row(one) for one in found.made if one.explanation is not None]
+        result(table(rows))
+        for one in found.made:
+            if one.explanation is None:
+                result(f"{one.method}: left out: {one.reason or 'interrupted'}")
+        of = "" if found.budget is None else f" of {found.budget:.0f} s"
+        note(f"{found.seconds:.0f} s{of}; wrote {found.report}")
+    if found.interrupted:
+        raise Interrupted(f"the explanations were stopped; what was finished is in {found.report}")
+
+
+def _row(made: Made) -> tuple[str, ...]:
+    found = made.explanation
+    name = next(iter(found.meta.get("primary") or found.scores))
+    score = found.scores[name]
+    verdict = "not better than random" if found.not_better_than_random else "beats its control"
+    words = f"{name} {score.value:.4g}"
+    return made.method, str(made.asked), f"{made.seconds:.1f}", words, f"{score.control:.4g}", verdict
+
+
+def _facts(made: Made) -> dict[str, Any]:
+    if made.explanation is None:
+        return {"method": made.method, "left_out": made.reason or "interrupted"}
+    found = made.explanation
+    facts = {"method": made.method, "path": made.path, "samples": made.asked, "seconds": made.seconds}
+    return facts | {"scores": found.scores, "not_better_than_random": found.not_better_than_random}
 
 
 def _key_and_value(text: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -66,6 +66,41 @@ class Amount(click.ParamType):
         if not (math.isfinite(number) and number > 0):
             raise UserError(param.opts[0], "be a number above 0", str(value), "for example 64")
         return number
+
+
+class Duration(click.ParamType):
+    """A time above zero, in seconds, or with s, m or h behind it."""
+
+    name = "time"
+    UNITS: ClassVar[dict[str, float]] = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return ``value`` in seconds; raises ``UserError``."""
+        text = str(value).strip()
+        unit = self.UNITS.get(text[-1:].lower())
+        try:
+            number = float(text[:-1] if unit else text) * (unit or 1.0)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number > 0):
+            raise UserError(param.opts[0], "be a time above 0", str(value), "for example 90s, 10m or 1h")
+        return number
+
+
+class Pair(click.ParamType):
+    """Two finite numbers LOW,HIGH with LOW < HIGH."""
+
+    name = "low,high"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Return both as floats; raises ``UserError``."""
+        try:
+            low, high = (float(part) for part in str(value).split(","))
+        except ValueError:
+            low = high = math.nan
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UserError(param.opts[0], "be LOW,HIGH", str(value), "for example 0,1")
+        return low, high
 
 
 class Name(click.ParamType):

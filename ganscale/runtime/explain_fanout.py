@@ -6,11 +6,14 @@ chunks again; partials are folded in chunk order, so neither arrival nor loss sh
 
 from __future__ import annotations
 
+import os
+import platform
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,11 +24,12 @@ from ganscale.explain import (
     ClassifierSource,
     Explainer,
     Explanation,
+    Limits,
     Partial,
     Request,
     Subject,
     build_explainer,
-    drive,
+    drive_within,
     subject_of_run,
 )
 from ganscale.explain.errors import CallableError
@@ -85,18 +89,65 @@ class Job:
 
 
 def explain_networks(
-    job: Job, *, workers: int, address: str | None = None, between: Callable[[], None] | None = None
+    job: Job,
+    *,
+    workers: int,
+    address: str | None = None,
+    between: Callable[[], None] | None = None,
+    limits: Limits | None = None,
+    actors: Sequence[Any] | None = None,
 ) -> Explanation:
-    """Run ``job`` with ``workers`` Ray actors (0: in this process) and return the explanation."""
-    began = time.perf_counter()
+    """Run ``job`` with ``workers`` Ray actors (0: in this process) within ``limits`` and return the explanation.
+
+    ``actors`` are those of an ``actor_pool`` that is held already.
+    """
+    began, record = time.perf_counter(), Record()
     with one_thread():
         explainer = job.explainer()
         here = None if between is None else lambda chunks: _run_here(explainer, chunks, between)
-        with actor_pool(job, workers, address) if workers else nullcontext(here) as execute:
-            explanation = drive(explainer, execute=execute)
+        packed = job.packed() if workers else b""
+        with actor_pool(workers, address) if workers and actors is None else nullcontext(actors) as pool:
+            execute = on_actors(pool, packed, record) if workers else here
+            explanation = drive_within(explainer, execute=execute, limits=limits, at_once=max(1, workers))
     cost = {"workers": workers, "threads": THREADS, "seconds": time.perf_counter() - began}
-    explanation.meta["cost"] |= cost
+    explanation.meta["cost"] |= cost | record.facts(workers) | {"peak_memory_mib": record.peak(peak_memory_mib())}
     return explanation
+
+
+def peak_memory_mib() -> int:
+    """Return the most memory that this process ever held, in MiB."""
+    import resource
+
+    bytes_a_unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_a_unit // 2**20
+
+
+@dataclass(slots=True)
+class Record:
+    """What the workers of one job cost beyond their chunks."""
+
+    waited_s: float = 0.0
+    chunks: int = 0
+    processes: set[str] = field(default_factory=set)
+    memory_mib: int = 0
+
+    def add(self, partial: Partial, *, seconds: float, process: str, memory_mib: int) -> None:
+        """Count one chunk that came back ``seconds`` after it was handed over."""
+        self.waited_s += max(0.0, seconds - partial.seconds)
+        self.chunks += 1
+        self.processes.add(process)
+        self.memory_mib = max(self.memory_mib, memory_mib)
+
+    def facts(self, workers: int) -> dict[str, Any]:
+        """Return the entries of the cost record; nothing where there were no workers."""
+        if not workers:
+            return {}
+        lost = max(0, len(self.processes) - workers)
+        return {"queue_wait_seconds": self.waited_s, "chunks_of_workers": self.chunks, "workers_replaced": lost}
+
+    def peak(self, here_mib: int) -> int:
+        """Return the most memory of any process that computed."""
+        return self.memory_mib or here_mib
 
 
 def _run_here(explainer: Explainer, chunks: list[Chunk], between: Callable[[], None]) -> Iterator[tuple[int, Partial]]:
@@ -112,15 +163,14 @@ def subject_of(networks: Networks, target: str, **more: Any) -> Subject:
 
 
 @contextmanager
-def actor_pool(job: Job, workers: int, address: str | None) -> Iterator[Execute]:
-    """Hold ``workers`` actors that know the job; yields what ``drive`` takes as ``execute``.
+def actor_pool(workers: int, address: str | None) -> Iterator[list[Any]]:
+    """Hold ``workers`` actors, which any number of jobs may use one after the other.
 
     Raises ResourceError, before any actor is started, where there are fewer CPUs than workers.
     """
     from ganscale.runtime.local import is_connected, ray_session
     from ganscale.runtime.planner import this_machine
 
-    packed = job.packed()
     local = address is None and not is_connected()
     if local:
         _check_cpus(workers, this_machine().cpus, "this machine")
@@ -129,14 +179,21 @@ def actor_pool(job: Job, workers: int, address: str | None) -> Iterator[Execute]
 
         if not local:
             _check_cpus(workers, int(ray.cluster_resources().get("CPU", 0)), "the cluster")
-        kept = [ray.put(packed)]  # in a list, so that it travels as a reference
         actor = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(ChunkWorker)
         actors = [actor.remote() for _ in range(workers)]
         try:
-            yield lambda chunks: run_chunks(actors, kept, chunks)
+            yield actors
         finally:
             for handle in actors:
                 ray.kill(handle)
+
+
+def on_actors(actors: Sequence[Any], packed: bytes, record: Record) -> Execute:
+    """Return what runs chunks of the job ``packed`` on ``actors``; the job is put into the object store once."""
+    import ray
+
+    job = [ray.put(packed)]  # in a list, so that it travels as a reference
+    return lambda chunks: run_chunks(list(actors), job, chunks, record)
 
 
 class ChunkWorker:
@@ -144,18 +201,22 @@ class ChunkWorker:
 
     def __init__(self) -> None:
         torch.set_num_threads(THREADS)
-        self._explainer: Any = None
+        self._job, self._explainer = None, None
+        self._process = f"{platform.node()}:{os.getpid()}"
 
-    def run(self, job: list[Any], chunk: Chunk) -> Partial:
-        """Compute one chunk; the same in any process. ``job`` holds one reference to what the driver put."""
-        if self._explainer is None:
+    def run(self, job: list[Any], chunk: Chunk) -> tuple[Partial, dict[str, Any]]:
+        """Compute one chunk, the same in any process, and say where. ``job`` holds a reference to what the driver
+        put.
+        """
+        if self._job != job[0]:
             import ray
 
+            self._job, self._explainer = job[0], None  # frees the job before
             self._explainer = Job.unpacked(ray.get(job[0])).explainer()
-        return self._explainer.run(chunk)
+        return self._explainer.run(chunk), {"process": self._process, "memory_mib": peak_memory_mib()}
 
 
-def run_chunks(actors: list[Any], job: list[Any], chunks: list[Chunk]) -> Iterator[tuple[int, Partial]]:
+def run_chunks(actors: list[Any], job: list[Any], chunks: list[Chunk], record: Record) -> Iterator[tuple[int, Partial]]:
     """Yield (chunk index, partial) as they come, with at most CHUNKS_IN_FLIGHT chunks handed to each actor."""
     import ray
 
@@ -164,11 +225,13 @@ def run_chunks(actors: list[Any], job: list[Any], chunks: list[Chunk]) -> Iterat
         while waiting or busy:
             while waiting and free:
                 actor, chunk = free.popleft(), waiting.popleft()
-                busy[actor.run.remote(job, chunk)] = actor, chunk.index
+                busy[actor.run.remote(job, chunk)] = actor, chunk.index, time.perf_counter()
             (done,), _ = ray.wait(list(busy), num_returns=1)
-            actor, index = busy.pop(done)
+            actor, index, began = busy.pop(done)
             free.append(actor)
-            yield index, ray.get(done)
+            partial, where = ray.get(done)
+            record.add(partial, seconds=time.perf_counter() - began, **where)
+            yield index, partial
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, GanscaleError):
             raise error.cause from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,16 @@ import torch
 from ganscale.data import keyed, open_dataset
 from ganscale.data.pixels import to_float
 from ganscale.errors import UserError
-from ganscale.explain import EXPLAINERS, Explainer, Explanation, Target, find_explainer, make_request, next_directory
+from ganscale.explain import (
+    EXPLAINERS,
+    Explainer,
+    Explanation,
+    Limits,
+    Target,
+    find_explainer,
+    make_request,
+    next_directory,
+)
 from ganscale.explain.subject import looks_across_its_batch
 from ganscale.runtime.classifiers import IN_DOMAIN, find_classifier
 from ganscale.runtime.evaluation import evaluation_board
@@ -42,6 +51,8 @@ def explain_run(
     address: str | None,
     classifier: Any = None,
     samples: str = "both",
+    limits: Limits | None = None,
+    actors: Sequence[Any] | None = None,
     between: Callable[[], None] | None = None,
     board: TensorBoardSink | None = None,
 ) -> Explanation:
@@ -58,7 +69,7 @@ def explain_run(
         classifier=classifier,
         samples=samples,
     )
-    explanation = explain_networks(job, workers=workers, address=address, between=between)
+    explanation = explain_networks(job, workers=workers, address=address, between=between, limits=limits, actors=actors)
     keep(run, explanation, board)
     return explanation
 
@@ -86,7 +97,8 @@ def make_job(
     dataset = open_dataset(run.config.data, split="train")
     latent = asked.of_generator or (asked.kind == "unit" and _is_of_generator(asked, networks.generator))
     inputs = _inputs(run, dataset, explainer, num_samples, seed, latent=latent, samples=samples)
-    wants = classifier is None and ("classifier" in (*explainer.needs, *explainer.wants) or asked.kind == "class" or _of_classifier(asked))
+    served = "classifier" in (*explainer.needs, *explainer.wants)
+    wants = classifier is None and (served or asked.kind == "class" or _of_classifier(asked))
     source = find_classifier(IN_DOMAIN if wants else classifier, run.config.data) if wants or classifier else None
     others = _real(dataset, 1 + COMPANIONS, seed, purpose="explain beside")[0]
     return Job(

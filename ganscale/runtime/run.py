@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ganscale.explain import Explanation, Target
+    from ganscale.explain import Explanation, Limits, Target
     from ganscale.runtime.evaluation import Evaluation
     from ganscale.training.checkpoint import Checkpoint
 
@@ -111,6 +111,7 @@ class Run:
         options: Mapping[str, Any] | None = None,
         classifier: Any = None,
         samples: str = "both",
+        limits: Limits | None = None,
         address: str | None = None,
     ) -> Explanation:
         """Explain the critic, the generator or a classifier, and write explanations/METHOD-001 and TensorBoard.
@@ -118,8 +119,8 @@ class Run:
         ``target`` is what ``Target.parse`` reads ("critic", "class:3", "critic@G"). ``classifier`` is a name, a path,
         "package.module:function", a network or a function; by default, where one is needed, the one trained on the
         run's own data. The ``samples`` are real and generated images by turns ("both"), or one kind. ``workers`` actors
-        under Ray share the work; 0 does it in this process, to the same bytes. Raises UserError for an unknown method,
-        target or option.
+        under Ray share the work; 0 does it in this process, to the same bytes. ``limits`` ends it early: what is
+        finished is kept, also at Ctrl-C. Raises UserError for an unknown method, target or option.
         """
         from ganscale.runtime.explain_run import explain_run
 
@@ -133,6 +134,7 @@ class Run:
             options=options or {},
             classifier=classifier,
             samples=samples,
+            limits=limits,
             address=address or self.config.runtime.address,
         )
         self.publish()

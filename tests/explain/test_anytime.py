@@ -80,8 +80,7 @@ def interrupted_after(built, count: int):
     return execute
 
 
-@pytest.mark.parametrize("method", EXPLAINERS)
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize(("method", "at_once"), [("kernel-shap", 2), *((method, 1) for method in invariance.CASES)])
 def test_without_a_limit_a_few_samples_at_a_time_give_the_bytes_of_all_at_once(method, at_once):
     asked = invariance.request_of(method)
     alone = drive(build_explainer(invariance.subject(), asked))

@@ -96,8 +96,8 @@ def test_an_actor_killed_at_work_changes_no_byte(run, alone, monkeypatch):
     killed = []
     plain = explain_fanout.run_chunks
 
-    def with_a_kill(actors, job, chunks):
-        for count, found in enumerate(plain(actors, job, chunks)):
+    def with_a_kill(*arguments):
+        for count, found in enumerate(plain(*arguments)):
             if count == 0 and not killed:
                 killed.append(actor_processes()[0])
                 os.kill(killed[0], signal.SIGKILL)

@@ -1,0 +1,187 @@
+"""Every method on one run within one budget of time: first all of them, then more samples where time is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ganscale.errors import GanscaleError, RunFailed
+from ganscale.explain import EXPLAINERS, BudgetSpent, Explanation, Limits
+from ganscale.files import remove_directory
+from ganscale.runtime.classifiers import find_classifier
+from ganscale.runtime.explain_fanout import actor_pool, explain_networks
+from ganscale.runtime.explain_run import keep, make_job
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ganscale.runtime.run import Run
+
+LEAST_S = 1.0  # of a method's share
+GROWTH = 2  # times the samples, where time is left for more
+WORTH = 1.25  # times the samples, below which another go is not worth its time
+REPORT = 0.75  # of what writing the explanations took: their panels are drawn again, TensorBoard is not
+SPARE = 0.03  # of the budget: what a prediction of time may be wrong by
+MOST_SAMPLES = 1024
+
+
+@dataclass(kw_only=True, slots=True)
+class Made:
+    """What became of one method: its explanation, or in words why there is none."""
+
+    method: str
+    explanation: Explanation | None = None
+    path: Path | None = None
+    asked: int = 0  # samples
+    seconds: float = 0.0  # of the last go, with writing
+    writing: float = 0.0
+    reason: str = ""
+    late: bool = False  # its share of the time did not do
+    broken: bool = False
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether more samples may be asked for."""
+        return self.explanation is not None and self.asked < MOST_SAMPLES
+
+
+@dataclass(kw_only=True, slots=True)
+class AllMade:
+    """What all methods made: ``made`` by method, the one ``report``, and the time against the budget."""
+
+    made: list[Made]
+    report: Path
+    seconds: float
+    budget: float | None
+    interrupted: bool
+
+
+def explain_all(
+    run: Run,
+    *,
+    target: str = "critic",
+    num_samples: int = 8,
+    workers: int = 1,
+    seed: int = 0,
+    classifier: Any = None,
+    samples: str = "both",
+    budget: float | None = None,
+    address: str | None = None,
+    say: Callable[[str], None] = lambda words: None,
+) -> AllMade:
+    """Explain ``run`` by every method that can serve it, within ``budget`` seconds, and write one report.
+
+    Each method gets an even share of the time that is left; what it does not need goes to the others, and in the end to
+    more samples. A method that the target does not fit is left out with the reason. Ctrl-C keeps what is finished and
+    still writes the report. Raises RunFailed, after the report, where a method failed in a way that is no refusal.
+    """
+    whole = _All(run, target, num_samples, workers, seed, classifier, samples, budget, say)
+    interrupted = False
+    with actor_pool(workers, address) if workers else nullcontext(None) as actors:
+        whole.actors = actors
+        try:
+            whole.first_goes()
+            whole.further_goes()
+        except KeyboardInterrupt:
+            interrupted = True
+    report = run.report()
+    broken = [made for made in whole.made if made.broken]
+    if broken:
+        words = "; ".join(f"{made.method}: {made.reason}" for made in broken)
+        raise RunFailed(f"{len(broken)} methods failed ({words}); the others are in {report}")
+    return AllMade(made=whole.made, report=report, seconds=whole.spent(), budget=budget, interrupted=interrupted)
+
+
+class _All:
+    def __init__(
+        self,
+        run: Run,
+        target: str,
+        num_samples: int,
+        workers: int,
+        seed: int,
+        classifier: Any,
+        samples: str,
+        budget: float | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.run, self.num_samples, self.workers, self.budget, self.say = run, num_samples, workers, budget, say
+        self.actors: Any = None
+        self.began = time.monotonic()
+        self.made = [Made(method=method) for method in EXPLAINERS]
+        if classifier is not None:
+            classifier = find_classifier(classifier, run.config.data)
+        self.request = {"target": target, "seed": seed, "classifier": classifier, "samples": samples, "options": {}}
+
+    def spent(self) -> float:
+        """Return the seconds since the beginning."""
+        return time.monotonic() - self.began
+
+    def left(self) -> float:
+        """Return the seconds that methods may still use: without those of the report, which draws all panels again."""
+        if self.budget is None:
+            return float("inf")
+        report = 1.0 + REPORT * sum(made.writing for made in self.made)
+        return self.budget * (1 - SPARE) - self.spent() - report
+
+    def first_goes(self) -> None:
+        """Give every method its share of the time."""
+        for place, made in enumerate(self.made):
+            share = max(LEAST_S, self.left() / (len(self.made) - place))
+            self.go(made, self.num_samples, share)
+            if made.late and made.asked > 1:
+                self.go(made, max(1, self.num_samples // 4), share)  # what cannot be cut short may do with less
+
+    def further_goes(self) -> None:
+        """Ask for more samples, of the methods with the fewest first, as long as that fits."""
+        while self.budget is not None:
+            fits = [(made, count) for made in self.made if made.can_grow and (count := self._next_count(made))]
+            if not fits:
+                return
+            made, count = min(fits, key=lambda pair: (pair[0].asked, pair[0].seconds))
+            if not self.go(made, count, self.left()):
+                made.asked = MOST_SAMPLES  # it went wrong with more: enough of it
+
+    def _next_count(self, made: Made) -> int:
+        """Return how many samples of ``made`` fit into the time that is left; 0 where that is not worth it."""
+        a_sample = made.seconds / made.asked
+        count = min(made.asked * GROWTH, int(self.left() / max(a_sample, 1e-3)), MOST_SAMPLES)
+        return count if count >= WORTH * made.asked else 0
+
+    def go(self, made: Made, count: int, share: float) -> bool:
+        """Explain by one method and keep it; in place of an earlier go of the same. Return whether that went well."""
+        began = time.monotonic()
+        limits = Limits() if self.budget is None else Limits(seconds=share)
+        try:
+            job = make_job(self.run, made.method, num_samples=count, **self.request)
+            found = explain_networks(job, workers=self.workers, limits=limits, actors=self.actors)
+        except Exception as error:  # one method's failure is no reason to lose the others
+            if made.explanation is None:
+                self._left_out(made, count, error)
+            return False
+        writing = time.monotonic()
+        earlier, made.path = made.path, keep(self.run, found)
+        if earlier is not None:
+            remove_directory(earlier)
+        made.explanation, made.asked, made.reason, made.late = found, _count(found, count), "", False
+        made.seconds, made.writing = time.monotonic() - began, time.monotonic() - writing
+        self.say(f"{made.method}: {made.asked} samples in {made.seconds:.1f} s")
+        if found.meta.get("stopped", {}).get("reason") == "interrupted":
+            raise KeyboardInterrupt
+        return True
+
+    def _left_out(self, made: Made, count: int, error: Exception) -> None:
+        words = next(iter(str(error).splitlines()), "")
+        is_ours = isinstance(error, GanscaleError)
+        made.asked, made.reason = count, words if is_ours else f"{type(error).__name__}: {words}"
+        made.late = isinstance(error, BudgetSpent)
+        made.broken = not is_ours or (isinstance(error, RunFailed) and not made.late)
+        self.say(f"{made.method}: left out: {made.reason}")
+
+
+def _count(explanation: Explanation, asked: int) -> int:
+    stopped = explanation.meta.get("stopped", {})
+    return stopped.get("samples", [asked])[0]
