@@ -36,6 +36,7 @@ from ganscale.explain.plan import Chunk, Fold, Partial, Request, drive, fold
 from ganscale.explain.store import next_directory
 from ganscale.explain.subject import IMAGE_RANGE, Subject, subject_of_run
 from ganscale.explain.types import Explanation, Score, Target
+from ganscale.explain.units import UNITS
 
 __all__ = [
     "EXPLAINERS",
@@ -83,6 +84,7 @@ EXPLAINERS: dict[str, type[Explainer]] = {
         ExactShapley,
         Directions,
         *LATENT,
+    *UNITS,
         *ATTACKS,
     )
 }
