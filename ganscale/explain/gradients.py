@@ -117,6 +117,7 @@ class SaliencyOptions(AttributionOptions):
     """``absolute``: the gradient's size, as in the paper; false keeps its sign."""
 
     absolute: bool = True
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 16  # a few samples, one gradient each
 
 
 class Saliency(GradientExplainer):
@@ -147,6 +148,7 @@ class SmoothGradOptions(SaliencyOptions):
     """``draws``: noisy copies of each sample; ``noise``: their standard deviation in shares of the range's width."""
 
     draws: Annotated[int, Field(ge=1, le=100_000)] = 32
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 64
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.15
 
 
