@@ -15,6 +15,7 @@ from ganscale.dashboards.attacks import attack_curves_panel, attack_examples_pan
 from ganscale.dashboards.attributes import attributes_panel
 from ganscale.dashboards.counterfactual import counterfactual_panel
 from ganscale.dashboards.curves import faithfulness_panel, logit_panel
+from ganscale.dashboards.dissection import dissection_panel
 from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.latent_attacks import latent_attack_panel
 from ganscale.dashboards.layout import (
@@ -55,6 +56,7 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "latent-attacks": (("latent_budgets", "latent_images"), latent_attack_panel),
     "attack-examples": (("adversarial", "shown_budget"), attack_examples_panel),
     "attributes": (("attribute_walks", "attribute_answers"), attributes_panel),
+    "dissection": (("shown_concepts", "unit_images", "without"), dissection_panel),
     "counterfactuals": (("path", "path_probability", "pixel_counterfactual"), counterfactual_panel),
 }
 
