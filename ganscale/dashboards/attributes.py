@@ -38,7 +38,7 @@ def attributes_panel(explanation: Explanation, *, with_scores: bool = True) -> n
     what = "log-odds of the class" if meta["class_names"] else "critic's logit"
     lines = [
         f"Each coordinate is moved by {meta['shift']:g} standard deviations; below each picture the {what}.",
-        f"Chosen on {meta['choosing']} latents, scored on {meta['judging']} others; control: the best random direction.",
+        f"Chosen on {meta['choosing']} latents, scored on {meta['judging']} others; control: random directions.",
     ]
     columns = [f"{step:+g} σ".replace("-", "−") if step else "0" for step in meta["steps"]]
     return gallery(explanation, rows, lines, columns=columns, with_scores=with_scores)
