@@ -26,6 +26,7 @@ ExplainerName = Literal[
     "exact-shapley",
     "directions",
     "latent-counterfactual",
+    "dissect",
     "attfind",
     "attack-input",
     "attack-latent",
