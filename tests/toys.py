@@ -117,6 +117,23 @@ class LinearGenerator(nn.Module):
         return self.start(z).unflatten(1, (1, self.side, self.side))
 
 
+class ConvGenerator(nn.Module):
+    """z [n, D] -> images [n, 1, H, W] in [-1, 1], through a hidden map of four channels."""
+
+    def __init__(self, latent: int, side: int, *, seed: int = 0) -> None:
+        super().__init__()
+        self.latent, self.side = latent, side
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.start = nn.Linear(latent, 4 * (side // 2) ** 2)
+            self.hidden = nn.Conv2d(4, 4, 3, padding=1)
+            self.up = nn.ConvTranspose2d(4, 1, 4, stride=2, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = torch.relu(self.start(z)).unflatten(1, (4, self.side // 2, self.side // 2))
+        return torch.tanh(self.up(torch.relu(self.hidden(x))))
+
+
 class MinibatchSpread(nn.Module):
     """A critic that looks across the batch, as minibatch standard deviation does."""
 
