@@ -45,6 +45,7 @@ CASES = {
     "attack-latent": {"steps": 3},
     "explanation-robustness": {"steps": 2},
     "attfind": {},
+    "dissect": {"ablate": 1},
     "latent-counterfactual": {"steps": 40, "confidence": 0.5},
 }
 
@@ -52,7 +53,7 @@ CASES = {
 def subject() -> Subject:
     critic = toys.conv_critic()
     return Subject(
-        name="critic", fn=critic, module=critic, generator=toys.LinearGenerator(6, 14), critic=critic, value_range=None
+        name="critic", fn=critic, module=critic, generator=toys.ConvGenerator(6, 14), critic=critic, value_range=None
     )
 
 
