@@ -39,6 +39,6 @@ def dissection_panel(explanation: Explanation, *, with_scores: bool = True) -> n
     columns = ("strongest", *[""] * (shown - 1), "with", "without", "difference")
     lines = [
         f"Units: channels of {meta['layer']}. Bright: where the concept's best unit is above its threshold.",
-        f"IoU with the concept's mask on held-out latents; without: its {meta['ablated_units']} best units set to zero.",
+        f"IoU with the concept's mask on held-out latents; without its {meta['ablated_units']} best units set to 0.",
     ]
     return gallery(explanation, rows, lines, columns=columns, with_scores=with_scores)

@@ -124,7 +124,7 @@ class Dissect(LatentExplainer):
             if self.options.layer == "auto":
                 if len(maps) < 2:
                     names = ", ".join(shapes)
-                    raise LayerError("the generator", "have a hidden layer with a map", names, "name one with layer=...")
+                    raise LayerError("the generator", "have a hidden layer with a map", names, "name one: layer=...")
                 return maps[-2], shapes[maps[-2]][0]
             shape = layer_output(generator, self.options.layer, lambda: generator(z)).shape[1:]
         if len(shape) != 3:
