@@ -244,7 +244,7 @@ def main() -> None:
         for kind, (name, number) in enumerate(SIGNALS.items()):
             if wanted and not any(word in name for word in wanted):
                 continue
-            config = settings(2048 + 512 * counts[name])
+            config = settings(2048 + 1024 * counts[name])  # more than it trains between two faults
             with ray_session(cpus=2, gpus=0):
                 alone = launch(config, name=f"alone-{kind}", runs_dir=runs, workers=2)
                 disturber = disturb(

@@ -9,7 +9,9 @@
 
 using namespace ganscale;
 
-int check_generator_kernels();  // test_generator.cpp; returns how many checks passed
+// Of the other files; each returns how many checks passed.
+int check_generator_kernels();
+int check_shared_sum();
 
 namespace {
 
@@ -180,6 +182,7 @@ int main() {
   }
   test_refusals();
   checks += check_generator_kernels();
+  checks += check_shared_sum();
   std::printf("%s: %d checks passed\n", active_isa(), checks);
   return 0;
 }

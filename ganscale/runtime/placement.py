@@ -13,6 +13,11 @@ from ganscale.config import RunConfig
 from ganscale.errors import ConfigError, ResourceError, UserError
 
 Count = int | str | tuple[int, int]  # of workers: 4, or from 1 to 4 as (1, 4) or "1:4"
+_EXCHANGES = {
+    "none": "nothing to exchange",
+    "gloo": "sums through shared memory, between machines by gloo",
+    "nccl": "sums by nccl",
+}
 CPUS_PER_GPU = 8  # reading and preparing images for one GPU takes no more
 
 
@@ -101,7 +106,7 @@ class Plan:
         fewest = self.batch // max(1, self.workers)
         share = self.batch_per_worker if fewest == self.batch_per_worker else f"{fewest} to {self.batch_per_worker}"
         facts = {
-            "workers": f"{who}; {devices} each; exchange by {self.backend}",
+            "workers": f"{who}; {devices} each; {_EXCHANGES[self.backend]}",
             "batch": f"{share} images a worker, {self.batch} in all",
         }
         if self.beside is not None:
