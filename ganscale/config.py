@@ -16,8 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ganscale.errors import ConfigError, nearest
 
 LossName = Literal["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
+AutoencodingName = Literal["reconstruction", "elbo"]
 PenaltyName = Literal["none", "wgan-gp", "wgan-gp-one-sided", "r1", "r2", "r1-r2"]
-ModelName = Literal["mlp", "dcgan"]
+ModelName = Literal["mlp", "dcgan", "autoencoder", "linear-autoencoder"]
 ScoreName = Literal["fd", "kd", "precision", "recall", "density", "coverage", "modes-hit", "within-4-sigma"]
 MetricName = Literal["fd", "kd", "prdc"]
 ExplainerName = Literal[
@@ -35,6 +36,7 @@ ExplainerName = Literal[
 Impl = Literal["auto", "reference", "fused"]
 
 LOSS_NAMES: tuple[str, ...] = get_args(LossName)
+AUTOENCODING_NAMES: tuple[str, ...] = get_args(AutoencodingName)
 PENALTY_NAMES: tuple[str, ...] = get_args(PenaltyName)
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 METRIC_NAMES: tuple[str, ...] = get_args(MetricName)
@@ -105,9 +107,10 @@ class ModelConfig(_Part):
 
 
 class LossConfig(_Part):
-    """The adversarial loss."""
+    """The adversarial loss, or that of an autoencoder; ``beta`` weighs the divergence of a variational one's codes."""
 
-    name: LossName = "non-saturating"
+    name: Literal[LossName, AutoencodingName] = "non-saturating"
+    beta: NonNegative = 1.0
 
 
 class PenaltyConfig(_Part):
@@ -234,6 +237,17 @@ class RunConfig(_Part):
     @model_validator(mode="after")
     def _refuse_what_cannot_train(self) -> RunConfig:
         loss, penalty, optim = self.loss.name, self.penalty.name, self.optim
+        autoencoding = loss in AUTOENCODING_NAMES
+        for part, model in (("generator", self.model.generator), ("critic", self.model.critic)):
+            if model.endswith("autoencoder") != autoencoding:
+                rule = f"be {'an' if autoencoding else 'no'} autoencoder where loss.name is {loss}"
+                raise ConfigError(
+                    f"model.{part}", rule, model, "start from the preset autoencoder-fashion, or dcgan-fashion"
+                )
+        if autoencoding and (penalty != "none" or self.model.generator != self.model.critic):
+            got = f"{penalty}, {self.model.critic}"
+            rule = f"be none and {self.model.generator}: an autoencoder has no critic"
+            raise ConfigError("penalty.name and model.critic", rule, got, "leave them as the preset has them")
         if loss == "wasserstein" and penalty == "none":
             raise ConfigError(
                 "penalty.name",

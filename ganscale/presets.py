@@ -54,6 +54,27 @@ def wgan_gp(size: str) -> RunConfig:
     )
 
 
+def autoencoder(size: str) -> RunConfig:
+    """Convolutional autoencoder of half the squared error (Hinton and Salakhutdinov 2006)."""
+    return from_mapping(
+        {
+            "preset": f"autoencoder-{size}",
+            **_SIZES[size],
+            "model": {"generator": "autoencoder", "critic": "autoencoder", "width": _WIDTHS[size], "latent": 32},
+            "loss": {"name": "reconstruction"},
+            "optim": {"generator": {"lr": 1e-3, "betas": (0.9, 0.99)}},
+            "ema": {"half_life_kimg": 1.0},
+            "checkpoint": {"keep_best": None},  # FD of decoded noise says nothing about an autoencoder
+        }
+    )
+
+
+def vae(size: str) -> RunConfig:
+    """Variational autoencoder with a unit-variance decoder (Kingma and Welling 2014, arXiv:1312.6114)."""
+    plain = autoencoder(size).model_dump(mode="json")
+    return from_mapping({**plain, "preset": f"vae-{size}", "loss": {"name": "elbo"}})
+
+
 def r3gan_gaussians() -> RunConfig:
     """R3GAN's loss and both penalties (Huang et al. 2025, arXiv:2501.05441) on 25 Gaussians of known truth."""
     return from_mapping(
@@ -81,7 +102,13 @@ def r3gan_gaussians() -> RunConfig:
 PRESETS: MappingProxyType[str, Callable[[], RunConfig]] = MappingProxyType(
     {
         f"{name}-{size}": (lambda build=build, size=size: build(size))
-        for name, build in {"dcgan": dcgan, "hinge": hinge, "wgan-gp": wgan_gp}.items()
+        for name, build in {
+            "dcgan": dcgan,
+            "hinge": hinge,
+            "wgan-gp": wgan_gp,
+            "autoencoder": autoencoder,
+            "vae": vae,
+        }.items()
         for size in _SIZES
     }
     | {"r3gan-gaussians": r3gan_gaussians}

@@ -27,9 +27,9 @@ def _presets() -> dict[str, str]:
 
 
 def _losses() -> dict[str, str]:
-    from ganscale.losses import ADVERSARIAL
+    from ganscale.losses import ADVERSARIAL, AUTOENCODING
 
-    return _summaries(ADVERSARIAL)
+    return {**_summaries(ADVERSARIAL), **AUTOENCODING}
 
 
 def _penalties() -> dict[str, str]:

@@ -31,6 +31,12 @@ _TRAINER = "training/trainer.py"
 TAGS: tuple[Tag, ...] = (
     _tag("scalar", "loss/critic", _STEP, "Adversarial loss of the critic, without its penalty; mean over the tick."),
     _tag("scalar", "loss/generator", _STEP, "Adversarial loss of the generator; mean over the tick."),
+    _tag(
+        "scalar", "loss/autoencoder", "training/autoencoding.py", "What an autoencoder minimises; mean over the tick."
+    ),
+    _tag("scalar", "loss/reconstruction", "training/autoencoding.py", "Half the squared error of decoded images."),
+    _tag("scalar", "loss/divergence", "training/autoencoding.py", "KL of a variational code from N(0, I), in nats."),
+    _tag("scalar", "quality/*", "training/autoencoding.py", "PSNR (dB) and SSIM of decoded training images."),
     _tag("scalar", "penalty", _STEP, "Gradient penalty of the critic before its weight; mean over the tick."),
     _tag("scalar", "logits/real", _STEP, "Mean raw logit D(x) on real images; no sigmoid."),
     _tag("scalar", "logits/fake", _STEP, "Mean raw logit D(G(z)) on generated images; no sigmoid."),

@@ -18,27 +18,32 @@ from ganscale.data.files import open_files, write_quarantine
 from ganscale.data.gaussians import GaussianPoints, open_gaussians_8, open_gaussians_25
 from ganscale.data.known_idx import is_idx_folder, open_fashion, open_idx_folder, open_mnist, open_sample
 from ganscale.data.pixels import image_grid, save_png, scatter_image, to_float, to_uint8
+from ganscale.data.run_samples import SAMPLES_OF_A_RUN, RunSamples, open_run_samples, write_run_samples
 from ganscale.data.scan import ScanReport, report_files, report_memory
 from ganscale.data.shapes import Shapes, open_shapes
 from ganscale.errors import DataError, unknown
 
 __all__ = [
     "DATASETS",
+    "SAMPLES_OF_A_RUN",
     "Batch",
     "Dataset",
     "EpochOrder",
     "GaussianPoints",
+    "RunSamples",
     "ScanReport",
     "Shapes",
     "ShardedBatches",
     "image_grid",
     "open_dataset",
+    "open_run_samples",
     "save_png",
     "scan",
     "scatter_image",
     "to_float",
     "to_uint8",
     "write_quarantine",
+    "write_run_samples",
 ]
 
 DATASETS: MappingProxyType[str, Callable[..., Dataset]] = MappingProxyType(
@@ -61,6 +66,8 @@ def open_dataset(config: DataConfig, *, split: Split = "train") -> Dataset:
     """
     if config.path in DATASETS:
         return DATASETS[config.path](config, split=split)
+    if config.path.startswith(SAMPLES_OF_A_RUN):
+        return open_run_samples(config, split=split)
     location = _location(config.path)
     if location.is_dir() and is_idx_folder(location):
         return open_idx_folder(location, config, split=split)
@@ -73,7 +80,7 @@ def scan(config: DataConfig) -> ScanReport:
     Too many unusable files are reported (``ScanReport.problem``; ``check()`` raises it); a source that is missing or
     has no files raises ``DataError`` at once.
     """
-    named = config.path in DATASETS
+    named = config.path in DATASETS or config.path.startswith(SAMPLES_OF_A_RUN)
     location = Path() if named else _location(config.path)
     if named or (location.is_dir() and is_idx_folder(location)):
         return report_memory(open_dataset(config, split="train"), open_dataset(config, split="held-out"))

@@ -84,6 +84,8 @@ def _saved_bytes(net: nn.Module, shape: tuple[int, ...], batch: int) -> int:
 
 
 def _saved_at(net: nn.Module, x: torch.Tensor) -> int:
+    if not any(parameter.requires_grad for parameter in net.parameters()):  # where an autoencoder has no critic
+        return 0
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -104,17 +106,18 @@ def _seconds(config: RunConfig, plan: Plan) -> float | None:
 
 def seconds_per_image(config: RunConfig, batch: int, *, device: str, threads: int) -> float:
     """Time one worker's real steps on noise, after one to warm up: seconds for an image of a step on ``batch``."""
+    from ganscale.training.autoencoding import phases_of
     from ganscale.training.process_group import solo_group
     from ganscale.training.random import Draws
     from ganscale.training.state import TrainState
-    from ganscale.training.step import build_phases, train_step
+    from ganscale.training.step import train_step
 
     batch = min(batch, PROBE_BATCH)
     probe = override(config, {"train.batch": batch})
     group, threads_before = solo_group(device), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        state, phases, draws = TrainState(probe, group), build_phases(probe), Draws(0, group.device)
+        state, phases, draws = TrainState(probe, group), phases_of(probe), Draws(0, group.device)
         shape = (batch, config.data.channels, *config.data.resolution)
         layout = torch.channels_last if shape[2] > 1 else torch.contiguous_format
         real = to_float(torch.randint(0, 256, shape, dtype=torch.uint8)).to(group.device, memory_format=layout)

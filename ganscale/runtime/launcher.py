@@ -26,6 +26,7 @@ from ganscale.runtime.place import Place, find_place, held
 from ganscale.runtime.placement import Count, Plan, place
 from ganscale.runtime.planner import check_disk, find_resources, refuse_existing
 from ganscale.runtime.resume import Resumption, prepare_resume
+from ganscale.runtime.run_samples import with_drawn_samples
 from ganscale.runtime.stopping import SCRATCH, Stop, stop_signals
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def launch(
     from ganscale.runtime.run import Run
 
     address = address or config.runtime.address
-    config = with_absolute_data(config)
+    config = with_absolute_data(with_drawn_samples(config))
     where = find_place(config, runs_dir, name, resume)
     run_dir, resumption = where.run_dir, None
     if where.resume is not None and where.address is None:

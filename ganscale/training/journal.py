@@ -11,6 +11,7 @@ from torch import nn
 from ganscale.config import RunConfig
 from ganscale.data.pixels import image_grid, save_png, to_uint8
 from ganscale.files import replace_text
+from ganscale.training.autoencoding import beside_reconstructions
 from ganscale.training.checkpoint import checkpoint_name
 from ganscale.training.process_group import Group
 from ganscale.training.random import Draws
@@ -53,11 +54,19 @@ class Journal:
         with (self._run_dir / METRICS).open("a") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
 
-    def samples(self, generator: nn.Module, config: RunConfig, group: Group, images: int) -> SampleRecord | None:
-        """Write the grid of ``sample.num`` EMA samples from the run's fixed latents; None where pixels mean nothing."""
+    def samples(
+        self, generator: nn.Module, config: RunConfig, group: Group, images: int, *, shown: torch.Tensor | None = None
+    ) -> SampleRecord | None:
+        """Write the grid of ``sample.num`` EMA samples from the run's fixed latents; None where pixels mean nothing.
+
+        An autoencoder's grid has the images ``shown``, each beside its reconstruction.
+        """
         if config.data.channels == 2:  # points of the plane
             return None
-        pixels = to_uint8(sample(generator, config.train.seed, config.sample.num, group.device))
+        if shown is None:
+            pixels = to_uint8(sample(generator, config.train.seed, config.sample.num, group.device))
+        else:
+            pixels = to_uint8(beside_reconstructions(generator, shown, group.device))
         grid = image_grid(pixels)
         path = self._run_dir / "samples" / f"{checkpoint_name(images)}.png"
         path.parent.mkdir(exist_ok=True)

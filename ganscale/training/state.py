@@ -42,7 +42,11 @@ class TrainState:
             for module in self.nets["generator"].modules():
                 if isinstance(module, BatchNormAct):
                     module.sum_over_ranks = group.sum_differentiable
-        self.optimisers = {name: _adam(config, name, self.nets[name]) for name in ("generator", "critic")}
+        self.optimisers = {
+            name: _adam(config, name, self.nets[name])
+            for name in ("generator", "critic")
+            if any(True for _ in self.nets[name].parameters())
+        }
         self.images = 0
         self.stats = Stats(group)
 

@@ -21,6 +21,7 @@ from ganscale.errors import CheckpointError, NonFiniteError, RunFailed
 from ganscale.files import full_disk, is_full_disk, name_for_users
 from ganscale.losses import describe_penalty
 from ganscale.training import checkpoint as checkpoints
+from ganscale.training.autoencoding import phases_of, shown_images
 from ganscale.training.checkpoint_writer import CheckpointWriter
 from ganscale.training.cuda_graphs import GraphedPhases, refuse_where_impossible
 from ganscale.training.journal import Journal
@@ -29,7 +30,7 @@ from ganscale.training.pulse import Pulse
 from ganscale.training.random import Draws
 from ganscale.training.records import NullSink, Sink, StartRecord, TickRecord
 from ganscale.training.state import TrainState
-from ganscale.training.step import Phase, StepContext, build_phases, leave_gradients, train_step
+from ganscale.training.step import Phase, StepContext, leave_gradients, train_step
 from ganscale.training.suspects import say_whose
 from ganscale.training.whereabouts import Whereabouts
 
@@ -78,7 +79,7 @@ class Trainer:
         ops.use_impl(config.ops.impl)
         self.config, self.run_dir, self.group, self.sink = config, run_dir, group, sink
         self.state = TrainState(config, group)
-        self.phases = build_phases(config)
+        self.phases = phases_of(config)
         self.gradients = GraphedPhases() if config.train.cuda_graphs else leave_gradients
         self.draws = Draws(config.train.seed, group.device)
         self.journal = Journal(run_dir)
@@ -95,6 +96,7 @@ class Trainer:
         if resume_from is not None:
             self._resume(resume_from, dataset.fingerprint)
         self._fingerprint = dataset.fingerprint
+        self._shown = shown_images(self.config, dataset) if self.group.is_main else None
         self.writer = CheckpointWriter(self.run_dir, self.config.checkpoint, newest=self.resumed_from)
         self._stall_s = self._ticked_stall_s = 0.0  # how long training has waited for saves; up to the last tick
         self._begin(len(dataset))
@@ -205,9 +207,8 @@ class Trainer:
         self._enter("drawing samples")
         self._sampled_at = self.state.images
         if self.group.is_main:
-            record = self._on_disk(
-                lambda: self.journal.samples(self.state.nets["ema"], self.config, self.group, self.state.images)
-            )
+            drawn = self.state.nets["ema"], self.config, self.group, self.state.images
+            record = self._on_disk(lambda: self.journal.samples(*drawn, shown=self._shown))
             if record is not None:
                 self.sink.write(record)
 

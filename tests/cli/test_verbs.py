@@ -227,9 +227,13 @@ def test_a_list_says_something_of_each_name_it_knows(kind):
 
 
 def test_what_is_listed_is_what_the_configuration_accepts():
-    from ganscale.config import LOSS_NAMES, METRIC_NAMES, MODEL_NAMES, PENALTY_NAMES
+    from ganscale.config import AUTOENCODING_NAMES, LOSS_NAMES, METRIC_NAMES, MODEL_NAMES, PENALTY_NAMES
 
-    for kind, names in {"losses": LOSS_NAMES, "penalties": PENALTY_NAMES, "models": MODEL_NAMES}.items():
+    for kind, names in {
+        "losses": LOSS_NAMES + AUTOENCODING_NAMES,
+        "penalties": PENALTY_NAMES,
+        "models": MODEL_NAMES,
+    }.items():
         assert set(json.loads(call("list", kind, "--json").stdout)) == set(names)
     assert set(json.loads(call("list", "metrics", "--json").stdout)) == set(METRIC_NAMES)
 

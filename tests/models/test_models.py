@@ -17,6 +17,7 @@ def config(name: str, resolution: object, channels: int = 1, *, width: int = 4) 
         {
             "data": {"resolution": resolution, "channels": channels},
             "model": {"generator": name, "critic": name, "width": width, "latent": 6},
+            "loss": {"name": "reconstruction" if name.endswith("autoencoder") else "non-saturating"},
         }
     )
 

@@ -14,14 +14,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ganscale import ops
-from ganscale.config import LOSS_NAMES, PENALTY_NAMES, RunConfig, from_mapping, override
+from ganscale.config import AUTOENCODING_NAMES, LOSS_NAMES, PENALTY_NAMES, RunConfig, from_mapping, override
 from ganscale.errors import RunFailed
+from ganscale.training.autoencoding import phases_of
 from ganscale.training.exchange import exchange_gradients
 from ganscale.training.process_group import Group, torch_group
 from ganscale.training.random import Draws
 from ganscale.training.records import NullSink
 from ganscale.training.state import TrainState
-from ganscale.training.step import build_phases, train_step
+from ganscale.training.step import train_step
 from ganscale.training.trainer import Trainer
 
 WORLDS = (2, 3, 4)
@@ -69,6 +70,12 @@ def cases() -> list[Case]:
             if (loss, penalty) != ("wasserstein", "none"):  # which the configuration refuses
                 for impl in ("reference", "fused") if penalty != "none" else ("reference",):
                     made.append(Case(name=f"{loss}, {penalty}, {impl}", config=tiny(loss, penalty), impl=impl))
+    for loss in AUTOENCODING_NAMES:
+        config = from_mapping(
+            TINY
+            | {"loss": {"name": loss}, "model": {**TINY["model"], "generator": "autoencoder", "critic": "autoencoder"}}
+        )
+        made.append(Case(name=f"autoencoder, {loss}", config=config, steps=3))
     lazy, deep = tiny(penalty__every=2), tiny(data__resolution=16)
     mlp, both = override(tiny("wasserstein", "wgan-gp"), MLP), override(lazy, MLP)
     for impl in ("reference", "fused"):
@@ -88,7 +95,7 @@ def outcome(case: Case, group: Group) -> Outcome:
     torch.set_default_dtype(torch.float64 if case.bits == 64 else torch.float32)
     try:
         config = override(case.config, {"train.micro_batch": case.micro_batch if group.size > 1 else None})
-        state, draws, phases = TrainState(config, group), Draws(0, group.device), build_phases(config)
+        state, draws, phases = TrainState(config, group), Draws(0, group.device), phases_of(config)
         gradients: list[Tensor] = []
         for optimiser in state.optimisers.values():
             optimiser.register_step_pre_hook(lambda o, *_: gradients.append(flat(p.grad for p in parameters(o))))

@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 from rank_cases import WORLDS, Case, cases, outcome, rank_main
 
-from ganscale.losses import ADVERSARIAL, PENALTIES
+from ganscale.losses import ADVERSARIAL, AUTOENCODING, PENALTIES
 from ganscale.training.exchange import buckets
 from ganscale.training.process_group import solo_group
 
@@ -48,7 +48,7 @@ def relative_error(found: list[torch.Tensor], truth: list[torch.Tensor]) -> floa
 
 
 def test_every_loss_with_every_penalty_is_a_case():
-    assert {case.config.loss.name for case in cases()} == set(ADVERSARIAL)
+    assert {case.config.loss.name for case in cases()} == {*ADVERSARIAL, *AUTOENCODING}
     assert {case.config.penalty.name for case in cases()} == {*PENALTIES, "none"}
     assert sum("," in name and "fused" in name for name in NAMES) >= len(ADVERSARIAL) * len(PENALTIES)
 
