@@ -1,16 +1,18 @@
-"""Latent directions by closed-form factorisation (Shen and Zhou 2021, SeFa, arXiv:2007.06600, eq. 4).
+"""Latent directions, measured: whatever they were found by, their images and judges are walked along them.
 
-The first layer maps z to z @ W. The directions that change its output most are the eigenvectors of W W' in descending
-order of eigenvalue (= squared singular value). How far the *image* and the critic's logit follow is measured by
-walking each direction from every base latent, and random unit directions walk the same way as the control.
+How far the image and the critic's logit follow a direction is measured by walking it from every base latent, and random
+unit directions walk the same way as the control. Where the directions come from is in ``latent/direction_sources.py``.
 
-Legend: N base latents, D latent, K directions kept, R random directions, S steps of a walk, C channels, H height, W
-width.
+Legend: N base latents, D latent, K directions kept, R random directions, S steps of a walk, A assessed outputs, C
+channels, H height, W width.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from ganscale.explain.base import SCORING, Explainer, Meter, Options
 from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError, ExplainTargetError
-from ganscale.explain.layers import find_layer, first_latent_layer, latent_matrix
+from ganscale.explain.latent.direction_sources import SOURCES, Found, Source, class_odds, project_out
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.scores import Z95
 from ganscale.explain.subject import Subject, check_callable
@@ -30,21 +32,24 @@ RANDOM_SHOWN = 2
 
 
 class DirectionsOptions(Options):
-    """``num_directions`` K; ``reach`` sigmas to either side in ``steps`` steps (odd); ``layer``: auto, or a dotted
-    name.
-    """
+    """Options of the source, of the walks, and of what is assessed."""
 
-    num_directions: Annotated[int, Field(ge=1, le=4096)] = 8
-    steps: Annotated[int, Field(ge=3, le=101)] = 7
-    reach: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 3.0
-    layer: str = "auto"
+    by: Literal["sefa", "pca", "boundary", "score"] = Field("sefa", description="where the directions come from")
+    num_directions: Annotated[int, Field(ge=1, le=4096)] = Field(8, description="how many, strongest first")
+    steps: Annotated[int, Field(ge=3, le=101)] = Field(7, description="of a walk; odd")
+    reach: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = Field(3.0, description="sigmas to either side")
+    layer: str = Field("auto", description="of sefa and pca: auto (the one that sees z), or a dotted name")
+    assess: Literal["target", "classes"] = Field("target", description="of boundary and score: what is assessed")
+    num_draws: Annotated[int, Field(ge=16, le=10_000_000)] = Field(2048, description="latents drawn by a source")
+    extremes: Annotated[int, Field(ge=4, le=1_000_000)] = Field(200, description="of boundary: draws at either end")
+    disentangle: bool = Field(False, description="project the other directions out of each")
 
 
 class Directions(Explainer):
-    """What the generator varies along, read off the weights, measured on its images."""
+    """What the generator varies along, measured on its images beside random directions."""
 
     name = "directions"
-    summary = "what the generator varies along: factorisation of its first layer, measured against random directions"
+    summary = "what the generator varies along (sefa, pca, boundary, score), measured against random directions"
     Options = DirectionsOptions
     options: DirectionsOptions
     input_name = "z"
@@ -71,92 +76,166 @@ class Directions(Explainer):
         self.sigmas_S = np.linspace(-self.options.reach, self.options.reach, self.options.steps)
 
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
-        """Return one chunk a direction: the K of the factorisation, then the R random ones."""
-        if previous is not None:
+        """Return the rounds of the source, then one chunk a direction: the K that were found and the R random ones."""
+        number = 0 if previous is None else previous.round + 1
+        if number > self._source.rounds:
             return []
-        self._check_networks()
-        _, vectors_KD, _ = self._factorise()
-        everything = np.concatenate([vectors_KD, self._random_directions()])
+        if previous is None:
+            self._check_networks()
+        if number < self._source.rounds:
+            return self._source.chunks(number, previous)
+        everything = np.concatenate([self._found(previous).directions, self._random_directions()])
         return [
-            Chunk(round=0, index=row, explanation=row, part=0, work={"direction": everything[row]})
+            Chunk(round=number, index=row, explanation=row, part=0, work={"direction": everything[row]})
             for row in range(len(everything))
         ]
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
-        """Walk one direction from every base latent.
+        """Walk one direction from every base latent, or compute a chunk of the source.
 
-        Returns the L2 distance of each image from its base [N, S], the critic's logits [N, S], and where this walk is
-        shown the images of the first base latent [S, C, H, W].
+        A walk gives the L2 distance of each image from its base [N, S], the critic's logits [N, S], what is assessed
+        [N, S, A], and where it is shown the images of the first base latent [S, C, H, W].
         """
+        if chunk.round < self._source.rounds:
+            return self._source.compute(chunk, meter)
         direction_D = torch.from_numpy(chunk.work["direction"])
         offsets_SD = torch.from_numpy(self.sigmas_S)[:, None] * direction_D
         count, steps = len(self.z), len(self.sigmas_S)
         walks = (self.z.double()[:, None] + offsets_SD).to(self.z.dtype).flatten(0, 1)
         images: list[Tensor] = []
+        assessed: list[Tensor] = []
 
         def look(z: Tensor) -> Tensor:
             image = self.subject.generator(z)
             images.append(image.cpu())
+            if self._assess is not None:
+                assessed.append(self._assess(image).double().cpu())
             return image.new_zeros(len(image)) if self.subject.critic is None else self.subject.critic(image)
 
         logits = meter.evaluate(look, len(walks), lambda part: walks[part]).reshape(count, steps)
         found = torch.cat(images)[: len(walks)]  # the padding of the last micro-batch is at its end
         flat = found.double().reshape(count, steps, -1)
         change = (flat - flat[:, steps // 2 : steps // 2 + 1]).norm(dim=2).numpy()
-        shown = chunk.explanation < self._kept() + RANDOM_SHOWN
-        return {"change": change, "logits": logits, **({"images": found[:steps]} if shown else {})}
+        data = {"change": change, "logits": logits}
+        if assessed:
+            data["assessed"] = torch.cat(assessed)[: len(walks)].unflatten(0, (count, steps)).numpy()
+        shown = chunk.explanation < self.options.num_directions + RANDOM_SHOWN
+        return {**data, **({"images": found[:steps]} if shown else {})}
 
     def finish(self, partial: Partial) -> Explanation:
         """Put the walks together and score the directions against the random ones."""
-        found = [data for _, _, data in partial.of_round(0)]
-        kept = self._kept()
-        eigenvalues_D, vectors_KD, layer = self._factorise()
-        slopes = np.array([change_per_sigma(data["change"], self.sigmas_S) for data in found])
+        source = self._found(partial)
+        walks = [data for _, _, data in partial.of_round(self._source.rounds)]
+        kept = len(source.directions)
+        slopes = np.array([change_per_sigma(data["change"], self.sigmas_S) for data in walks])
         values = {
-            "directions": torch.from_numpy(vectors_KD),
-            "eigenvalues": torch.from_numpy(eigenvalues_D[:kept].copy()),
-            "traversal": torch.stack([data["images"] for data in found[:kept]]),
-            "traversal_random": torch.stack([data["images"] for data in found[kept : kept + RANDOM_SHOWN]]),
+            "directions": torch.from_numpy(source.directions.copy()),
+            "eigenvalues": torch.from_numpy(source.numbers[:kept].copy()),
+            "traversal": torch.stack([data["images"] for data in walks[:kept]]),
+            "traversal_random": torch.stack([data["images"] for data in walks[kept : kept + RANDOM_SHOWN]]),
             "random_directions": torch.from_numpy(self._random_directions()),
             "sigmas": torch.from_numpy(self.sigmas_S),
             "image_change": torch.from_numpy(slopes[:kept]),
             "image_change_random": torch.from_numpy(slopes[kept:]),
+            **source.values,
         }
         scores = {"image_change_per_sigma": _against_random(slopes, kept, better="higher")}
+        if source.outputs:
+            scores = self._assessment(walks, source) | scores
+            self.primary = ("assessed_slope_per_sigma",)
         if self.subject.critic is not None:
-            logits = np.stack([data["logits"] for data in found])  # [K + R, N, S]
-            slope, r_squared = linear_effect(logits, self.sigmas_S)
-            along = logits.mean(axis=(1, 2))
-            scores["critic_slope_per_sigma"] = _against_random(np.abs(slope).mean(axis=1), kept, better="higher")
-            scores["critic_linearity_r2"] = _against_random(r_squared.mean(axis=1), kept, better="higher")
-            scores["critic_score_on_path"] = _against_random(along, kept, better="higher")
-            values |= {
-                "critic_path": torch.from_numpy(logits[:kept].mean(axis=1)),
-                "critic_path_random": torch.from_numpy(logits[kept:].mean(axis=1)),
-                "critic_first_walk": torch.from_numpy(logits[:kept, 0].copy()),
-                "critic_first_walk_random": torch.from_numpy(logits[kept : kept + RANDOM_SHOWN, 0].copy()),
-                "critic_slope": torch.from_numpy(slope[:kept].mean(axis=1)),
-            }
-        explained = float(eigenvalues_D[:kept].sum() / max(eigenvalues_D.sum(), np.finfo(float).tiny))
-        meta = {"layer": layer, "share_of_eigenvalues": explained, "random_directions": RANDOM_DIRECTIONS}
+            more_scores, more_values = self._of_critic(walks, kept)
+            scores, values = scores | more_scores, values | more_values
+        names = {} if self._classes is None else {"class_names": [self._classes.label(a) for a in source.outputs]}
+        numbers = source.numbers
+        share = float(numbers[:kept].sum() / max(numbers.sum(), np.finfo(float).tiny))
+        meta = {
+            "by": self.options.by,
+            "number_name": source.number_name,
+            **({"share_of_eigenvalues": share} if source.number_name == "eigenvalue" else {}),
+            "random_directions": RANDOM_DIRECTIONS,
+            **source.facts,
+            **names,
+        }
         return self.explanation(partial, values=values, inputs=dict(self.request.inputs), scores=scores, meta=meta)
 
-    def _kept(self) -> int:
-        return min(self.options.num_directions, self.z.shape[1])
+    def _of_critic(self, walks: list[dict[str, Any]], kept: int) -> tuple[dict[str, Score], dict[str, Tensor]]:
+        logits = np.stack([data["logits"] for data in walks])  # [K + R, N, S]
+        slope, r_squared = linear_effect(logits, self.sigmas_S)
+        along = logits.mean(axis=(1, 2))
+        scores = {
+            "critic_slope_per_sigma": _against_random(np.abs(slope).mean(axis=1), kept, better="higher"),
+            "critic_linearity_r2": _against_random(r_squared.mean(axis=1), kept, better="higher"),
+            "critic_score_on_path": _against_random(along, kept, better="higher"),
+        }
+        return scores, {
+            "critic_path": torch.from_numpy(logits[:kept].mean(axis=1)),
+            "critic_path_random": torch.from_numpy(logits[kept:].mean(axis=1)),
+            "critic_first_walk": torch.from_numpy(logits[:kept, 0].copy()),
+            "critic_first_walk_random": torch.from_numpy(logits[kept : kept + RANDOM_SHOWN, 0].copy()),
+            "critic_slope": torch.from_numpy(slope[:kept].mean(axis=1)),
+        }
 
-    def _factorise(self) -> tuple[np.ndarray, np.ndarray, str]:
-        """Return all eigenvalues [D] descending, the K directions [K, D], and the layer's name."""
-        generator, name = self.subject.generator, self.options.layer
-        if name == "auto":
-            with self.subject.quiet():
-                name = first_latent_layer(generator, self.z[:2].to(self.subject.device))
-        matrix_DO = latent_matrix(find_layer(generator, name), name, self.z.shape[1])
-        eigenvalues, vectors = (array.numpy() for array in torch.linalg.eigh(matrix_DO @ matrix_DO.T))
-        eigenvalues, directions_KD = eigenvalues[::-1].clip(min=0), vectors.T[::-1][: self._kept()]
-        # an eigenvector's sign is arbitrary: make its largest entry positive, so that it does not depend on the library
-        largest = np.abs(directions_KD).argmax(axis=1)
-        signs = np.sign(directions_KD[np.arange(len(directions_KD)), largest])
-        return eigenvalues.copy(), directions_KD * signs[:, None], name
+    def _assessment(self, walks: list[dict[str, Any]], source: Found) -> dict[str, Score]:
+        """Score how steadily each direction raises its own output, and how much it moves the others."""
+        assessed = np.stack([data["assessed"] for data in walks])  # [K + R, N, S, A]
+        slope, _ = linear_effect(assessed.swapaxes(2, 3), self.sigmas_S)
+        mean = slope.mean(axis=1)  # [K + R, A]
+        kept, outputs = len(source.directions), list(source.outputs)
+        own = mean[np.arange(kept), outputs]
+        random = np.abs(mean[kept:][:, outputs]).mean(axis=1)
+        scores = {"assessed_slope_per_sigma": _against_random(np.concatenate([own, random]), kept, better="higher")}
+        if mean.shape[1] > 1:
+            others = [np.abs(np.delete(mean[k], a)).mean() / max(abs(own[k]), 1e-12) for k, a in enumerate(outputs)]
+            ratio = [
+                np.abs(np.delete(row, outputs[0])).mean() / max(abs(row[outputs[0]]), 1e-12) for row in mean[kept:]
+            ]
+            scores["leakage"] = Score(
+                value=float(np.mean(others)), control=float(np.median(ratio)), n=kept, better="lower"
+            )
+        return scores
+
+    @property
+    def _classes(self) -> Any:
+        by_class = self.options.assess == "classes" and self.options.by in ("boundary", "score")
+        return self.subject.classifier if by_class else None
+
+    @cached_property
+    def _assess(self) -> Callable[[Tensor], Tensor] | None:
+        """Return what boundary and score look at: images to [n, A]; None for the other sources."""
+        subject = self.subject
+        if self.options.by not in ("boundary", "score"):
+            return None
+        if self.options.assess == "classes":
+            if subject.classifier is None:
+                remedy = "pass --classifier NAME|PATH"
+                raise ExplainTargetError("the subject", "have a classifier for assess=classes", subject.name, remedy)
+            return class_odds(subject)
+        score = subject.score_images or subject.critic
+        return None if score is None else lambda images: score(images)[:, None]
+
+    @cached_property
+    def _source(self) -> Source:
+        options = self.options
+        return SOURCES[options.by](
+            subject=self.subject,
+            seed=self.request.seed,
+            latent=self.z.shape[1],
+            count=min(options.num_directions, self.z.shape[1]),
+            layer=options.layer,
+            draws=options.num_draws,
+            extremes=options.extremes,
+            reach=options.reach,
+            assess=self._assess,
+        )
+
+    def _found(self, partial: Partial | None) -> Found:
+        found = self._source.find(partial)
+        if not self.options.disentangle:
+            return found
+        every = found.directions
+        apart = np.array([project_out(row, np.delete(every, k, axis=0)) for k, row in enumerate(every)])
+        return replace(found, directions=apart)
 
     def _random_directions(self) -> np.ndarray:
         rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING)))

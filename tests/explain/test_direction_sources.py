@@ -1,0 +1,148 @@
+"""Directions from activations, boundaries and gradients, each against the answer that is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import toys
+from torch import nn
+
+from ganscale.explain import Classifier, Subject, build_explainer, explain, make_request
+from ganscale.explain.directions import Directions
+from ganscale.explain.errors import ExplainTargetError, LayerError
+from ganscale.explain.latent.direction_sources import fit_boundary, project_out
+
+LATENT, SIDE = 10, 6
+
+
+def latents(count: int, latent: int = LATENT) -> torch.Tensor:
+    return torch.randn(count, latent, generator=torch.Generator().manual_seed(5))
+
+
+def planted(latent: int, *, seed: int = 3) -> torch.Tensor:
+    direction = torch.randn(latent, generator=torch.Generator().manual_seed(seed))
+    return direction / direction.norm()
+
+
+class Slope(nn.Module):
+    """A critic that is linear in z through a generator that shows z itself."""
+
+    def __init__(self, direction: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("direction", direction)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, : len(self.direction)] @ self.direction
+
+
+class ShowsItself(nn.Module):
+    """z [n, D] as an image [n, 1, D, 1]."""
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        self.latent = latent
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z[:, None, :, None]
+
+
+def slope_subject(latent: int, direction: torch.Tensor) -> Subject:
+    critic = Slope(direction)
+    return Subject(
+        name="slope", fn=critic, module=critic, generator=ShowsItself(latent), critic=critic, value_range=None
+    )
+
+
+def test_components_from_merged_moments_are_those_of_a_full_decomposition():
+    generator = nn.Sequential(nn.Linear(LATENT, 12), nn.Tanh(), nn.Linear(12, 9), nn.Unflatten(1, (1, 3, 3)))
+    subject = Subject(name="g", fn=lambda x: x.flatten(1).sum(1), generator=generator, value_range=None)
+    options = {"by": "pca", "layer": "0", "num_draws": 1000, "num_directions": 6}
+    explainer = build_explainer(subject, make_request(Directions, latents(3), seed=1, options=options))
+    chunks = explainer.plan()
+    assert [chunk.work["rows"] for chunk in chunks] == [256, 256, 256, 232]
+    z = np.concatenate([explainer._source.latents(chunk) for chunk in chunks])
+    features = z.astype(np.float32) @ generator[0].weight.detach().numpy().T + generator[0].bias.detach().numpy()
+    centred = features.astype(np.float64) - features.astype(np.float64).mean(axis=0)
+    _, singular, components = np.linalg.svd(centred, full_matrices=False)
+    found = explain(subject, latents(3), "directions", seed=1, **options)
+    cosines = np.abs((found.values["components"].numpy() * components[:6]).sum(axis=1))
+    assert cosines.min() >= 1 - 1e-7
+    np.testing.assert_allclose(found.values["eigenvalues"].numpy(), singular[:6] ** 2 / len(z), rtol=1e-6)
+    pulled = (z - z.mean(axis=0)).T @ centred @ components[:6].T
+    pulled /= np.linalg.norm(pulled, axis=0)
+    assert np.abs((found.values["directions"].numpy() * pulled.T).sum(axis=1)).min() >= 1 - 1e-7
+
+
+def test_a_planted_boundary_is_found_from_200_draws_at_either_end_of_10_000():
+    direction = planted(64)
+    options = {"by": "boundary", "num_draws": 10_000, "extremes": 200}
+    found = explain(slope_subject(64, direction), latents(3, 64), "directions", **options)
+    vector = found.values["directions"][0]
+    assert float(vector @ direction.double()) >= 0.98
+    assert float(vector.norm()) == pytest.approx(1, abs=1e-12)
+    assert found.scores["assessed_slope_per_sigma"].value >= 0.98
+    assert not found.not_better_than_random
+
+
+def test_a_projected_direction_has_length_one_and_changes_no_condition():
+    rng = np.random.default_rng(0)
+    for conditions in (1, 3, 7):
+        others, direction = rng.standard_normal((conditions, 12)), rng.standard_normal(12)
+        found = project_out(direction, others)
+        assert np.linalg.norm(found) == pytest.approx(1, abs=1e-12)
+        assert np.abs(others @ found).max() <= 1e-6
+        assert found @ direction > 0
+    others = np.array([[1.0, 0, 0], [1.0, 1e-3, 0]])  # nearly the same condition twice
+    assert np.abs(others @ project_out(np.array([1.0, 2.0, 3.0]), others)).max() <= 1e-6
+    assert not project_out(others[0], others).any(), "nothing is left of a condition itself"
+
+
+def test_disentangled_directions_of_classes_are_orthogonal_to_one_another():
+    judge = nn.Sequential(nn.Flatten(), nn.Linear(LATENT, 4))
+    classifier = Classifier(judge, name="judge", example=torch.zeros(2, 1, LATENT, 1))
+    subject = Subject(name="pair", fn=judge, generator=ShowsItself(LATENT), classifier=classifier, value_range=None)
+    options = {"by": "boundary", "assess": "classes", "num_draws": 512, "extremes": 100}
+    plain = explain(subject, latents(2), "directions", **options).values["directions"]
+    apart = explain(subject, latents(2), "directions", disentangle=True, **options).values["directions"]
+    assert plain.shape == (4, LATENT)
+    assert ((apart @ plain.T).abs() - (apart @ plain.T).abs().diagonal().diag()).max() <= 1e-6
+
+
+def test_the_boundary_of_two_clouds_lies_between_them():
+    rng = np.random.default_rng(1)
+    clouds = rng.standard_normal((600, 3))
+    clouds[:, 0] += np.repeat([-2.0, 4.0], 300)
+    normal, offset = fit_boundary(clouds, np.repeat([0.0, 1.0], 300))
+    assert normal[0] / np.linalg.norm(normal) > 0.99
+    assert -offset / normal[0] == pytest.approx(1.0, abs=0.15)  # half-way between -2 and 4
+
+
+@pytest.mark.parametrize("bent", [False, True])
+def test_the_direction_that_raises_an_assessor_is_its_gradient(bent):
+    direction = planted(LATENT)
+    subject = slope_subject(LATENT, direction)
+    if bent:
+        straight = subject.critic
+        subject = replace(subject, critic=lambda x: torch.sinh(straight(x) / 2))
+    found = explain(subject, latents(3), "directions", by="score", num_draws=512).values
+    assert float(found["directions"][0] @ direction.double()) >= 1 - 1e-6
+    if not bent:
+        assert float(found["eigenvalues"][0]) == pytest.approx(1, abs=1e-6)
+
+
+def test_an_assessor_that_ignores_the_latent_is_not_better_than_random():
+    direction = planted(LATENT) * 0
+    assert explain(slope_subject(LATENT, direction), latents(2), "directions", by="score").not_better_than_random
+
+
+def test_what_sources_cannot_use_is_refused():
+    generator = toys.LinearGenerator(LATENT, 30)
+    with pytest.raises(ExplainTargetError, match="have an assessor"):
+        explain(generator, latents(2), "directions", by="boundary")
+    with pytest.raises(ExplainTargetError, match="have a classifier for assess=classes"):
+        explain(generator, latents(2), "directions", by="score", assess="classes")
+    with pytest.raises(LayerError, match="at most 512 features"):
+        explain(generator, latents(2), "directions", by="pca", num_draws=64)
