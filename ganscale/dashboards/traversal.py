@@ -31,6 +31,14 @@ MOST_DIRECTIONS, MOST_RANDOM, MOST_STEPS = 8, 4, 9
 _CAPTION, _GAP, _BELOW, _COLUMN_HEAD, _RULE = 150, 8, 20, 22, 34
 
 
+_SOURCES = {
+    "sefa": "Eigenvectors of the weights of {layer}, strongest first",
+    "pca": "Principal components of the activations of {layer}, strongest first",
+    "boundary": "Normals of the boundaries between low and high assessments",
+    "score": "Mean gradients of what is assessed",
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Walk:
     title: str
@@ -118,17 +126,18 @@ def _columns(steps: int) -> list[int]:
 
 def _own_walks(explanation: Explanation) -> list[_Walk]:
     values = explanation.values
-    logits = values.get("critic_first_walk")
+    logits, names = values.get("critic_first_walk"), explanation.meta.get("class_names", [])
     walks = []
     for k in range(min(len(values["traversal"]), MOST_DIRECTIONS)):
-        notes = [f"λ = {number(float(values['eigenvalues'][k]))}"]
+        what = explanation.meta.get("number_name", "eigenvalue")
+        notes = [f"{'λ' if what == 'eigenvalue' else what} = {number(float(values['eigenvalues'][k]))}"]
         if "image_change" in values:
             notes.append(f"{number(float(values['image_change'][k]))} L2 per σ")
         if "critic_slope" in values:
             notes.append(f"critic {number(float(values['critic_slope'][k]), signed=True)} per σ")
         walks.append(
             _Walk(
-                title=f"direction {k + 1}",
+                title=names[k] if k < len(names) else f"direction {k + 1}",
                 notes=tuple(notes),
                 images=values["traversal"][k].numpy(),
                 logits=None if logits is None else logits[k].numpy(),
@@ -159,10 +168,11 @@ def _random_walks(explanation: Explanation) -> list[_Walk]:
 def _lines(explanation: Explanation, shown: int) -> list[str]:
     total = len(explanation.values["traversal"])
     layer = explanation.meta.get("layer", "the first layer")
+    layer = "the layer that sees z" if layer == "auto" else layer
     share = explanation.meta.get("share_of_eigenvalues")
     held = "" if share is None else f"; the {total} kept hold {share:.0%} of the eigenvalues' sum"
     return [
-        f"Eigenvectors of the weights of {layer}, strongest first: {shown} of {total} shown{held}.",
+        f"{_SOURCES[explanation.meta.get('by', 'sefa')].format(layer=layer)}: {shown} of {total} shown{held}.",
         "All rows walk from the same latent (middle). Below each image: the critic's logit D(x), high = real.",
     ]
 
