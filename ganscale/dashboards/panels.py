@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ganscale.dashboards.animation import traversal_gif
 from ganscale.dashboards.attacks import attack_curves_panel, attack_examples_panel
 from ganscale.dashboards.attributes import attributes_panel
 from ganscale.dashboards.counterfactual import counterfactual_panel
@@ -74,8 +75,10 @@ def draw_panels(explanation: Explanation, *, with_scores: bool = True) -> dict[s
 
 
 def write_panels(explanation: Explanation, directory: str | Path) -> list[Path]:
-    """Save every panel as ``NAME.png`` in ``directory`` and return the paths."""
-    return [save_png(Path(directory) / f"{name}.png", panel) for name, panel in draw_panels(explanation).items()]
+    """Save every panel as ``NAME.png`` in ``directory``, walks as ``traversal.gif`` too, and return the paths."""
+    written = [save_png(Path(directory) / f"{name}.png", panel) for name, panel in draw_panels(explanation).items()]
+    moving = traversal_gif(explanation, Path(directory) / "traversal.gif")
+    return written if moving is None else [*written, moving]
 
 
 def score_panel(explanation: Explanation) -> np.ndarray:
