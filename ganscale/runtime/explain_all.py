@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LEAST_S = 1.0  # of a method's share
 GROWTH = 2  # times the samples, where time is left for more
 WORTH = 1.25  # times the samples, below which another go is not worth its time
-REPORT = 0.75  # of what writing the explanations took: their panels are drawn again, TensorBoard is not
+REPORT = 1.3  # times what drawing the panels took: the report reads the files and draws them again
 SPARE = 0.03  # of the budget: what a prediction of time may be wrong by
 MOST_SAMPLES = 1024
 
@@ -38,6 +38,7 @@ class Made:
     asked: int = 0  # samples
     seconds: float = 0.0  # of the last go, with writing
     writing: float = 0.0
+    drawing: float = 0.0  # of its panels, part of writing
     reason: str = ""
     late: bool = False  # its share of the time did not do
     broken: bool = False
@@ -124,7 +125,7 @@ class _All:
         """Return the seconds that methods may still use: without those of the report, which draws all panels again."""
         if self.budget is None:
             return float("inf")
-        report = 1.0 + REPORT * sum(made.writing for made in self.made)
+        report = 1.0 + REPORT * sum(made.drawing for made in self.made)
         return self.budget * (1 - SPARE) - self.spent() - report
 
     def first_goes(self) -> None:
@@ -147,14 +148,15 @@ class _All:
 
     def _next_count(self, made: Made) -> int:
         """Return how many samples of ``made`` fit into the time that is left; 0 where that is not worth it."""
-        a_sample = made.seconds / made.asked
-        count = min(made.asked * GROWTH, int(self.left() / max(a_sample, 1e-3)), MOST_SAMPLES)
+        a_sample = (made.seconds - made.writing) / made.asked
+        fits = (self.left() - 2 * made.writing) / max(a_sample, 1e-3)
+        count = min(made.asked * GROWTH, int(fits), MOST_SAMPLES)
         return count if count >= WORTH * made.asked else 0
 
     def go(self, made: Made, count: int, share: float) -> bool:
         """Explain by one method and keep it; in place of an earlier go of the same. Return whether that went well."""
         began = time.monotonic()
-        limits = Limits() if self.budget is None else Limits(seconds=share)
+        limits = Limits() if self.budget is None else Limits(seconds=max(LEAST_S / 2, share - made.writing))
         try:
             job = make_job(self.run, made.method, num_samples=count, **self.request)
             found = explain_networks(job, workers=self.workers, limits=limits, actors=self.actors)
@@ -163,7 +165,8 @@ class _All:
                 self._left_out(made, count, error)
             return False
         writing = time.monotonic()
-        earlier, made.path = made.path, keep(self.run, found)
+        earlier = made.path
+        made.path, made.drawing = keep(self.run, found)
         if earlier is not None:
             remove_directory(earlier)
         made.explanation, made.asked, made.reason, made.late = found, _count(found, count), "", False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -111,18 +112,29 @@ def make_job(
     )
 
 
-def keep(run: Run, explanation: Explanation, board: TensorBoardSink | None = None) -> Path:
-    """Write ``explanation`` as the next one of ``run``, with its panels, and to TensorBoard; return its directory."""
+def keep(run: Run, explanation: Explanation, board: TensorBoardSink | None = None) -> tuple[Path, float]:
+    """Write ``explanation`` as the next one of ``run``, with its panels, and to TensorBoard.
+
+    Return its directory and how many seconds the panels took.
+    """
     from ganscale.dashboards import write_panels
 
     images = run.networks.images
     explanation.meta["run"] = {"name": run.name, "images": images}
     directory = next_directory(run.path / "explanations", explanation.method)
     directory.parent.mkdir(exist_ok=True)
-    explanation.save(directory, also_write=lambda aside: write_panels(explanation, aside))
+    drawing = 0.0
+
+    def draw(aside: Path) -> None:
+        nonlocal drawing
+        began = time.perf_counter()
+        write_panels(explanation, aside)
+        drawing = time.perf_counter() - began
+
+    explanation.save(directory, also_write=draw)
     with evaluation_board(run.path) if board is None else nullcontext(board) as shown:
         shown.write_explanation(explanation, images)
-    return directory
+    return directory, drawing
 
 
 def _is_of_generator(target: Target, generator: torch.nn.Module) -> bool:
