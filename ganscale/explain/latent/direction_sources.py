@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ganscale.explain.base import Meter
+from ganscale.explain.edits import used_layers
 from ganscale.explain.errors import ExplainTargetError, LayerError
 from ganscale.explain.latent.attfind import one_against_rest
 from ganscale.explain.layers import find_layer, first_latent_layer, latent_matrix, layer_output
@@ -155,13 +156,22 @@ class Pca(Source):
             directions=(pulled / np.where(kept, lengths, 1)).T[kept],
             numbers=eigenvalues[::-1].clip(min=0).copy(),
             number_name="eigenvalue",
-            facts={"layer": self.layer, "draws": int(n)},
+            facts={"layer": self._name(), "draws": int(n)},
             values={"components": torch.from_numpy(components[kept].copy())},
         )
 
+    def _name(self) -> str:
+        """Return the layer; auto is the first one in use with few enough features, else the one that sees z."""
+        if self.layer != "auto":
+            return self.layer
+        generator, z = self.subject.generator, self._device(np.random.default_rng(0).standard_normal((2, self.latent)))
+        with self.subject.quiet():
+            shapes = used_layers(generator, z)
+            hidden = [name for name, shape in list(shapes.items())[:-1] if 2 <= shape[0] <= MOST_FEATURES]
+            return hidden[0] if hidden else first_latent_layer(generator, z)
+
     def _features(self, z: Tensor) -> np.ndarray:
-        generator, name = self.subject.generator, self.layer
-        name = first_latent_layer(generator, z) if name == "auto" else name
+        generator, name = self.subject.generator, self._name()
         output = layer_output(generator, name, lambda: generator(z)).double()
         features = output.flatten(2).mean(dim=2) if output.ndim > 2 else output
         if features.shape[1] > MOST_FEATURES:
