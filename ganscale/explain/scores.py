@@ -110,6 +110,16 @@ def paired(value_N: np.ndarray, control_N: np.ndarray, *, better: Better) -> Sco
     )
 
 
+def against_shuffled(effect_LN: np.ndarray, rng: np.random.Generator) -> tuple[Score, np.ndarray]:
+    """Score how far the means of L groups differ (standard deviation), and return the controls [R] too.
+
+    A control shuffles the groups of each of the N samples, as if none were different from another.
+    """
+    spread = float(effect_LN.mean(axis=1).std())
+    shuffled = np.array([rng.permuted(effect_LN, axis=0).mean(axis=1).std() for _ in range(RANDOM_ORDERS)])
+    return against_random(np.array([spread]), shuffled[None], better="higher"), shuffled
+
+
 def completeness(weights_NM: np.ndarray, fx_N: np.ndarray, baseline_N: np.ndarray) -> Score:
     """Score the worst |sum of weights - (f(x) - f(baseline))| over the larger of |f(x)|, |f(baseline)| in the batch.
 
