@@ -19,6 +19,7 @@ from ganscale.dashboards.curves import faithfulness_panel, logit_panel
 from ganscale.dashboards.dissection import dissection_panel
 from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.latent_attacks import latent_attack_panel
+from ganscale.dashboards.layer_panels import layer_panel, mixing_panel
 from ganscale.dashboards.layout import (
     MARGIN,
     heading,
@@ -58,6 +59,8 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "attack-examples": (("adversarial", "shown_budget"), attack_examples_panel),
     "attributes": (("attribute_walks", "attribute_answers"), attributes_panel),
     "dissection": (("shown_concepts", "unit_images", "without"), dissection_panel),
+    "layers": (("layer_plain", "layer_edited"), layer_panel),
+    "mixing": (("mixing_matrix", "mixing_sources"), mixing_panel),
     "counterfactuals": (("path", "path_probability", "pixel_counterfactual"), counterfactual_panel),
 }
 
