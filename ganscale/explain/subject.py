@@ -61,6 +61,11 @@ class Subject:
         return list({id(module): module for module in found}.values())
 
     @property
+    def encoder(self) -> nn.Module | None:
+        """Return the generator where it can also encode images, as an autoencoder's can."""
+        return self.generator if callable(getattr(self.generator, "encode", None)) else None
+
+    @property
     def device(self) -> torch.device:
         """Return where the networks live; the CPU where there are none."""
         for module in self.modules:

@@ -8,14 +8,28 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ganscale.models.autoencoder import Autoencoder, NoCritic, conv_autoencoder, linear_autoencoder
+from ganscale.models.autoencoder import (
+    Autoencoder,
+    NoCritic,
+    ReconstructionCritic,
+    conv_autoencoder,
+    linear_autoencoder,
+)
 from ganscale.models.dcgan import DCGANCritic, DCGANGenerator
 from ganscale.models.mlp import MLPCritic, MLPGenerator
 
 if TYPE_CHECKING:  # networks need torch alone; a GPU machine may lack what reads settings
     from ganscale.config import RunConfig
 
-__all__ = ["MODELS", "Autoencoder", "ModelFamily", "NoCritic", "build_critic", "build_generator"]
+__all__ = [
+    "MODELS",
+    "Autoencoder",
+    "ModelFamily",
+    "NoCritic",
+    "ReconstructionCritic",
+    "build_critic",
+    "build_generator",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

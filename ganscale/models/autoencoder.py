@@ -66,6 +66,21 @@ class ConvEncoder(nn.Module):
         return self.to_code(self.blocks(x_NCHW).flatten(1))
 
 
+class ReconstructionCritic(nn.Module):
+    """What an autoencoder says of images [N, C, H, W]: minus half the squared error of their reconstruction, [N].
+
+    High is like its data (Zhao et al. 2017, arXiv:1609.03126, make such a one the critic of a GAN).
+    """
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        decoded = self.autoencoder(self.autoencoder.encode(x_NCHW))
+        return -0.5 * (decoded - x_NCHW).flatten(1).square().sum(dim=1)
+
+
 class NoCritic(nn.Module):
     """Stands where a critic would: an autoencoder has none. Nothing to train; one buffer, as a file needs contents."""
 

@@ -158,8 +158,13 @@ def _run_here(explainer: Explainer, chunks: list[Chunk], between: Callable[[], N
 
 def subject_of(networks: Networks, target: str, **more: Any) -> Subject:
     """Return what is explained of a run; ``more`` as of ``subject_of_run``."""
+    from ganscale.models import NoCritic, ReconstructionCritic
+
+    critic = networks.critic
+    if isinstance(critic, NoCritic):
+        critic = ReconstructionCritic(networks.generator)
     bounds = {"value_range": POINTS_RANGE} if networks.config.data.channels == 2 else {}
-    return subject_of_run(target=target, critic=networks.critic, generator=networks.generator, **bounds, **more)
+    return subject_of_run(target=target, critic=critic, generator=networks.generator, **bounds, **more)
 
 
 @contextmanager

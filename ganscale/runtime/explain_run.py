@@ -164,6 +164,9 @@ def _inputs(
         if name == "latents":
             found[name] = latents(count, networks.generator.latent, seed=seed, purpose="explain beside")
             continue
+        if name == "known":
+            found[name], found[f"{name}_labels"] = _known(dataset, count, seed)
+            continue
         source = dataset if name == "real" else open_dataset(run.config.data, split="held-out")
         found[name], found[f"{name}_labels"] = _real(source, count, seed, purpose=f"explain {name}")
     return found
@@ -192,6 +195,15 @@ def _images(run: Run, dataset: Dataset, num: int, seed: int, samples: str) -> di
 
 def _chosen(dataset: Dataset, num: int, seed: int, *, purpose: str) -> np.ndarray:
     return np.sort(keyed.keyed_permutation(len(dataset), seed, purpose=purpose)[:num])
+
+
+def _known(dataset: Dataset, num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images with the factors that made them, [n, F]: those of drawn figures, the latents of a run's samples."""
+    factors = getattr(dataset, "factors", getattr(dataset, "latents", None))
+    if factors is None:
+        raise UserError("data", "have known factors", dataset.name, "use a run trained on shapes, or on run:RUN")
+    rows = _chosen(dataset, num, seed, purpose="explain known")
+    return to_float(dataset.read(rows)[0]), torch.as_tensor(factors)[torch.from_numpy(rows)].double()
 
 
 def _real(dataset: Dataset, num: int, seed: int, *, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
