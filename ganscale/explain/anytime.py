@@ -123,28 +123,33 @@ class _Drive:
             remedy = "leave it out, or use kernel-shap or lime with fewer coalitions than there are"
             raise ExplainOptionError("--width", "be asked of a method that draws", explainer.name, remedy)
         own = [chunk for chunk in chunks if not explainer.is_control(chunk)]
-        last, reason, width = max(sweeps.values()), None, float("inf")
+        last, reason = max(sweeps.values()), None
+        reached = dict.fromkeys((chunk.explanation for chunk in own), -1)  # sample -> its last sweep
+        widths = dict.fromkeys(reached, float("inf"))
         for sweep in range(last + 1):
-            now = [chunk for chunk in own if sweeps[chunk.index] == sweep]
+            wide = [sample for sample, width in widths.items() if width > self.limits.width]
+            now = [chunk for chunk in own if sweeps[chunk.index] == sweep and chunk.explanation in wide]
             try:
                 self._run(now)
             except KeyboardInterrupt:
                 if sweep == 0:
                     raise
-                sweep, reason = sweep - 1, "interrupted"
+                reason = "interrupted"
                 break
-            width = explainer.interval_width(self._fold_of([c for c in own if sweeps[c.index] <= sweep]))
+            reached.update(dict.fromkeys(wide, sweep))
+            drawn = [chunk for chunk in own if sweeps[chunk.index] <= reached[chunk.explanation]]
+            widths = dict(zip(reached, explainer.interval_widths(self._fold_of(drawn)), strict=True))
             share = 1 / (2 + len(chunks) / len(own))  # the controls and the scores take as long again
-            reason = "width" if width <= self.limits.width else self._spent(share)
+            reason = "width" if max(widths.values()) <= self.limits.width else self._spent(share)
             if reason:
                 break
-        taken = [chunk for chunk in chunks if sweeps[chunk.index] <= sweep]
+        taken = [chunk for chunk in chunks if sweeps[chunk.index] <= reached[chunk.explanation]]
         self.done = {_key(chunk): self.done[_key(chunk)] for chunk in taken if _key(chunk) in self.done}
         self._rounds(explainer, taken, can_stop=False, deadline=False)
         explanation = explainer.finish(self._folded)
-        explanation.meta["width"] = width
-        early = reason and sweep < last
-        return _marked(explanation, reason, {"sweeps": [sweep + 1, last + 1]}) if early else explanation
+        explanation.meta["widths"] = list(widths.values())
+        early = reason and min(reached.values()) < last
+        return _marked(explanation, reason, {"sweeps": [max(reached.values()) + 1, last + 1]}) if early else explanation
 
     def _rounds(self, explainer: Any, chunks: list[Chunk], *, can_stop: bool, deadline: bool = True) -> None:
         """Run the chunks that are not done and all later rounds of ``explainer``."""

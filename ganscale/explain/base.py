@@ -126,8 +126,8 @@ class Explainer(ABC):
         """Whether a chunk of the first round makes a control and not the map itself."""
         return False
 
-    def interval_width(self, partial: Partial) -> float:
-        """Return how wide the widest 95 % interval of a map's shares is, as a part of that map's largest share."""
+    def interval_widths(self, partial: Partial) -> list[float]:
+        """Return for each sample its widest 95 % interval of any share, as a part of its map's largest share."""
         raise NotImplementedError
 
     def first(self, count: int) -> Explainer:

@@ -95,12 +95,12 @@ class SurrogateExplainer(AttributionExplainer):
         kinds = [kind for kind, _, _ in self.blocks()]
         return max(0, chunk.part % TWIN - kinds.index("drawn") - FIRST_PARTS + 1)
 
-    def interval_width(self, partial: Partial) -> float:
-        """Return the widest 95 % interval of any share over the largest share of its map."""
+    def interval_widths(self, partial: Partial) -> list[float]:
+        """Return for each sample the widest 95 % interval of any share over the largest share of its map."""
         maps = self.collect(partial)
         largest_N = np.abs(maps.weights_NM).max(axis=1)
         widest_N = 2 * scores.Z95 * maps.values["segment_errors"].numpy().max(axis=1)
-        return float(np.divide(widest_N, largest_N, out=np.zeros(len(largest_N)), where=largest_N > 0).max())
+        return np.divide(widest_N, largest_N, out=np.zeros(len(largest_N)), where=largest_N > 0).tolist()
 
     def attribute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Evaluate one chunk's coalitions, the first chunk also both ends; return statistics only."""
@@ -121,7 +121,7 @@ class SurrogateExplainer(AttributionExplainer):
         r_squared_N = np.array([fit["r_squared"] for fit in fits])
         error_N = np.array([fit["r_squared_error"] for fit in fits])
         half = 0.0 if self.enumerates else scores.Z95 * float(np.sqrt((error_N**2).sum())) / len(fits)
-        value = float(r_squared_N.mean())
+        value, counts = float(r_squared_N.mean()), [fit["coalitions"] for fit in fits]
         return Maps(
             attribution=self.spread(weights_NM),
             weights_NM=weights_NM,
@@ -141,7 +141,7 @@ class SurrogateExplainer(AttributionExplainer):
                     better="higher",
                 )
             },
-            meta={"enumerated": self.enumerates, "coalitions": fits[0]["coalitions"]},
+            meta={"enumerated": self.enumerates, "coalitions": counts[0] if len({*counts}) == 1 else counts},
         )
 
     def _fit(self, row: int, parts: list[dict[str, Any]]) -> dict[str, Any]:

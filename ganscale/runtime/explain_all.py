@@ -149,7 +149,7 @@ class _All:
     def _next_count(self, made: Made) -> int:
         """Return how many samples of ``made`` fit into the time that is left; 0 where that is not worth it."""
         a_sample = (made.seconds - made.writing) / made.asked
-        fits = (self.left() - 2 * made.writing) / max(a_sample, 1e-3)
+        fits = (self.left() - 1.3 * made.writing) / max(a_sample, 1e-3)
         count = min(made.asked * GROWTH, int(fits), MOST_SAMPLES)
         return count if count >= WORTH * made.asked else 0
 

@@ -213,7 +213,7 @@ def test_all_methods_keep_their_budget_and_write_one_report(run, monkeypatch):
     few = {name: EXPLAINERS[name] for name in ("kernel-shap", "integrated-gradients", "directions", "grad-cam")}
     monkeypatch.setattr(explain_all, "EXPLAINERS", few)
     found = explain_all.explain_all(load(run), num_samples=2, workers=0, budget=20.0, target="critic@G")
-    assert found.seconds <= 22
+    assert found.seconds <= 25  # within a tenth where nothing else runs; this is drawn and written beside other tests
     made = {one.method: one for one in found.made}
     assert "grad-cam" in made["grad-cam"].reason  # no map of a latent, and no reason to stop
     for name in few.keys() - {"grad-cam"}:

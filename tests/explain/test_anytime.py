@@ -25,7 +25,9 @@ from ganscale.explain.errors import ExplainOptionError
 IMAGES = torch.rand(5, 1, 14, 14, generator=torch.Generator().manual_seed(1)) * 2 - 1
 QUICK = {"cells": 3, "num_coalitions": 64}
 APART = [
-    name for name in EXPLAINERS if build_explainer(invariance.subject(), invariance.request_of(name)).samples_apart
+    name
+    for name in invariance.CASES
+    if build_explainer(invariance.subject(), invariance.request_of(name)).samples_apart
 ]
 
 
@@ -159,31 +161,41 @@ def test_a_method_without_interim_results_is_left_when_its_time_is_up():
 def test_drawing_stops_at_the_width_that_was_asked_for_with_fewer_rows():
     asked = {"cells": 6, "num_coalitions": 4000}
     whole = drive(explainer(count=2, **asked))
-    found = drive_within(explainer(count=2, **asked), limits=Limits(width=0.5))
+    found = drive_within(explainer(count=2, **asked), limits=Limits(width=0.15))
     sweeps, most = found.meta["stopped"]["sweeps"]
     assert found.meta["stopped"]["reason"] == "width"
     assert sweeps < most
-    assert found.meta["width"] <= 0.5
+    assert max(found.meta["widths"]) <= 0.15
     assert "interim" not in found.meta  # it is all that was asked for
     assert found.meta["cost"]["rows_forward"] < 0.8 * whole.meta["cost"]["rows_forward"]
     error, largest = found.values["segment_errors"], found.values["segment_weights"].abs().amax(1, keepdim=True)
-    assert float((2 * 1.96 * error / largest).max()) <= 0.5
+    assert float((2 * 1.96 * error / largest).max()) <= 0.15
     away = (found.values["segment_weights"] - whole.values["segment_weights"]).abs()
     assert float((away <= 3 * error + 1e-9).double().mean()) > 0.9  # within three standard errors of many more rows
     total = found.values["segment_weights"].sum(1)
     torch.testing.assert_close(total, found.values["fx"] - found.values["f_baseline"], atol=1e-9, rtol=1e-9)
 
 
+def test_each_sample_is_drawn_until_it_is_narrow_enough_itself():
+    asked = {"cells": 6, "num_coalitions": 4000}
+    found = drive_within(explainer(count=4, **asked), limits=Limits(width=0.15))
+    rows = found.meta["coalitions"]
+    assert len(set(rows)) > 1  # some samples are harder than others
+    narrow = drive_within(explainer(count=1, **asked), limits=Limits(width=0.15))
+    assert narrow.meta["coalitions"] == rows[0]
+    assert torch.equal(narrow.values["segment_weights"][0], found.values["segment_weights"][0])
+
+
 def test_a_width_out_of_reach_takes_all_rows_and_is_the_whole():
     asked = {"cells": 4, "num_coalitions": 700}
     found = drive_within(explainer(count=2, **asked), limits=Limits(width=1e-9))
     same(found, drive(explainer(count=2, **asked)))
-    assert found.meta["width"] > 1e-9
+    assert min(found.meta["widths"]) > 1e-9
 
 
 def test_where_every_coalition_is_tried_the_width_is_zero():
     found = drive_within(explainer(count=1, cells=2), limits=Limits(width=0.1))
-    assert found.meta["width"] == 0
+    assert found.meta["widths"] == [0]
     assert "stopped" not in found.meta
 
 
