@@ -6,6 +6,8 @@ Legend: N samples, M players, R random controls, P curve points, n rows.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ganscale.explain.types import Better, Score
@@ -117,7 +119,8 @@ def against_shuffled(effect_LN: np.ndarray, rng: np.random.Generator) -> tuple[S
     """
     spread = float(effect_LN.mean(axis=1).std())
     shuffled = np.array([rng.permuted(effect_LN, axis=0).mean(axis=1).std() for _ in range(RANDOM_ORDERS)])
-    return against_random(np.array([spread]), shuffled[None], better="higher"), shuffled
+    score = against_random(np.array([spread]), shuffled[None], better="higher")
+    return replace(score, n=effect_LN.shape[1]), shuffled
 
 
 def completeness(weights_NM: np.ndarray, fx_N: np.ndarray, baseline_N: np.ndarray) -> Score:
