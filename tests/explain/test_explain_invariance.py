@@ -48,6 +48,10 @@ CASES = {
     "disentanglement": {},
     "attfind": {},
     "dissect": {"ablate": 1},
+    "layer-ablation": {},
+    "layer-noise": {},
+    "layer-swap": {},
+    "style-mixing": {},
     "latent-counterfactual": {"steps": 40, "confidence": 0.5},
 }
 
