@@ -159,7 +159,7 @@ def test_a_method_without_interim_results_is_left_when_its_time_is_up():
 
 
 def test_drawing_stops_at_the_width_that_was_asked_for_with_fewer_rows():
-    asked = {"cells": 6, "num_coalitions": 4000}
+    asked = {"cells": 6, "num_coalitions": 4000, "shakes": 0, "shuffled_network": False}
     whole = drive(explainer(count=2, **asked))
     found = drive_within(explainer(count=2, **asked), limits=Limits(width=0.15))
     sweeps, most = found.meta["stopped"]["sweeps"]
@@ -177,7 +177,7 @@ def test_drawing_stops_at_the_width_that_was_asked_for_with_fewer_rows():
 
 
 def test_each_sample_is_drawn_until_it_is_narrow_enough_itself():
-    asked = {"cells": 6, "num_coalitions": 4000}
+    asked = {"cells": 6, "num_coalitions": 4000, "shakes": 0, "shuffled_network": False}
     found = drive_within(explainer(count=4, **asked), limits=Limits(width=0.15))
     rows = found.meta["coalitions"]
     assert len(set(rows)) > 1  # some samples are harder than others
@@ -187,7 +187,7 @@ def test_each_sample_is_drawn_until_it_is_narrow_enough_itself():
 
 
 def test_a_width_out_of_reach_takes_all_rows_and_is_the_whole():
-    asked = {"cells": 4, "num_coalitions": 700}
+    asked = {"cells": 4, "num_coalitions": 700, "shakes": 0, "shuffled_network": False}
     found = drive_within(explainer(count=2, **asked), limits=Limits(width=1e-9))
     same(found, drive(explainer(count=2, **asked)))
     assert min(found.meta["widths"]) > 1e-9
