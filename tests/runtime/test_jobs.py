@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import signal
 import socket
@@ -214,10 +215,10 @@ def test_who_stops_following_is_free_at_once_while_the_job_prints_on(head, tmp_p
 
     command = [sys.executable, "-m", "ganscale", "logs", "-f", job_id]
     ways = f"ganscale logs -f {job_id}, or ganscale stop {job_id}"
-    for wait_s in (0, 0.01, 0.25):  # while a line is printed, just after, between two
+    for count in range(1, 4):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
-            assert any(line == "more\n" for line in watcher.stdout)
-            time.sleep(wait_s)
+            printed = (line for line in watcher.stdout if line == "more\n")
+            assert len(list(itertools.islice(printed, count))) == count
             watcher.send_signal(signal.SIGINT)
             _, error = watcher.communicate(timeout=WAIT_S)
         assert watcher.returncode == 130
