@@ -138,6 +138,8 @@ def test_the_seed_decides_and_is_enough(method: str):
         "random_directions",
         "random_curves",
         "log_odds_random",
+        "removed_by_random_sets",
+        "shuffled_spread",
         "noise_margins",
         "random_image_change",
         "noise_change",
