@@ -1,0 +1,248 @@
+"""What each layer of a generator contributes: its output is taken away, disturbed, or taken from another latent.
+
+Each edit is measured in pixels, and where there are judges in the critic's logit and the classifier's verdict. What an
+edit of a layer does is compared with the same edit of noise of the same size put into the picture, or, for a layer's
+units, with random units.
+
+Legend: N latents, L layers, n rows, U units.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ganscale.explain.base import Meter, Options
+from ganscale.explain.edits import Edit, edited, used_layers
+from ganscale.explain.latent.base import LatentExplainer
+from ganscale.explain.layers import find_layer, layer_output
+from ganscale.explain.plan import Chunk, Partial, Request
+from ganscale.explain.scores import against_shuffled
+from ganscale.explain.subject import Subject
+from ganscale.explain.types import Explanation
+
+ROWS_A_CHUNK = 16
+SHOWN = 6
+
+
+class LayerOptions(Options):
+    """``layers`` auto: every layer with weights, in order of use; else names with commas between."""
+
+    layers: str = Field("auto", description="auto (all with weights), or dotted names with commas between")
+
+
+class LayerMethod(LatentExplainer):
+    """Base of the methods that look at one layer after the other; a chunk is a few latents."""
+
+    Options = LayerOptions
+    options: LayerOptions
+
+    def __init__(self, subject: Subject, request: Request) -> None:
+        super().__init__(subject, request)
+        if self.options.layers != "auto":
+            for name in self._named:
+                find_layer(subject.generator, name)
+
+    def plan(self, previous: Partial | None = None) -> list[Chunk]:
+        """Return one chunk for every few latents."""
+        if previous is not None:
+            return []
+        self.images(self.z[:2])
+        assert self._layers
+        return [
+            Chunk(round=0, index=index, explanation=first, part=0)
+            for index, first in enumerate(range(0, len(self.z), ROWS_A_CHUNK))
+        ]
+
+    @cached_property
+    def _named(self) -> list[str]:
+        return [name.strip() for name in self.options.layers.split(",") if name.strip()]
+
+    @cached_property
+    def _layers(self) -> list[str]:
+        """Return the names of the layers that are edited, in order of use."""
+        with self.subject.quiet():
+            used = list(used_layers(self.subject.generator, self.z[:2].to(self.subject.device)))
+        # a block and the layer inside it that makes its output are one place
+        outermost = [name for name in used if not any(name.startswith(f"{other}.") for other in used)]
+        if self.options.layers == "auto":
+            return outermost
+        return self._named
+
+    def _run(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        images: list[Tensor] = []
+        outputs = {}
+        for name in self._layers:
+            outputs[name] = layer_output(self.subject.generator, name, lambda: images.append(self.subject.generator(z)))
+        return images[0], outputs
+
+    def _effects(self, partial: Partial) -> dict[str, np.ndarray]:
+        """Return key -> effects of all rows [L, E, N]."""
+        parts = [data for _, _, data in partial.of_round(0)]
+        return {key: np.concatenate([part[key] for part in parts], axis=2) for key in parts[0]}
+
+
+class LayerEffect(LayerMethod):
+    """Base of the methods that disturb layers. Subclasses write ``edits`` and set ``edit_names``."""
+
+    edit_names: ClassVar[tuple[str, ...]]
+
+    def edits(self, outputs: dict[str, Tensor], rng: np.random.Generator) -> dict[str, dict[str, Edit]]:
+        """Return layer -> what to do -> edit; ``outputs`` are the layers' own on the same latents."""
+        raise NotImplementedError
+
+    def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        """Return the effect of every edit on every row: pixels [L, E, n], logit and verdict where there are judges."""
+        rows = slice(chunk.explanation, chunk.explanation + ROWS_A_CHUNK)
+        z, generator = self.z[rows].to(self.subject.device), self.subject.generator
+        with torch.no_grad():
+            plain, outputs = self._run(z)
+            before = self._judged(plain)
+            found: dict[str, list[list[np.ndarray]]] = {}
+            for name, ways in self.edits(outputs, chunk.rng(self.request.seed)).items():
+                per_way: dict[str, list[np.ndarray]] = {}
+                for edit in ways.values():
+                    with edited(generator, name, edit):
+                        changed = generator(z)
+                    for key, value in self._compare(plain, before, changed).items():
+                        per_way.setdefault(key, []).append(value)
+                    meter.rows_forward += 2 * len(z)
+                for key, values in per_way.items():
+                    found.setdefault(key, []).append(values)
+        return {key: np.array(values) for key, values in found.items()}
+
+    def _judged(self, images: Tensor) -> dict[str, Tensor]:
+        judged = {}
+        if self.subject.critic is not None:
+            judged["critic"] = self.subject.critic(images).double()
+        if self.subject.classifier is not None:
+            judged["class"] = self.subject.classifier(images).argmax(dim=1)
+        return judged
+
+    def _compare(self, plain: Tensor, before: dict[str, Tensor], changed: Tensor) -> dict[str, np.ndarray]:
+        """Return per row: the root mean square change of pixels, the logit's change, whether the verdict changed."""
+        after = self._judged(changed)
+        effect = {"pixels": (changed - plain).double().flatten(1).square().mean(dim=1).sqrt()}
+        if "critic" in after:
+            effect["critic"] = after["critic"] - before["critic"]
+        if "class" in after:
+            effect["class"] = (after["class"] != before["class"]).double()
+        return {key: value.cpu().numpy() for key, value in effect.items()}
+
+    def _pictures(self, shown: str) -> dict[str, Tensor]:
+        """Return the first latents' images, and under one kind of edit of each layer [L, n, C, H, W]."""
+        z = self.z[:SHOWN].to(self.subject.device)
+        rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, 0)))
+        rows = []
+        with self.subject.quiet(), torch.no_grad():
+            whole = self.z[:ROWS_A_CHUNK].to(self.subject.device)
+            plain, outputs = self._run(whole)
+            for name, ways in self.edits(outputs, rng).items():
+                with edited(self.subject.generator, name, ways[shown]):
+                    rows.append(self.subject.generator(whole)[: len(z)].cpu())
+        return {"layer_plain": plain[: len(z)].cpu(), "layer_edited": torch.stack(rows)}
+
+
+class LayerAblationOptions(LayerOptions):
+    """``amount`` 1 takes a layer's variation away wholly; less leaves a part of it."""
+
+    amount: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of the layer that is taken away")
+
+
+class LayerAblation(LayerEffect):
+    """Replaces each layer's output by its mean over latents: x (1 - a) + mean a."""
+
+    name = "layer-ablation"
+    summary = "what each layer of the generator contributes: its output is replaced by its mean over latents"
+    Options = LayerAblationOptions
+    options: LayerAblationOptions
+    primary = ("effect_spread",)
+    edit_names = ("mean", "zero")
+
+    def edits(self, outputs: dict[str, Tensor], rng: np.random.Generator) -> dict[str, dict[str, Edit]]:
+        """Return the edits to the mean and to zero."""
+        a = self.options.amount
+
+        def towards(goal: Tensor) -> Edit:
+            return lambda output: output * (1 - a) + goal.to(output) * a
+
+        return {name: {"mean": towards(self._means[name]), "zero": towards(torch.zeros(()))} for name in outputs}
+
+    @cached_property
+    def _means(self) -> dict[str, Tensor]:
+        # over all latents, whichever chunk asks: so that a chunk's edit does not depend on the rows beside it
+        with torch.no_grad():
+            outputs = self._run(self.z.to(self.subject.device))[1]
+        return {name: output.mean(dim=0, keepdim=True) for name, output in outputs.items()}
+
+    def finish(self, partial: Partial) -> Explanation:
+        """Put the effects together."""
+        return _layer_result(self, partial, "mean")
+
+
+class LayerNoiseOptions(LayerOptions):
+    """``amount``: noise in parts of each channel's standard deviation."""
+
+    amount: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="noise, in standard deviations of a channel")
+
+
+class LayerNoise(LayerEffect):
+    """Adds noise of each channel's own size to one layer at a time."""
+
+    name = "layer-noise"
+    summary = "how sensitive the picture is to each layer of the generator: noise of a channel's own size is added"
+    Options = LayerNoiseOptions
+    options: LayerNoiseOptions
+    primary = ("effect_spread",)
+    edit_names = ("noise",)
+
+    def edits(self, outputs: dict[str, Tensor], rng: np.random.Generator) -> dict[str, dict[str, Edit]]:
+        """Return the noises, drawn for these rows."""
+
+        def noisy(name: str, output: Tensor) -> Edit:
+            drawn = torch.from_numpy(rng.standard_normal(tuple(output.shape))).to(output)
+            noise = drawn * self._spreads[name].to(output) * self.options.amount
+            return lambda current: current + noise
+
+        return {name: {"noise": noisy(name, output)} for name, output in outputs.items()}
+
+    @cached_property
+    def _spreads(self) -> dict[str, Tensor]:
+        with torch.no_grad():
+            outputs = self._run(self.z.to(self.subject.device))[1]
+        spreads = {}
+        for name, output in outputs.items():
+            flat = output.transpose(0, 1).flatten(1).double().std(dim=1, correction=0)
+            spreads[name] = flat.to(output).view(1, -1, *(1 for _ in output.shape[2:]))
+        return spreads
+
+    def finish(self, partial: Partial) -> Explanation:
+        """Put the effects together."""
+        return _layer_result(self, partial, "noise")
+
+
+def _layer_result(explainer: LayerEffect, partial: Partial, shown: str) -> Explanation:
+    """Return the effects of a layer x edit grid, scored by how far layers differ.
+
+    The score is the standard deviation of the layers' mean effects; the control is the same with the layers of each row
+    shuffled, as if no layer were different from another.
+    """
+    effects = explainer._effects(partial)
+    layers, ways = explainer._layers, list(explainer.edit_names)
+    pixels_LN = effects["pixels"][:, ways.index(shown)]
+    rng = np.random.default_rng(np.random.SeedSequence(explainer.request.seed, spawn_key=(1, 0)))
+    score, shuffled = against_shuffled(pixels_LN, rng)
+    scores = {"effect_spread": score}
+    values = {
+        **{f"effect_{key}": torch.from_numpy(array.mean(axis=2)) for key, array in effects.items()},
+        "effect_pixels_rows": torch.from_numpy(pixels_LN.copy()),
+        "shuffled_spread": torch.from_numpy(shuffled),
+        **explainer._pictures(shown),
+    }
+    meta = {"layers": layers, "edits": ways, "shown_edit": shown, "amount": explainer.options.amount}
+    return explainer.explanation(partial, values=values, inputs={"z": explainer.z}, scores=scores, meta=meta)

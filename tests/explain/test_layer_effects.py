@@ -1,0 +1,144 @@
+"""Edits of layers: what they must leave alone, what they must replace, and how layers are told apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import toys
+from torch import nn
+
+from ganscale.explain import Subject, explain
+from ganscale.explain.errors import ExplainInputError, LayerError
+
+LATENT, SIDE = 6, 14
+
+
+class Blocks(nn.Module):
+    """A hidden map to which one branch adds nothing and the other a little, then the picture."""
+
+    latent = LATENT
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.start = nn.Linear(LATENT, 3 * 7 * 7)
+            self.silent = nn.Conv2d(3, 3, 1)
+            self.quiet = nn.Conv2d(3, 3, 1)
+            self.picture = nn.ConvTranspose2d(3, 1, 4, stride=2, padding=1)
+        with torch.no_grad():
+            for parameter in self.silent.parameters():
+                parameter.zero_()
+            for parameter in self.quiet.parameters():
+                parameter.mul_(0.01)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.start(z)).unflatten(1, (3, 7, 7))
+        return torch.tanh(self.picture(x + self.silent(x) + self.quiet(x)))
+
+
+def subject(generator: nn.Module | None = None) -> Subject:
+    critic = toys.conv_critic()
+    return Subject(
+        name="blocks", fn=critic, module=critic, generator=generator or Blocks(), critic=critic, value_range=None
+    )
+
+
+def latents(count: int) -> torch.Tensor:
+    return torch.randn(count, LATENT, generator=torch.Generator().manual_seed(4))
+
+
+def test_ablating_a_layer_of_zeros_changes_nothing_and_a_weak_one_little():
+    found = explain(subject(), latents(20), "layer-ablation")
+    assert found.meta["layers"] == ["start", "silent", "quiet", "picture"]
+    effect = found.values["effect_pixels"]  # [L, mean or zero]
+    assert effect[1].tolist() == [0.0, 0.0]
+    assert effect[2].max() < 0.1 * effect[0].min()
+    assert not found.not_better_than_random
+    assert torch.equal(found.values["layer_edited"][1], found.values["layer_plain"])
+
+
+def test_taking_a_part_of_a_layer_away_is_between_nothing_and_all():
+    whole, half = (
+        explain(subject(), latents(8), "layer-ablation", amount=amount).values["effect_pixels"][3, 0]
+        for amount in (1.0, 0.5)
+    )
+    assert 0 < half < whole
+
+
+def test_the_mean_of_a_layer_is_what_every_picture_gets():
+    pair = subject()
+    found = explain(pair, latents(6), "layer-ablation", layers="picture").values["layer_edited"][0]
+    before = []
+    with torch.no_grad():
+        handle = pair.generator.picture.register_forward_hook(lambda *call: before.append(call[2]))
+        pair.generator(latents(6))
+        handle.remove()
+    torch.testing.assert_close(found, torch.tanh(before[0].mean(dim=0, keepdim=True)).expand(6, -1, -1, -1))
+
+
+def test_noise_in_a_layer_grows_with_its_amount_and_leaves_no_trace():
+    pair = subject()
+    before = pair.generator(latents(4))
+    small, large = (
+        explain(pair, latents(12), "layer-noise", amount=amount).values["effect_pixels"] for amount in (0.1, 1.0)
+    )
+    assert small[1] == 0, "a silent layer has no deviation to be disturbed by"
+    assert (large[[0, 2, 3]] > 2 * small[[0, 2, 3]]).all()
+    assert torch.equal(pair.generator(latents(4)), before)
+
+
+def test_swapping_a_whole_layer_of_a_chain_gives_the_other_picture():
+    generator = toys.ConvGenerator(LATENT, SIDE)
+    found = explain(subject(generator), latents(8), "layer-swap")
+    assert found.meta["layers"] == ["start", "hidden", "up"]
+    assert found.values["share_whole"].tolist() == [1.0, 1.0, 1.0]  # bit-equal pictures
+    assert (found.values["share_mixed"][:2] < 1).all()  # the last layer has one channel, so its half is all of it
+
+
+def test_half_of_the_channels_of_an_additive_layer_give_half_of_the_picture():
+    class Sum(nn.Module):
+        latent = 8
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.keep = nn.Conv2d(8, 8, 1, groups=8, bias=False)
+            with torch.no_grad():
+                self.keep.weight.fill_(1)
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            # channel c draws row c: half of the channels are half of the rows
+            return self.keep(z[:, :, None, None].expand(-1, -1, 1, 14)).transpose(1, 2)
+
+    pair = Subject(name="sum", fn=lambda x: x.flatten(1).sum(1), generator=Sum(), value_range=None)
+    z = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)).sign()
+    z[1] = -z[0]  # so that each row is equally far from its partner's
+    found = explain(pair, z, "layer-swap")
+    torch.testing.assert_close(found.values["share_mixed"], torch.tensor([1 - 0.5**0.5]).double(), rtol=1e-6, atol=0)
+
+
+def test_a_style_is_the_means_and_deviations_and_nothing_of_the_layout():
+    from ganscale.explain.units.layer_swap import StyleMixing, _statistics
+
+    mine, theirs = torch.randn(2, 3, 5, 7, 7, generator=torch.Generator().manual_seed(1))
+    mixed = StyleMixing.mix(None, mine, theirs, None)
+    for got, wanted in zip(_statistics(mixed), _statistics(theirs), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    flat = (part.flatten(2) - part.flatten(2).mean(dim=2, keepdim=True) for part in (mixed, mine))
+    assert torch.nn.functional.cosine_similarity(*flat, dim=2).min() >= 1 - 1e-5
+    assert torch.equal(StyleMixing.mix(None, mine[:, :, 0, 0], theirs[:, :, 0, 0], None), mine[:, :, 0, 0])
+
+
+def test_the_diagonal_of_the_mixing_matrix_is_the_sources_themselves():
+    found = explain(subject(toys.ConvGenerator(LATENT, SIDE)), latents(5), "style-mixing").values
+    assert found["mixing_matrix"].shape == (4, 4, 1, SIDE, SIDE)
+    diagonal = found["mixing_matrix"][range(4), range(4)]
+    torch.testing.assert_close(diagonal, found["mixing_sources"][:4], rtol=1e-4, atol=1e-5)
+
+
+def test_what_layers_cannot_use_is_refused():
+    with pytest.raises(LayerError, match="did you mean silent"):
+        explain(subject(), latents(3), "layer-ablation", layers="start,silnt")
+    for method in ("layer-swap", "style-mixing"):
+        with pytest.raises(ExplainInputError, match="two latents or more"):
+            explain(subject(), latents(1), method)
