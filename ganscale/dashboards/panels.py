@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ganscale.dashboards.animation import traversal_gif
+from ganscale.dashboards.attacked_maps import attacked_maps_panel
 from ganscale.dashboards.attacks import attack_curves_panel, attack_examples_panel
 from ganscale.dashboards.attributes import attributes_panel
+from ganscale.dashboards.codes import code_map_panel, factor_matrix_panel, reconstruction_panel
 from ganscale.dashboards.counterfactual import counterfactual_panel
 from ganscale.dashboards.curves import faithfulness_panel, logit_panel
 from ganscale.dashboards.dissection import dissection_panel
@@ -56,6 +58,10 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "traversal": (("traversal", "sigmas", "eigenvalues"), traversal_panel),
     "attack-curves": (("budgets", "verdict_held", "clean_margins"), attack_curves_panel),
     "latent-attacks": (("latent_budgets", "latent_images"), latent_attack_panel),
+    "attacked-maps": (("map_before", "map_after", "attacked"), attacked_maps_panel),
+    "reconstructions": (("reconstruction", "pca_reconstruction", "reconstructed"), reconstruction_panel),
+    "code-map": (("code_map", "code_share"), code_map_panel),
+    "factor-matrix": (("factor_importance", "shuffled_importance"), factor_matrix_panel),
     "attack-examples": (("adversarial", "shown_budget"), attack_examples_panel),
     "attributes": (("attribute_walks", "attribute_answers"), attributes_panel),
     "dissection": (("shown_concepts", "unit_images", "without"), dissection_panel),

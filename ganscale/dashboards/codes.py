@@ -1,0 +1,114 @@
+"""Panels of codes: what survives the encoder, how codes lie, and which number of a code serves which factor.
+
+Legend: M images judged, D numbers of a code, F factors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib import colormaps
+
+from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.gallery import Row, Tile, gallery
+from ganscale.dashboards.layout import (
+    MARGIN,
+    heading,
+    heading_height,
+    method_title,
+    number,
+    score_table,
+    scores_height,
+)
+from ganscale.dashboards.palette import INK, MUTED, SERIES
+
+if TYPE_CHECKING:
+    from ganscale.explain.types import Explanation
+
+_POINT, _SIDE = 0.72, 340
+
+
+def reconstruction_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+    """Draw images, their reconstruction and error, and the same of principal components; uint8 RGB [H, W, 3]."""
+    values, rows = explanation.values, []
+    for place, image in enumerate(values["reconstructed"].numpy()):
+        ours, pca = values["reconstruction"][place].numpy(), values["pca_reconstruction"][place].numpy()
+        quality = number(float(values["psnr_of_each"][place]))
+        tiles = (
+            Tile(values=image),
+            Tile(values=ours, words=f"{quality} dB"),
+            Tile(values=(ours - image).mean(axis=0).astype(np.float64)),
+            Tile(values=pca),
+            Tile(values=(pca - image).mean(axis=0).astype(np.float64)),
+        )
+        rows.append(Row(title=f"image {place + 1}", tiles=tiles))
+    meta = explanation.meta
+    lines = [
+        f"{meta.get('judged')} images through {meta.get('code')} numbers; {meta.get('components')} principal components beside.",
+        "Errors: red is too bright, blue too dark; one scale a row.",
+    ]
+    columns = ("image", "decoded", "error", "PCA", "error of PCA")
+    return gallery(explanation, rows, lines, columns=columns, with_scores=with_scores)
+
+
+def code_map_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+    """Draw codes along their first two principal axes and the variance along each axis; uint8 RGB [H, W, 3].
+
+    ``with_scores`` changes nothing: the reconstructions have the scores.
+    """
+    values = explanation.values
+    lines = ["Each dot is the code of one image on the first two principal axes of the codes."]
+    top = heading_height(lines=len(lines), banner=False)
+    canvas = Canvas(2 * MARGIN + 2 * (_SIDE + 70), top + _SIDE + 70)
+    y = heading(canvas, f"{method_title(explanation.method)}: map of the codes", lines, banner=False)
+    axes = canvas.axes(MARGIN + 50, y + 20, _SIDE, _SIDE)
+    at, labels = values["code_map"].numpy(), values.get("code_labels")
+    known = labels is not None and bool((labels >= 0).any())
+    if known:
+        for label in np.unique(labels.numpy()):
+            own = labels.numpy() == label
+            colour = colormaps["tab10"](int(label) % 10)
+            axes.scatter(*at[own].T, s=10, color=colour, label=str(label), alpha=0.8, linewidths=0)
+        axes.legend(frameon=False, fontsize=10 * _POINT, title="class", title_fontsize=10 * _POINT, loc="upper right")
+    else:
+        axes.scatter(*at.T, s=10, color=SERIES["blue"].light, alpha=0.8, linewidths=0)
+    share = values["code_share"].numpy()
+    canvas.label_axes(axes, title="Codes", x=f"first axis, {share[0]:.0%} of the variance", y="second axis")
+    bars = canvas.axes(MARGIN + 120 + _SIDE, y + 20, _SIDE, _SIDE)
+    bars.bar(np.arange(len(share)) + 1, np.cumsum(share), color=SERIES["blue"].light)
+    bars.set_ylim(0, 1.02)
+    canvas.label_axes(bars, title="Variance held by the first axes", x="axes", y="share")
+    return canvas.array()
+
+
+def factor_matrix_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+    """Draw how much each number of the code serves each factor, beside the shuffled code; uint8 RGB [H, W, 3]."""
+    values = explanation.values
+    lines, banner = _matrix_lines(explanation), explanation.not_better_than_random
+    top = heading_height(lines=len(lines), banner=banner)
+    below = scores_height(explanation) if with_scores else 6
+    canvas = Canvas(2 * MARGIN + 2 * (_SIDE + 90), top + _SIDE + 76 + below)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    pairs = (("factor_importance", "This code"), ("shuffled_importance", "Control: the code of another image"))
+    most = max(float(values[name].max()) for name, _ in pairs)
+    for place, (name, title) in enumerate(pairs):
+        axes = canvas.axes(MARGIN + 40 + place * (_SIDE + 70), y + 20, _SIDE, _SIDE)
+        shown = axes.imshow(values[name].numpy().T, cmap="Blues", vmin=0, vmax=most, aspect="auto")
+        axes.grid(visible=False)
+        canvas.label_axes(axes, title=title, x="number of the code", y="factor" if place == 0 else "")
+        if place:
+            bar = canvas.figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02)
+            bar.ax.tick_params(labelsize=10 * _POINT, colors=MUTED.light)
+            bar.set_label("importance", fontsize=10 * _POINT, color=INK.light)
+    if with_scores:
+        score_table(canvas, y + _SIDE + 70, explanation)
+    return canvas.array()
+
+
+def _matrix_lines(explanation: Explanation) -> list[str]:
+    codes, factors = explanation.values["factor_importance"].shape
+    return [
+        f"{codes} numbers of the code, {factors} factors, {explanation.meta.get('known')} images with known factors.",
+        "A row shows what boosted trees use to tell one factor, summing to 1; disentangled: one dark cell a column.",
+    ]
