@@ -32,6 +32,8 @@ KINDS = Name("kind of samples", ("both", "real", "generated"))
 @click.option("--budget", metavar="TIME", type=Duration(), help="Stop after 90s, 10m or 1h, with what is finished.")
 @click.option("--rows", metavar="N", type=WholeNumber(1), help="Stop after so many rows through the network.")
 @click.option("--width", metavar="X", type=Amount(), help="Stop when no interval is wider than X of the largest share.")
+@click.option("--address", metavar="ADDR", help="The Ray cluster to join; with --submit, its dashboard.")
+@click.option("--submit", "as_job", is_flag=True, help="Send it to the cluster as a job, and print the job's id.")
 @click.option("--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of samples and draws.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="An option of the method; may be repeated.")
 @json_option
@@ -43,6 +45,8 @@ def explain(
     budget: float | None,
     rows: int | None,
     width: float | None,
+    address: str | None,
+    as_job: bool,
     settings: tuple[str, ...],
     as_json: bool,
     **options: Any,
@@ -57,9 +61,17 @@ def explain(
         raise UserError("--classifier-range", "come with --classifier", "none", "name the classifier")
     if method == ALL and (chosen or rows is not None or width is not None):
         raise UserError("--method all", "come without --set, --rows and --width", "one of them", "use --budget")
+    if as_job:
+        from ganscale.cli.explain_job import submit_explanation
+
+        options |= {"classifier": classifier, "classifier_range": classifier_range, "settings": settings}
+        options |= {"budget": budget, "rows": rows, "width": width}
+        submit_explanation(path, method, address=address, as_json=as_json, options=options)
+        return
     from ganscale.runtime import load
 
     explained = load(path)
+    options["address"] = address
     if classifier is not None:
         from ganscale.runtime.classifiers import find_classifier
 

@@ -42,11 +42,12 @@ class Made:
     reason: str = ""
     late: bool = False  # its share of the time did not do
     broken: bool = False
+    enough: bool = False  # more samples did not do
 
     @property
     def can_grow(self) -> bool:
         """Whether more samples may be asked for."""
-        return self.explanation is not None and self.asked < MOST_SAMPLES
+        return self.explanation is not None and self.asked < MOST_SAMPLES and not self.enough
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,6 +82,7 @@ def explain_all(
     """
     whole = _All(run, target, num_samples, workers, seed, classifier, samples, budget, say)
     interrupted = False
+    address = address or run.config.runtime.address
     with actor_pool(workers, address) if workers else nullcontext(None) as actors:
         whole.actors = actors
         try:
@@ -144,7 +146,7 @@ class _All:
                 return
             made, count = min(fits, key=lambda pair: (pair[0].asked, pair[0].seconds))
             if not self.go(made, count, self.left()):
-                made.asked = MOST_SAMPLES  # it went wrong with more: enough of it
+                made.enough = True  # it went wrong with more
 
     def _next_count(self, made: Made) -> int:
         """Return how many samples of ``made`` fit into the time that is left; 0 where that is not worth it."""

@@ -84,13 +84,20 @@ def check_paths(config: RunConfig, resume: str | None) -> None:
 
 def launch_words(options: dict[str, Any]) -> list[str]:
     """Return the command that does on the cluster what ``options`` (those of ``launch``, by name) ask for."""
-    words = ["ganscale", "launch", "--address", "auto"]
+    return words_of("launch", options)
+
+
+def words_of(verb: str, options: dict[str, Any], *arguments: str) -> list[str]:
+    """Return the command of a verb that joins the cluster it runs on; ``options`` by name."""
+    words = ["ganscale", verb, *arguments, "--address", "auto"]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if name == "settings":
             words += [word for text in value for word in ("--set", text)]
         elif value is True:
             words.append(flag)
+        elif isinstance(value, tuple):
+            words += [flag, ",".join(f"{number:g}" for number in value)]
         elif value is not None and value is not False:
             words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     return words

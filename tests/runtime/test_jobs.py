@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from ray_head import RayHead, ray_head
-from tiny_runs import SETTINGS
+from tiny_runs import SETTINGS, tiny_config
 
 from ganscale.cli import main
-from ganscale.runtime import jobs, load
+from ganscale.runtime import jobs, launch, load
 from ganscale.runtime.jobs_logs import follow
 from ganscale.runtime.jobs_package import collect
 from ganscale.runtime.jobs_server import JobServer
@@ -297,3 +297,17 @@ def test_an_unknown_job_is_refused_by_every_verb_with_the_nearest(head, tmp_path
         done = call(verb, job_id[:-1])
         assert done.exit_code == 2
         assert only_line(done).startswith(f"error: JOB must be a known name, got {job_id[:-1]}; did you mean ")
+
+
+def test_a_submitted_explanation_is_written_to_the_run_and_a_wrong_one_is_not_sent(head, tmp_path):
+    launch(tiny_config(), name="tiny", runs_dir=tmp_path / "runs", workers=0)
+    sent = call("explain", "tiny", "--method", "directions", "--num-samples", 2, "--workers", 1, "--submit")
+    assert sent.exit_code == 0, (sent.output, sent.exception)
+    for _ in jobs.follow_to_end(head.server, sent.stdout.strip()):
+        pass
+    assert (tmp_path / "runs" / "tiny" / "explanations" / "directions-001" / "explanation.json").is_file()
+    before = len(head.server.jobs())
+    for wrong in (("--method", "directons"), ("--method", "lime", "--target", "critik")):
+        done = call("explain", "tiny", *wrong, "--submit")
+        assert (done.exit_code, done.stdout) == (2, "")
+    assert len(head.server.jobs()) == before
