@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 MARGIN = 18
 BANNER = "not better than random"
+_LETTER = 6.3  # CSS pixels that a letter of a line takes, at most
+_SMALLEST = 0.6  # of a line's size, where it is too long for a narrow panel
 _HEAD, _LINE, _BANNER, _ROW = 26, 17, 32, 21
 _COLUMNS = (("score", 0), ("value", 255), ("interval (95 %)", 335), ("control", 480), ("better", 560), ("verdict", 632))
 
@@ -143,7 +145,8 @@ def heading(canvas: Canvas, title: str, lines: Sequence[str], *, banner: bool) -
     canvas.text(MARGIN, y, title, size=17, bold=True)
     y += _HEAD
     for line in lines:
-        canvas.text(MARGIN, y, line, size=12, colour=MUTED.light)
+        fits = (canvas.width - 2 * MARGIN) / (_LETTER * max(len(line), 1))
+        canvas.text(MARGIN, y, line, size=12 * min(1.0, max(fits, _SMALLEST)), colour=MUTED.light)
         y += _LINE
     if banner:
         y += 6

@@ -99,9 +99,10 @@ def _lines(explanation: Explanation, count: int) -> list[str]:
     pulls = f"towards {sign}" if explanation.target.kind == "critic" else "f(x) up"
     away = "away from it" if explanation.target.kind == "critic" else "f(x) down"
     total = len(explanation.inputs["x"])
-    shown = f"{count} of {total} samples" if count < total else f"{total} samples"
+    shown = f"{count} of {total} samples" if count < total else f"{total} sample{'' if total == 1 else 's'}"
     return [
-        f"Explained: {target_words(explanation)}; an absent part is {baseline_words(explanation)}. {shown}.",
+        f"Explained: {target_words(explanation)}.",
+        f"An absent part is {baseline_words(explanation)}. {shown}.",
         f"Red pulls {pulls}, blue pulls {away}, white does nothing. One scale a sample, equal on both sides of 0."
         if explanation.meta.get("signed", True)
         else "Red: f(x) reacts to small changes here, either way; white: it does not. One scale a sample.",
@@ -154,11 +155,18 @@ def _colour_bar(canvas: Canvas, x: int, y: int, height: int, limit: float) -> No
 
 def _bar_row(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: int) -> None:
     shares = explanation.values["attribution"][sample].double().flatten().numpy()
-    axes = canvas.axes(x + 30, y, 3 * SIDE - 40, SIDE - 22)
+    left, name = x + 30, "x"
+    if explanation.target.of_generator:  # a bar is a number of the latent, beside the image that it is drawn to
+        name = "z"
+        if "images" in explanation.inputs:
+            pixels = enlarge(rgb(explanation.inputs["images"][sample].numpy()), side=SIDE)
+            canvas.image(x, y, pixels)
+            left += pixels.shape[1] // DENSITY + 12
+    axes = canvas.axes(left, y, x + 3 * SIDE - 10 - left, SIDE - 22)
     colours = ["#b2182b" if share >= 0 else "#2166ac" for share in shares]
     axes.bar(np.arange(len(shares)), shares, color=colours)
     limit = float(np.abs(shares).max()) or 1.0
     axes.set_ylim(-1.1 * limit, 1.1 * limit)
     axes.axhline(0, color=MUTED.light, linewidth=0.8)
     if len(shares) <= 12:
-        axes.set_xticks(np.arange(len(shares)), [f"x{index + 1}" for index in range(len(shares))])
+        axes.set_xticks(np.arange(len(shares)), [f"{name}{index + 1}" for index in range(len(shares))])

@@ -127,8 +127,11 @@ class Explainer(ABC):
         return False
 
     def interval_widths(self, partial: Partial) -> list[float]:
-        """Return for each sample its widest 95 % interval of any share, as a part of its map's largest share."""
-        raise NotImplementedError
+        """Return for each sample its widest 95 % interval of any share, as a part of its map's largest share.
+
+        ``partial`` is a fold of chunks of the first round. Zero where nothing is drawn.
+        """
+        return [0.0] * len(self.request.inputs[self.input_name])
 
     def first(self, count: int) -> Explainer:
         """Return this explainer for its first ``count`` samples alone."""
