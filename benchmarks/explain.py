@@ -1,9 +1,9 @@
 """What explanations cost beside captum and LIME: ``python -m benchmarks.explain [--rounds N] [--only NAME]``.
 
 Contenders take turns; minimum and median of the rounds are printed, with process time, threads and load. A peer runs at
-its default, at 64 rows at once, and at the best of several settings; the goal is held against the 64 and the best, never
-the default. "bare" is the forward passes alone, of rows that are there already. Ours is the map, as theirs is; a further
-row adds the scores and controls that theirs do not have.
+its default, at 64 rows at once, and at the best of several settings; the goal is held against the 64 and the best,
+never the default. "bare" is the forward passes alone, of rows that are there already. Ours is the map, as theirs is;
+further rows add the scores and controls that theirs do not have.
 
 The small critic is 32x32x3 with convolutions 4-2-1 of 32, 64 and 128 channels; Lite0 is EfficientNet-Lite0 at 224x224.
 """

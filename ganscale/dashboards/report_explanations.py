@@ -49,6 +49,10 @@ _READING = {
         "places, not outlines."
     ),
     "layer-conductance": "How much of f(x) − f(baseline) flows through each place of one layer; it adds up exactly.",
+    "mprt": (
+        "A map that stays the same while the network loses what it learned shows the picture, not the network. Read "
+        "maps of this method only where the curve falls below the line of the moved inputs."
+    ),
     "lime": (
         "What each region adds in a linear model of f near the sample. Trust it as far as its R² goes: a low one says "
         "that regions act together, which no linear model shows."
@@ -61,6 +65,7 @@ _READING = {
 _READING["exact-shapley"] = _READING["kernel-shap"]
 _CAPTIONS = {
     "maps": "Input, signed map and overlay of each sample.",
+    "randomisation": "How alike the map stays as layers are shuffled, and the maps after each layer.",
     "curves": "What happens to f(x) as parts are removed or brought back in the map's order, beside random orders.",
     "traversal": "Walks along each direction, with random directions as the control.",
     "scores": "The scores of this explanation.",

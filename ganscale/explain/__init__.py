@@ -33,6 +33,7 @@ from ganscale.explain.latent import LATENT
 from ganscale.explain.layer_maps import GradCam, LayerConductance
 from ganscale.explain.lime import Lime
 from ganscale.explain.occlusion import Occlusion
+from ganscale.explain.mprt import Mprt
 from ganscale.explain.plan import Chunk, Fold, Partial, Request, drive, fold
 from ganscale.explain.store import next_directory
 from ganscale.explain.subject import IMAGE_RANGE, Subject, subject_of_run
@@ -83,6 +84,7 @@ EXPLAINERS: dict[str, type[Explainer]] = {
         Lime,
         KernelShap,
         ExactShapley,
+        Mprt,
         Directions,
         *LATENT,
     *UNITS,

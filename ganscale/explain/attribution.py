@@ -183,7 +183,7 @@ class AttributionExplainer(Explainer):
         if not items or any(item[3] is None for item in items):
             return None
         items = [(number, explanation, part - low, data) for number, explanation, part, data in items]
-        return self._twin(twin).collect(replace(partial, items=tuple(items)))
+        return self.twin(twin).collect(replace(partial, items=tuple(items)))
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any] | None:
         """Run an attribution chunk or a control's (round 0), or a scoring chunk (round 1).
@@ -200,7 +200,7 @@ class AttributionExplainer(Explainer):
         is_other = twin == self.options.shakes
         with shuffled_weights(self.subject.module, seed=self.request.seed) if is_other else nullcontext():
             try:
-                return self._twin(twin).attribute(replace(chunk, part=part), meter)
+                return self.twin(twin).attribute(replace(chunk, part=part), meter)
             except (CallableError, ZeroGradientError):
                 return None
 
@@ -251,7 +251,7 @@ class AttributionExplainer(Explainer):
         """Return how many maps are made as controls: of moved inputs, then of the shuffled network."""
         return self.options.shakes + (self.options.shuffled_network and has_weights(self.subject.module))
 
-    def _twin(self, number: int) -> AttributionExplainer:
+    def twin(self, number: int) -> AttributionExplainer:
         """Return this explainer over inputs moved a little (within the range), or itself."""
         if not 0 <= number < self.options.shakes:
             return self

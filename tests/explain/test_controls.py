@@ -109,10 +109,10 @@ def test_moved_inputs_stay_in_the_range_and_near(images):
         make_request(KernelShap, images, options={"shakes": 3}),
     )
     for number in range(3):
-        moved = explainer._twin(number).x
+        moved = explainer.twin(number).x
         assert moved.abs().max() <= 1
         assert 0 < (moved - images).abs().max() <= 0.04  # 2 % of a width of 2
-    assert not torch.equal(explainer._twin(0).x, explainer._twin(1).x)
+    assert not torch.equal(explainer.twin(0).x, explainer.twin(1).x)
 
 
 def test_the_pointing_game_counts_the_largest_values_inside_the_masks():

@@ -33,6 +33,7 @@ CASES = {
     "kernel-shap": {"num_coalitions": 300},
     "exact-shapley": {},
     "lime": {"num_coalitions": 300},
+    "mprt": {"of": "input-x-gradient"},
     "occlusion": {"window": 4},
     "saliency": {},
     "smoothgrad": {"draws": 4},
@@ -144,6 +145,7 @@ def test_the_seed_decides_and_is_enough(method: str):
         "random_image_change",
         "noise_change",
         "shuffled_importance",
+        "similarity_moved",
     )
     sampled = next(name for name in drawn if name in one.values)
     assert torch.equal(one.values[sampled], same.values[sampled])

@@ -1,0 +1,88 @@
+"""Panel of the randomisation test: how alike the map stays as the network is shuffled, and the maps themselves.
+
+Legend: S stages, N samples, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
+from ganscale.dashboards.figures import Canvas, signed_colours
+from ganscale.dashboards.layout import (
+    MARGIN,
+    heading,
+    heading_height,
+    method_title,
+    score_table,
+    scores_height,
+    target_words,
+)
+from ganscale.dashboards.palette import INK, LINE, MUTED, SERIES
+
+if TYPE_CHECKING:
+    from ganscale.explain.types import Explanation
+
+_POINT = 0.72
+_SIDE, _GAP, _CHART, _NAMES = 76, 8, 200, 52
+
+
+def randomisation_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+    """Draw likeness over the stages above a strip of maps for each sample shown; uint8 RGB [H, W, 3]."""
+    values, layers = explanation.values, explanation.meta["layers"]
+    strips = values["stage_maps"] if explanation.inputs["x"].ndim == 4 else values["stage_maps"][:, :0]
+    columns, rows = len(layers) + 2, strips.shape[1]
+    lines = [
+        f"{method_title(explanation.meta['of'])} of {target_words(explanation)}. Each map has a scale of its own.",
+        "Layers are shuffled from the output back, each beside those before it.",
+        "A map about this network falls below the grey line, the likeness of its own maps of slightly moved inputs.",
+    ]
+    banner = explanation.not_better_than_random
+    top = heading_height(lines=len(lines), banner=banner)
+    chart = _CHART + _NAMES
+    body = chart + (22 + rows * (_SIDE + _GAP) if rows else 0)
+    width = max(2 * MARGIN + columns * (_SIDE + _GAP), 860)
+    canvas = Canvas(width, top + body + (scores_height(explanation) if with_scores else MARGIN))
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    _curve(canvas, y, explanation)
+    y += chart
+    for column, name in enumerate(("input", "trained", *layers)):
+        if rows:
+            words = name if len(name) < 13 else f"…{name[-11:]}"
+            canvas.text(MARGIN + column * (_SIDE + _GAP), y, words, size=11, bold=column < 2, colour=MUTED.light)
+    for row in range(rows):
+        _strip(canvas, y + 22 + row * (_SIDE + _GAP), explanation, row)
+    if with_scores:
+        score_table(canvas, y + (22 + rows * (_SIDE + _GAP) if rows else 0), explanation)
+    return canvas.array()
+
+
+def _curve(canvas: Canvas, y: int, explanation: Explanation) -> None:
+    stages_SN = explanation.values["similarity"].numpy()
+    moved = float(explanation.values["similarity_moved"].mean())
+    axes = canvas.axes(MARGIN + 50, y + 20, canvas.width - 2 * MARGIN - 60, _CHART - 30)
+    place = np.arange(len(stages_SN) + 1)
+    whole_SN = np.concatenate([np.ones((1, stages_SN.shape[1])), stages_SN])
+    axes.plot(place, whole_SN, color=SERIES["blue"].light, linewidth=0.6, alpha=0.4)
+    axes.plot(place, whole_SN.mean(axis=1), color=SERIES["blue"].light, linewidth=2, marker="o", markersize=4)
+    axes.axhline(moved, color=SERIES["grey"].light, linestyle="--", linewidth=1.6)
+    axes.text(place[-1], moved, "moved inputs ", ha="right", va="bottom", fontsize=11 * _POINT, color=INK.light)
+    axes.set_ylim(0, 1.05)
+    axes.set_xticks(place, ["trained", *explanation.meta["layers"]], rotation=30, ha="right")
+    canvas.label_axes(axes, title="Likeness to the trained network's map", x="", y="|rank correlation|")
+
+
+def _strip(canvas: Canvas, y: int, explanation: Explanation, row: int) -> None:
+    maps = explanation.values["stage_maps"][:, row].double().sum(dim=1).numpy()
+    pictures = [rgb(explanation.inputs["x"][row].numpy())]
+    for values in maps:  # a scale of its own each: a shuffled network's gradients may have any size
+        limit = float(np.quantile(np.abs(values), 0.995)) or 1.0
+        pictures.append(signed_colours(values, limit=limit))
+    for column, picture in enumerate(pictures):
+        pixels = enlarge(picture, side=_SIDE)
+        left = MARGIN + column * (_SIDE + _GAP)
+        height, width = (edge / DENSITY for edge in pixels.shape[:2])
+        canvas.box(left - 1, y - 1, width + 2, height + 2, line=LINE.light)
+        canvas.image(left, y, pixels)
