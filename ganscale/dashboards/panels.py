@@ -15,6 +15,7 @@ from ganscale.dashboards.animation import traversal_gif
 from ganscale.dashboards.attacked_maps import attacked_maps_panel
 from ganscale.dashboards.attacks import attack_curves_panel, attack_examples_panel
 from ganscale.dashboards.attributes import attributes_panel
+from ganscale.dashboards.class_panels import class_wall, probe_panel, ways_panel
 from ganscale.dashboards.codes import code_map_panel, factor_matrix_panel, reconstruction_panel
 from ganscale.dashboards.counterfactual import counterfactual_panel
 from ganscale.dashboards.curves import faithfulness_panel, logit_panel
@@ -69,6 +70,9 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "dissection": (("shown_concepts", "unit_images", "without"), dissection_panel),
     "layers": (("layer_plain", "layer_edited"), layer_panel),
     "mixing": (("mixing_matrix", "mixing_sources"), mixing_panel),
+    "classes": (("class_images", "class_probability"), class_wall),
+    "probe": (("probe_matrix",), probe_panel),
+    "ways": (("way_images", "way_probability"), ways_panel),
     "counterfactuals": (("path", "path_probability", "pixel_counterfactual"), counterfactual_panel),
 }
 
