@@ -28,6 +28,8 @@ ExplainerName = Literal[
     "directions",
     "latent-counterfactual",
     "dissect",
+    "probe-classifier",
+    "class-generation",
     "style-mixing",
     "layer-swap",
     "layer-noise",
