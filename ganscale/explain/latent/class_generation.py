@@ -1,0 +1,126 @@
+"""What a classifier takes for each class when a generator is the prior: latents that make it most certain.
+
+The search stays on the sphere where a normal latent lies (its radius is the square root of D), so that what it finds is
+something that the generator draws, and is beside the nearest real images of that class and beside plain draws.
+
+Legend: K classes, B candidates a class, D latent, P real images, n rows.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ganscale.explain.base import Meter, Options
+from ganscale.explain.latent.attfind import one_against_rest
+from ganscale.explain.latent.base import LatentExplainer
+from ganscale.explain.plan import Chunk, Partial
+from ganscale.explain.scores import against_control
+from ganscale.explain.types import Explanation
+
+SHOWN = 4
+NEIGHBOURS = 5
+
+
+class ClassGenerationOptions(Options):
+    """The best ``candidates`` of ``draws`` latents are improved by ``steps`` steps."""
+
+    draws: Annotated[int, Field(ge=1, le=65536)] = Field(64, description="latents drawn for each class")
+    candidates: Annotated[int, Field(ge=1, le=256)] = Field(8, description="best of them that are improved")
+    steps: Annotated[int, Field(ge=0, le=10_000)] = Field(40, description="steps of the search")
+    step: Annotated[float, Field(gt=0, le=10)] = Field(0.2, description="length of a step, L2")
+
+
+class ClassGeneration(LatentExplainer):
+    """For each class the latents that the classifier is most certain of."""
+
+    name = "class-generation"
+    summary = "what the classifier takes for each class when the generator is the prior, beside plain draws"
+    Options = ClassGenerationOptions
+    options: ClassGenerationOptions
+    needs = ("generator", "classifier")
+    primary = ("hit_rate",)
+
+    def plan(self, previous: Partial | None = None) -> list[Chunk]:
+        """Return one chunk a class."""
+        if previous is not None:
+            return []
+        self.images(self.z[:2])
+        return [Chunk(round=0, index=k, explanation=k, part=0) for k in range(self.subject.classifier.classes)]
+
+    def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        """Search for one class; returns latents [B, D] and log-odds, and those of as many plain draws."""
+        k, options, device = chunk.explanation, self.options, self.subject.device
+        drawn = chunk.rng(self.request.seed).standard_normal((options.draws, self.z.shape[1]))
+        z = torch.from_numpy(drawn).to(self.z.dtype).to(device)
+        with torch.no_grad():
+            odds = torch.cat([self._odds(part, k) for part in z.split(options.micro_batch)])
+        order = odds.argsort(descending=True, stable=True)[: options.candidates]
+        best, best_odds = z[order].clone(), odds[order].clone()
+        radius, at = self.z.shape[1] ** 0.5, best.clone()
+        for _ in range(options.steps):
+            leaf = at.requires_grad_(True)
+            value = self._odds(leaf, k)
+            (slope,) = torch.autograd.grad(value.sum(), leaf)
+            better = value.detach() > best_odds
+            best = torch.where(better[:, None], leaf.detach(), best)
+            best_odds = torch.where(better, value.detach(), best_odds)
+            moved = leaf.detach() + options.step * slope / slope.norm(dim=1, keepdim=True).clamp_min(1e-30)
+            at = moved * (radius / moved.norm(dim=1, keepdim=True).clamp_min(1e-30))
+        meter.rows_forward += 2 * (options.draws + options.steps * len(order))
+        meter.rows_backward += 2 * options.steps * len(order)
+        plain = z[: len(order)]
+        found = {"z": best, "odds": best_odds, "plain": plain, "plain_odds": odds[: len(order)]}
+        return {name: value.detach().cpu().numpy() for name, value in found.items()}
+
+    def finish(self, partial: Partial) -> Explanation:
+        """Put the classes together, beside real images, and score them against plain draws."""
+        parts = [data for _, _, data in partial.of_round(0)]
+        classes = len(parts)
+        odds, plain_odds = (np.stack([part[key] for part in parts]) for key in ("odds", "plain_odds"))
+        hits, plain_hits = (odds > 0).astype(float), (plain_odds > 0).astype(float)
+        z, plain = (torch.from_numpy(np.stack([part[key] for part in parts])) for key in ("z", "plain"))
+        order = torch.from_numpy(np.argsort(-odds, axis=1, kind="stable")[:, :SHOWN].copy())
+        best_z = z[torch.arange(classes)[:, None], order]
+        shape, count = (classes, order.shape[1]), min(self.options.candidates, odds.shape[1])
+        images = self.images(best_z.flatten(0, 1))
+        shown_odds = torch.from_numpy(odds)[torch.arange(classes)[:, None], order].double()
+        scores = {"hit_rate": against_control(hits.mean(axis=1), plain_hits.mean(axis=1), better="higher")}
+        values = {
+            "class_images": images.unflatten(0, shape),
+            "class_probability": shown_odds.sigmoid(),
+            "class_latents": best_z,
+            "hits": torch.from_numpy(hits.mean(axis=1)),
+            "hits_of_draws": torch.from_numpy(plain_hits.mean(axis=1)),
+            "log_odds_random": torch.from_numpy(plain_odds),
+        }
+        if self.subject.critic is not None:
+            made, drawn = (self.judge(self.subject.critic, self.images(part.flatten(0, 1))) for part in (z, plain))
+            values["class_critic"] = self.judge(self.subject.critic, images).unflatten(0, shape)
+            both = (part.unflatten(0, (classes, count)).mean(dim=1).numpy() for part in (made, drawn))
+            scores["plausibility_critic"] = against_control(*both, better="higher")
+        labels = self.request.inputs.get("real_labels")
+        if self.real is not None and labels is not None and bool((labels >= 0).any()):
+            agreed = [self._agreement(part, labels) for part in (z, plain)]
+            scores["real_neighbours_of_class"] = against_control(*agreed, better="higher")
+            values["class_nearest"] = self.real[self._nearest(images, 1)[:, 0]].unflatten(0, shape)
+        classifier = self.subject.classifier
+        meta = {"class_names": [classifier.label(k) for k in range(classes)], "candidates": count}
+        return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
+
+    def _odds(self, z: Tensor, k: int) -> Tensor:
+        return one_against_rest(self.subject.classifier(self.subject.generator(z)))[:, k]
+
+    def _nearest(self, images: Tensor, count: int) -> Tensor:
+        distances = torch.cdist(images.double().flatten(1), self.real.double().flatten(1))
+        return distances.argsort(dim=1, stable=True)[:, :count]
+
+    def _agreement(self, z: Tensor, labels: Tensor) -> np.ndarray:
+        """Return per class which share of the nearest real images carries its label: no network has a say in that."""
+        nearest = self._nearest(self.images(z.flatten(0, 1)), NEIGHBOURS)
+        own = labels[nearest].unflatten(0, z.shape[:2]) == torch.arange(len(z))[:, None, None]
+        return own.double().mean(dim=(1, 2)).numpy()
