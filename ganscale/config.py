@@ -40,6 +40,9 @@ ExplainerName = Literal[
     "explanation-robustness",
     "autoencoder",
     "disentanglement",
+    "retrieval",
+    "membership",
+    "conv-interaction",
 ]
 Impl = Literal["auto", "reference", "fused"]
 

@@ -45,7 +45,7 @@ def reconstruction_panel(explanation: Explanation, *, with_scores: bool = True) 
         rows.append(Row(title=f"image {place + 1}", tiles=tiles))
     meta = explanation.meta
     lines = [
-        f"{meta.get('judged')} images through {meta.get('code')} numbers; {meta.get('components')} principal components beside.",
+        "{judged} images through {code} numbers; beside it {components} principal components.".format_map(meta),
         "Errors: red is too bright, blue too dark; one scale a row.",
     ]
     columns = ("image", "decoded", "error", "PCA", "error of PCA")

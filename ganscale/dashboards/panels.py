@@ -33,6 +33,7 @@ from ganscale.dashboards.layout import (
     score_table,
     scores_height,
 )
+from ganscale.dashboards.likeness import alignment_panel, membership_panel, neighbours_panel
 from ganscale.dashboards.maps import attribution_panel
 from ganscale.dashboards.palette import INK, LINE, MUTED, SURFACE
 from ganscale.dashboards.randomisation import randomisation_panel
@@ -65,6 +66,9 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "reconstructions": (("reconstruction", "pca_reconstruction", "reconstructed"), reconstruction_panel),
     "code-map": (("code_map", "code_share"), code_map_panel),
     "factor-matrix": (("factor_importance", "shuffled_importance"), factor_matrix_panel),
+    "neighbours": (("neighbour_images", "features_distance"), neighbours_panel),
+    "membership": (("roc_nearest", "nearest_distance"), membership_panel),
+    "alignment": (("cka", "gradient_by_layer"), alignment_panel),
     "attack-examples": (("adversarial", "shown_budget"), attack_examples_panel),
     "attributes": (("attribute_walks", "attribute_answers"), attributes_panel),
     "dissection": (("shown_concepts", "unit_images", "without"), dissection_panel),

@@ -31,9 +31,10 @@ from ganscale.explain.integrated_gradients import IntegratedGradients
 from ganscale.explain.kernel_shap import KernelShap
 from ganscale.explain.latent import LATENT
 from ganscale.explain.layer_maps import GradCam, LayerConductance
+from ganscale.explain.likeness import LIKENESS
 from ganscale.explain.lime import Lime
-from ganscale.explain.occlusion import Occlusion
 from ganscale.explain.mprt import Mprt
+from ganscale.explain.occlusion import Occlusion
 from ganscale.explain.plan import Chunk, Fold, Partial, Request, drive, fold
 from ganscale.explain.store import next_directory
 from ganscale.explain.subject import IMAGE_RANGE, Subject, subject_of_run
@@ -87,9 +88,10 @@ EXPLAINERS: dict[str, type[Explainer]] = {
         Mprt,
         Directions,
         *LATENT,
-    *UNITS,
+        *UNITS,
         *ATTACKS,
         *CODES,
+        *LIKENESS,
     )
 }
 

@@ -47,6 +47,9 @@ CASES = {
     "explanation-robustness": {"steps": 2},
     "autoencoder": {},
     "disentanglement": {},
+    "retrieval": {"k": 3},
+    "membership": {},
+    "conv-interaction": {},
     "attfind": {},
     "dissect": {"ablate": 1},
     "layer-ablation": {},
@@ -57,7 +60,7 @@ CASES = {
 }
 
 
-DRAWS_NOTHING = {"autoencoder"}
+DRAWS_NOTHING = {"autoencoder", "retrieval", "membership"}
 
 
 class Encoding(toys.ConvGenerator):
@@ -77,6 +80,12 @@ def request_of(method: str):
     explainer = find_explainer(method, EXPLAINERS)
     shape = (5, 6) if explainer.input_name == "z" else (5, 1, 14, 14)
     inputs = {explainer.input_name: torch.randn(shape, generator=generator)}
+    if method in ("retrieval", "membership"):
+        inputs |= {name: torch.randn(520, 1, 14, 14, generator=generator) for name in ("real", "held_out")}
+    if method == "membership":
+        inputs["latents"] = torch.randn(300, 6, generator=generator)
+    if method == "retrieval":
+        del inputs["held_out"]
     if method == "disentanglement":
         known = torch.randn(120, 1, 14, 14, generator=generator)
         inputs |= {"known": known, "known_labels": known[:, 0, 5, 4:6].double()}
@@ -145,6 +154,7 @@ def test_the_seed_decides_and_is_enough(method: str):
         "random_image_change",
         "noise_change",
         "shuffled_importance",
+        "cka_shuffled",
         "similarity_moved",
     )
     sampled = next(name for name in drawn if name in one.values)

@@ -1,0 +1,121 @@
+"""Panels of likeness: neighbours of each query, curves of membership, layers of generator and critic side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.gallery import Row, Tile, gallery
+from ganscale.dashboards.layout import (
+    MARGIN,
+    heading,
+    heading_height,
+    method_title,
+    number,
+    score_table,
+    scores_height,
+)
+from ganscale.dashboards.palette import INK, MUTED, SERIES
+
+if TYPE_CHECKING:
+    from ganscale.explain.types import Explanation
+
+_POINT, _SIDE = 0.72, 340
+MOST_NEIGHBOURS = 7
+
+
+def neighbours_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+    """Draw each query with its nearest images in the network's features, distances below; uint8 RGB [H, W, 3]."""
+    values, rows = explanation.values, []
+    generated = explanation.inputs.get("generated")
+    for place, found in enumerate(values["neighbour_images"].numpy()):
+        distance = values["features_distance"][place]
+        tiles = [Tile(values=explanation.inputs["x"][place].numpy(), bold=True)]
+        for rank, image in enumerate(found[:MOST_NEIGHBOURS]):
+            tiles.append(Tile(values=image, words=number(float(distance[rank]))))
+        fake = generated is not None and bool(generated[place])
+        kind = "" if generated is None else "generated" if fake else "real"
+        nearest = number(float(values["pixels_distance"][place, 0]))
+        rows.append(Row(title=f"query {place + 1}", tiles=tiles, notes=(kind, f"in pixels {nearest}")))
+    meta = explanation.meta
+    lines = [
+        f"Nearest of {meta.get('gallery')} real images by what the {meta.get('of')} knows of them; distances below.",
+        f"{meta.get('copies')} queries stand in the gallery pixel for pixel (a generated one that does is a copy).",
+    ]
+    columns = ("query", *(f"{rank + 1}." for rank in range(min(values["neighbour_images"].shape[1], MOST_NEIGHBOURS))))
+    return gallery(explanation, rows, lines, columns=columns, with_scores=with_scores)
+
+
+def membership_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+    """Draw the curves of both attacks with the band that chance stays in; uint8 RGB [H, W, 3]."""
+    meta, values = explanation.meta, explanation.values
+    lines = [
+        f"{meta.get('members')} training images against {meta.get('others')} held out; band: where chance stays, 95 %.",
+        "Above the band training images can be told; on the diagonal they cannot. A banner here is good news.",
+    ]
+    banner = explanation.not_better_than_random
+    top = heading_height(lines=len(lines), banner=banner)
+    below = scores_height(explanation) if with_scores else 6
+    canvas = Canvas(2 * MARGIN + 2 * (_SIDE + 90), top + _SIDE + 76 + below)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    axes = canvas.axes(MARGIN + 50, y + 20, _SIDE, _SIDE)
+    at = np.linspace(0, 1, 101)
+    n, m = int(meta.get("members", 1)), int(meta.get("others", 1))
+    half = 1.96 * np.sqrt(at * (1 - at) * (1 / n + 1 / m))
+    axes.fill_between(at, np.clip(at - half, 0, 1), np.clip(at + half, 0, 1), color=SERIES["grey"].light, alpha=0.25)
+    for name, colour, words in (("nearest", "vermilion", "nearest generated"), ("critic", "blue", "critic's logit")):
+        if f"roc_{name}" in values:
+            curve = values[f"roc_{name}"].numpy()
+            area = number(explanation.scores[f"{name}_auc"].value)
+            axes.plot(*curve.T, color=SERIES[colour].light, linewidth=1.6, label=f"{words}, AUC {area}")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light, loc="lower right")
+    canvas.label_axes(axes, title="Who was trained on?", x="held-out images flagged", y="training images flagged")
+    bars = canvas.axes(MARGIN + 120 + _SIDE, y + 20, _SIDE, _SIDE)
+    near, member = values["nearest_distance"].numpy(), values["is_member"].numpy()
+    edges = np.histogram_bin_edges(near, bins=30)
+    for own, colour, words in ((member, "vermilion", "trained on"), (~member, "grey", "held out")):
+        bars.hist(near[own], bins=edges, density=True, alpha=0.5, color=SERIES[colour].light, label=words)
+    bars.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
+    canvas.label_axes(bars, title="How near a generated image comes", x="L2 distance", y="density")
+    if with_scores:
+        score_table(canvas, y + _SIDE + 70, explanation)
+    return canvas.array()
+
+
+def alignment_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+    """Draw CKA of every pair of layers beside the shuffled pairs, and D's gradient by layer; uint8 RGB [H, W, 3]."""
+    meta, values = explanation.meta, explanation.values
+    g, d = meta.get("layers_generator", []), meta.get("layers_critic", [])
+    lines = [
+        "Debiased CKA of channel means on the same images: 1 the same up to rotation and scale, 0 unrelated.",
+        "Right: root mean square of D's gradient at the output of each generator layer, from z to the image.",
+    ]
+    banner = explanation.not_better_than_random
+    top = heading_height(lines=len(lines), banner=banner)
+    below, side = scores_height(explanation) if with_scores else 6, 250
+    canvas = Canvas(2 * MARGIN + 3 * (side + 120), top + side + 140 + below)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    for place, (name, title) in enumerate((("cka", "Same image"), ("cka_shuffled", "Control: another image"))):
+        axes = canvas.axes(MARGIN + 100 + place * (side + 100), y + 20, side, side)
+        shown = axes.imshow(values[name].numpy(), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+        axes.grid(visible=False)
+        axes.set_xticks(range(len(d)), d, rotation=60, ha="right", fontsize=9 * _POINT)
+        axes.set_yticks(range(len(g)), g if place == 0 else [""] * len(g), fontsize=9 * _POINT)
+        for (i, j), value in np.ndenumerate(values[name].numpy()):
+            if value.size and len(g) * len(d) <= 64:
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9 * _POINT, color=INK.light)
+        canvas.label_axes(axes, title=title, x="layer of D", y="layer of G" if place == 0 else "")
+        if place:
+            bar = canvas.figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02)
+            bar.ax.tick_params(labelsize=9 * _POINT, colors=MUTED.light)
+    bars = canvas.axes(MARGIN + 150 + 2 * (side + 100), y + 20, side - 30, side)
+    bars.bar(range(len(g)), values["gradient_by_layer"].numpy(), color=SERIES["vermilion"].light)
+    bars.set_xticks(range(len(g)), g, rotation=60, ha="right", fontsize=9 * _POINT)
+    canvas.label_axes(bars, title="Gradient of D in G", x="", y="L2 norm")
+    if with_scores:
+        score_table(canvas, y + side + 130, explanation)
+    return canvas.array()

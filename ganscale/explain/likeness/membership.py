@@ -1,0 +1,155 @@
+"""Can an outsider tell training images from others? By the critic's logit, and by the nearest generated image.
+
+Training images are the positives, held-out images of the same data the negatives; held-out against held-out is the
+control. A critic that has learned its training images by heart scores them higher (Hayes et al. 2019,
+arXiv:1705.07663); a generator that has, draws them (Chen et al. 2020, arXiv:1909.03935).
+
+Legend: N members, M others, L generated images.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ganscale.explain.base import Explainer, Meter
+from ganscale.explain.errors import ExplainInputError
+from ganscale.explain.likeness.retrieval import distances
+from ganscale.explain.plan import Chunk, Partial, Request
+from ganscale.explain.scores import Z95
+from ganscale.explain.subject import Subject
+from ganscale.explain.types import Explanation, Score
+
+IMAGES, GENERATED = 500, 2000
+A_CHUNK = 250
+FALSE_ALARMS = 0.01
+SHOWN = 8
+
+
+class Membership(Explainer):
+    """What two attacks know of who was trained on."""
+
+    name = "membership"
+    summary = "whether training images can be told from held-out ones, by the critic or by the nearest generated image"
+    primary = ("nearest_auc",)
+    needs = ("generator",)
+    beside = MappingProxyType({"real": IMAGES, "held_out": IMAGES, "latents": GENERATED})
+
+    def __init__(self, subject: Subject, request: Request) -> None:
+        super().__init__(subject, request)
+        missing = [name for name in self.beside if name not in request.inputs]
+        if missing:
+            raise ExplainInputError(
+                "inputs", "hold 'real', 'held_out' and 'latents'", f"no {missing[0]}", "explain a run, or pass all"
+            )
+        inputs = request.inputs
+        self.members, self.others, self.latents = inputs["real"], inputs["held_out"], inputs["latents"]
+        if len(self.others) < 20 or len(self.members) < 10:
+            got = f"{len(self.members)} and {len(self.others)}"
+            raise ExplainInputError("real and held_out", "hold at least 10 and 20 images", got, "use larger data")
+
+    def plan(self, previous: Partial | None = None) -> list[Chunk]:
+        """Return one chunk for every part of the generated images; the first also asks the critic."""
+        if previous is not None:
+            return []
+        starts = range(0, len(self.latents), A_CHUNK)
+        return [
+            Chunk(round=0, index=index, explanation=index, part=0, work={"start": s}) for index, s in enumerate(starts)
+        ]
+
+    def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        """Return how near each image's nearest is among one part of the generated images, and which."""
+        start = chunk.work["start"]
+        z = self.latents[start : start + A_CHUNK]
+        meter.rows_forward += len(z)
+        drawn = self._in_parts(self.subject.generator, z)
+        both = torch.cat([self.members, self.others])
+        distance = distances(both.flatten(1), drawn.flatten(1))
+        found = {"near": distance.min(axis=1), "place": distance.argmin(axis=1) + start}
+        if chunk.index == 0 and self.subject.critic is not None:
+            meter.rows_forward += len(both)
+            found["logits"] = self._in_parts(self.subject.critic, both).double().numpy()
+        return found
+
+    def finish(self, partial: Partial) -> Explanation:
+        """Merge the parts by the smallest distance and draw both curves."""
+        found = [data for _, _, data in partial.of_round(0)]
+        near = np.stack([data["near"] for data in found])
+        best = near.argmin(axis=0)  # of equal ones, the earlier part
+        rows = np.arange(near.shape[1])
+        near, place = near[best, rows], np.stack([data["place"] for data in found])[best, rows]
+        signals = {"nearest": -near}
+        if "logits" in found[0]:
+            signals["critic"] = found[0]["logits"]
+        count = len(self.members)
+        scores: dict[str, Score] = {}
+        values: dict[str, Tensor] = {
+            "nearest_distance": torch.from_numpy(near),
+            "is_member": torch.arange(len(near)) < count,
+        }
+        for name, signal in signals.items():
+            mine, other = signal[:count], signal[count:]
+            scores |= self._scores(name, mine, other)
+            values[f"roc_{name}"] = torch.from_numpy(roc(mine, other))
+        closest = np.argsort(near[:count], kind="stable")[:SHOWN]
+        drawn = self.latents[torch.from_numpy(place[closest])]
+        with self.subject.quiet():
+            values["nearest_generated"] = self._in_parts(self.subject.generator, drawn)
+        values["nearest_members"] = self.members[torch.from_numpy(closest)]
+        kept = {"x", "generated", "labels"}
+        return self.explanation(
+            partial,
+            values=values,
+            inputs={key: value for key, value in self.request.inputs.items() if key in kept},
+            scores=scores,
+            meta={"members": count, "others": len(self.others), "generated": len(self.latents)},
+        )
+
+    def _scores(self, name: str, mine: np.ndarray, other: np.ndarray) -> dict[str, Score]:
+        half = len(other) // 2
+        n, m = len(mine), len(other)
+        spread = float(np.sqrt((n + m + 1) / (12 * n * m)))  # of the area where both are drawn alike
+        value, caught = auc(mine, other), caught_at(mine, other, FALSE_ALARMS)
+        return {
+            f"{name}_auc": Score(
+                value=value,
+                low=value - Z95 * spread,
+                high=value + Z95 * spread,
+                control=auc(other[:half], other[half:]),
+                n=n + m,
+                better="higher",
+            ),
+            f"{name}_caught_at_1_percent": Score(
+                value=caught, control=caught_at(other[:half], other[half:], FALSE_ALARMS), n=n, better="higher"
+            ),
+        }
+
+    def _in_parts(self, network: Any, rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            parts = [network(part.to(self.subject.device)).cpu() for part in rows.split(self.options.micro_batch)]
+        return torch.cat(parts)
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Return the chance that a positive scores above a negative, ties counting half (Mann and Whitney 1947)."""
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, side="left")
+    upto = np.searchsorted(ordered, positive, side="right")
+    return float((below + upto).sum()) / (2 * len(positive) * len(negative))
+
+
+def caught_at(positive: np.ndarray, negative: np.ndarray, false_alarms: float) -> float:
+    """Return the share of positives above the threshold that at most this share of negatives exceeds."""
+    allowed = int(false_alarms * len(negative))
+    return float((positive > np.sort(negative)[::-1][allowed]).mean())
+
+
+def roc(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Return the curve [P, 2] of (share of negatives, share of positives) above a falling threshold."""
+    thresholds = np.unique(np.concatenate([positive, negative]))[::-1]
+    points = [((negative >= t).mean(), (positive >= t).mean()) for t in thresholds]
+    return np.array([(0.0, 0.0), *points])

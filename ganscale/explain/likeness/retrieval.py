@@ -1,0 +1,177 @@
+"""Which images a network holds for alike: exact nearest neighbours in its features, beside those in pixels.
+
+The gallery is searched in parts, each of which returns its own best k; parts merge by (distance, place), so the result
+is that of one whole sort, ties too.
+
+Legend: N queries, M gallery images, k neighbours, F features.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ganscale.explain.base import Explainer, Meter, Options
+from ganscale.explain.errors import ExplainInputError, ExplainTargetError
+from ganscale.explain.plan import Chunk, Partial, Request
+from ganscale.explain.subject import Subject
+from ganscale.explain.types import Explanation, Score
+
+GALLERY = 2000
+A_CHUNK = 250
+SPACES = ("features", "pixels")
+SHOWN = 8
+
+Found = tuple[np.ndarray, np.ndarray]  # distances [N, k] ascending, places [N, k]
+
+
+class RetrievalOptions(Options):
+    """``k`` neighbours of each query; ``of`` names whose features are compared: critic, classifier or encoder."""
+
+    k: Annotated[int, Field(ge=1, le=1000)] = 5
+    of: Literal["critic", "classifier", "encoder"] = "critic"
+
+
+class Retrieval(Explainer):
+    """The nearest real images of each sample, in features and in pixels."""
+
+    name = "retrieval"
+    summary = "the nearest real images of each sample in a network's features, beside those in pixels and random ones"
+    Options = RetrievalOptions
+    options: RetrievalOptions
+    primary = ("shared_with_pixels",)
+    wants = ("classifier",)
+    beside = MappingProxyType({"real": GALLERY})
+
+    def __init__(self, subject: Subject, request: Request) -> None:
+        super().__init__(subject, request)
+        self.x = request.inputs["x"]
+        if "real" not in request.inputs:
+            raise ExplainInputError(
+                "inputs", "hold a gallery of 'real' images", ", ".join(request.inputs), "pass {'x': ..., 'real': ...}"
+            )
+        self.gallery = request.inputs["real"]
+        if self.options.k > len(self.gallery):
+            raise ExplainInputError("k", f"be at most {len(self.gallery)}, the gallery", self.options.k, "take fewer")
+        if getattr(subject, self.options.of) is None:
+            raise ExplainTargetError("of", "be a network that is there", self.options.of, "name another")
+
+    def plan(self, previous: Partial | None = None) -> list[Chunk]:
+        """Return one chunk for each part of the gallery."""
+        if previous is not None:
+            return []
+        starts = range(0, len(self.gallery), A_CHUNK)
+        return [
+            Chunk(round=0, index=index, explanation=index, part=0, work={"start": s}) for index, s in enumerate(starts)
+        ]
+
+    def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        """Return the best k of one part of the gallery for every query, in both spaces."""
+        start = chunk.work["start"]
+        part = self.gallery[start : start + A_CHUNK]
+        meter.rows_forward += len(part) + len(self.x)
+        pairs = {
+            "pixels": (self.x.flatten(1), part.flatten(1)),
+            "features": (self._features(self.x), self._features(part)),
+        }
+        return {
+            space: best_of(distances(queries, gallery), start, self.options.k)
+            for space, (queries, gallery) in pairs.items()
+        }
+
+    def finish(self, partial: Partial) -> Explanation:
+        """Merge the parts and score the neighbours by what they share: with pixels, and in class."""
+        found = [data for _, _, data in partial.of_round(0)]
+        merged = {space: merge_best([data[space] for data in found], self.options.k) for space in SPACES}
+        values: dict[str, Tensor] = {}
+        for space, (distance, place) in merged.items():
+            values |= {f"{space}_distance": torch.from_numpy(distance), f"{space}_neighbours": torch.from_numpy(place)}
+        shown = merged["features"][1][:SHOWN]
+        values["neighbour_images"] = torch.stack([self.gallery[torch.from_numpy(row)] for row in shown])
+        inputs = {key: value for key, value in self.request.inputs.items() if not key.startswith("real")}
+        return self.explanation(
+            partial,
+            values=values,
+            inputs=inputs,
+            scores=self._scores(merged),
+            meta={"of": self.options.of, "gallery": len(self.gallery), "copies": self._copies(merged["pixels"])},
+        )
+
+    def _scores(self, merged: dict[str, Found]) -> dict[str, Score]:
+        ours, pixels = merged["features"][1], merged["pixels"][1]
+        shared_N = np.array(
+            [len(set(a) & set(b)) / len(a) for a, b in zip(ours.tolist(), pixels.tolist(), strict=True)]
+        )
+        chance = self.options.k / len(self.gallery)
+        scores = {
+            "shared_with_pixels": Score(value=float(shared_N.mean()), control=chance, n=len(shared_N), better="higher")
+        }
+        labels, real = self.request.inputs.get("labels"), self.request.inputs.get("real_labels")
+        if labels is None or real is None or not (labels >= 0).any():
+            return scores
+        known = (labels >= 0).numpy()
+        wanted, gallery = labels.numpy()[known][:, None], real.numpy()
+        right = {space: float((gallery[merged[space][1][known]] == wanted).mean()) for space in SPACES}
+        random = float((gallery[None] == wanted).mean())
+        count = int(known.sum())
+        scores["same_class"] = Score(value=right["features"], control=random, n=count, better="higher")
+        scores["same_class_against_pixels"] = Score(
+            value=right["features"], control=right["pixels"], n=count, better="higher"
+        )
+        return scores
+
+    def _copies(self, pixels: Found) -> int:
+        """Return how many queries stand in the gallery pixel for pixel."""
+        return int((pixels[0][:, 0] == 0).sum())
+
+    def _features(self, x: Tensor) -> Tensor:
+        network = getattr(self.subject, self.options.of)
+        with torch.no_grad():
+            rows = [self._of(network, part.to(self.subject.device)).cpu() for part in x.split(self.options.micro_batch)]
+        return torch.cat(rows)
+
+    def _of(self, network: Any, x: Tensor) -> Tensor:
+        if self.options.of == "encoder":
+            return network.encode(x)
+        if self.options.of == "classifier":
+            return network.features(x)
+        return before_last(network, x)
+
+
+def before_last(network: nn.Module, x: Tensor) -> Tensor:
+    """Return what the last linear layer of a critic is given, [n, F]: all that it knows of an image."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    if not layers:
+        return network(x)[:, None]
+    seen: list[Tensor] = []
+    handle = layers[-1].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    try:
+        network(x)
+    finally:
+        handle.remove()
+    return seen[-1].flatten(1)
+
+
+def distances(queries: Tensor, gallery: Tensor) -> np.ndarray:
+    """Return Euclidean distances [N, M], float64, without the shortcut that sets exact copies apart."""
+    mode = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(queries.double(), gallery.double(), compute_mode=mode).numpy()
+
+
+def best_of(distance_NM: np.ndarray, start: int, k: int) -> Found:
+    """Return the k smallest of each row with their places from ``start`` on; of equal ones, the earlier."""
+    order = np.argsort(distance_NM, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distance_NM, order, axis=1), order + start
+
+
+def merge_best(parts: list[Found], k: int) -> Found:
+    """Return the k best of all parts by (distance, place)."""
+    distance = np.concatenate([part[0] for part in parts], axis=1)
+    place = np.concatenate([part[1] for part in parts], axis=1)
+    order = np.stack([np.lexsort((place[row], distance[row]))[:k] for row in range(len(place))])
+    return np.take_along_axis(distance, order, axis=1), np.take_along_axis(place, order, axis=1)

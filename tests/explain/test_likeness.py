@@ -1,0 +1,143 @@
+"""Neighbours against a whole sort, membership of copied and of fresh samples, alignment of layers against its laws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import toys
+from torch import nn
+
+from ganscale.explain import Subject, explain
+from ganscale.explain.errors import ExplainInputError
+from ganscale.explain.likeness.cka import Sums
+from ganscale.explain.likeness.conv_interaction import watched
+from ganscale.explain.likeness.membership import auc, caught_at
+from ganscale.explain.likeness.retrieval import best_of, merge_best
+
+
+def images(count: int, seed: int = 0, side: int = 14) -> torch.Tensor:
+    return torch.rand(count, 1, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def rows(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def test_neighbours_found_in_parts_are_those_of_one_sort_ties_too():
+    distance = np.random.default_rng(0).integers(0, 4, (7, 60)).astype(float)  # full of ties
+    whole = best_of(distance, 0, 9)
+    parts = [best_of(distance[:, start : start + 13], start, 9) for start in range(0, 60, 13)]
+    for merged in (merge_best(parts, 9), merge_best(parts[::-1], 9)):
+        np.testing.assert_array_equal(merged[0], whole[0])
+        np.testing.assert_array_equal(merged[1], whole[1])
+
+
+def test_a_query_finds_its_own_copy_and_its_class():
+    gallery = images(600)
+    labels = torch.arange(600) % 3
+    gallery[labels == 1] += 3
+    gallery[labels == 2] -= 3
+    critic = toys.conv_critic()
+    subject = Subject(name="critic", fn=critic, module=critic, critic=critic, value_range=None)
+    inputs = {"x": gallery[[3, 400, 599]], "labels": labels[[3, 400, 599]], "real": gallery, "real_labels": labels}
+    found = explain(subject, inputs, "retrieval", k=3)
+    for space in ("features", "pixels"):
+        assert found.values[f"{space}_neighbours"][:, 0].tolist() == [3, 400, 599]
+        assert (found.values[f"{space}_distance"][:, 0] == 0).all()
+    assert found.meta["copies"] == 3
+    assert found.scores["same_class"].value == 1
+    assert found.scores["same_class"].control == pytest.approx(1 / 3, abs=0.01)
+    assert torch.equal(found.values["neighbour_images"][:, 0], inputs["x"])
+    with pytest.raises(ExplainInputError, match="gallery"):
+        explain(subject, images(2), "retrieval")
+
+
+class Copier(nn.Module):
+    """Draws one of its training images, a little noisy: z names which."""
+
+    def __init__(self, training: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("kept", training)
+        self.latent = 3
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        which = (z[:, 0].abs() * 1e4).long() % len(self.kept)
+        return self.kept[which] + 0.05 * z[:, 1, None, None, None]
+
+
+def membership(generator: nn.Module):
+    inputs = {
+        "x": images(1),
+        "real": images(500, seed=1, side=6),
+        "held_out": images(500, seed=2, side=6),
+        "latents": torch.randn(2000, 3, generator=torch.Generator().manual_seed(3)),
+    }
+    return explain(Subject(name="g", fn=lambda x: x.flatten(1).sum(1), generator=generator), inputs, "membership")
+
+
+def test_a_generator_that_returns_training_images_gives_them_away_and_one_that_does_not_does_not():
+    copied = membership(Copier(images(500, seed=1, side=6)))
+    assert copied.scores["nearest_auc"].value >= 0.95
+    assert not copied.not_better_than_random
+    fresh = membership(Copier(images(2000, seed=9, side=6)))
+    assert abs(fresh.scores["nearest_auc"].value - 0.5) <= 0.06  # the null's spread is .018
+    assert abs(fresh.scores["nearest_auc"].control - 0.5) <= 0.08
+    near = copied.values["nearest_generated"] - copied.values["nearest_members"]
+    assert float(near.abs().amax()) <= 0.05 * 4
+
+
+def test_the_area_counts_ties_half_and_equals_the_share_of_ordered_pairs():
+    positive, negative = np.array([1.0, 2.0, 2.0]), np.array([2.0, 0.0])
+    assert auc(positive, negative) == pytest.approx((0.0 + 1 + 0.5 + 1 + 0.5 + 1) / 6)
+    assert auc(rows(50), rows(50) - 100) == 1
+    assert caught_at(np.arange(100.0) + 0.5, np.arange(100.0), 0.01) == pytest.approx(0.02, abs=0.011)
+
+
+def test_alignment_is_one_for_itself_rotated_and_scaled_and_merged_sums_are_whole_ones():
+    x = rows(200, 8)
+    rotation = np.linalg.qr(rows(8, 8, seed=1))[0]
+    layers = [x, 3 * x @ rotation + 5, rows(200, 4, seed=2)]
+    whole = Sums.of_rows(layers)
+    for found in (whole.alignment(), whole.debiased()):
+        assert found[0, 1] == pytest.approx(1, abs=1e-10)
+        np.testing.assert_allclose(np.diag(found), 1, atol=1e-12)
+    parts = [Sums.of_rows([layer[start : start + 70] for layer in layers]) for start in range(0, 200, 70)]
+    merged = parts[2] + parts[0] + parts[1]
+    np.testing.assert_allclose(merged.debiased(), whole.debiased(), atol=1e-10)
+    np.testing.assert_allclose(merged.alignment(), whole.alignment(), atol=1e-10)
+
+
+def test_debiased_alignment_of_independent_features_is_near_nothing_where_the_plain_one_is_not():
+    sums = Sums.of_rows([rows(2000, 32), rows(2000, 32, seed=1)])
+    assert abs(sums.debiased()[0, 1]) <= 0.01
+    assert sums.alignment()[0, 1] > 0.012  # 32 / 2000 = .016
+
+
+def test_debiased_alignment_is_that_of_gram_matrices_without_their_diagonals():
+    x, y, n = rows(30, 5), rows(30, 3, seed=1) + 1, 30
+
+    def hsic(k: np.ndarray, m: np.ndarray) -> float:
+        k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
+        one = np.ones(n)
+        between = one @ k @ m @ one
+        return np.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2)) - 2 * between / (n - 2)
+
+    kx, ky = x @ x.T, y @ y.T
+    truth = hsic(kx, ky) / np.sqrt(hsic(kx, kx) * hsic(ky, ky))
+    assert Sums.of_rows([x, y]).debiased()[0, 1] == pytest.approx(truth, rel=1e-9)
+
+
+def test_layers_are_found_by_their_calls_and_the_gradient_at_the_last_is_that_of_the_critic():
+    generator, critic = toys.ConvGenerator(6, 14), toys.conv_critic()
+    z = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    subject = Subject(name="pair", fn=critic, generator=generator, critic=critic, value_range=None)
+    found = explain(subject, z, "conv-interaction")
+    assert found.meta["layers_generator"] == ["hidden", "up"]  # start puts out 196 numbers: too wide a vector
+    assert found.meta["layers_critic"] == ["0", "2", "5"]
+    before = generator(z).detach().atanh().requires_grad_(True)  # what the last layer puts out
+    (slope,) = torch.autograd.grad(critic(before.tanh()).sum(), before)
+    truth = float(slope.double().flatten(1).square().sum(1).mean().sqrt())
+    assert float(found.values["gradient_by_layer"][1]) == pytest.approx(truth, rel=1e-4)
+    assert not found.not_better_than_random
+    assert list(watched(critic, images(2))[1]) == ["0", "2", "5"]
