@@ -17,6 +17,7 @@ import toys
 from ganscale.explain import (
     EXPLAINERS,
     Chunk,
+    Classifier,
     Explanation,
     Fold,
     Partial,
@@ -56,10 +57,13 @@ CASES = {
     "layer-noise": {},
     "layer-swap": {},
     "style-mixing": {},
+    "class-generation": {"steps": 4, "draws": 8},
+    "probe-classifier": {"draws": 130},
     "latent-counterfactual": {"steps": 40, "confidence": 0.5},
 }
 
 
+JUDGED = ("class-generation", "probe-classifier")  # need a classifier
 DRAWS_NOTHING = {"autoencoder", "retrieval", "membership"}
 
 
@@ -70,9 +74,18 @@ class Encoding(toys.ConvGenerator):
         return x[:, 0, 5, 4:10]
 
 
-def subject() -> Subject:
+def subject(method: str = "") -> Subject:
     critic = toys.conv_critic()
-    return Subject(name="critic", fn=critic, module=critic, generator=Encoding(6, 14), critic=critic, value_range=None)
+    judged = Subject(name="critic", fn=critic, module=critic, generator=Encoding(6, 14), critic=critic, value_range=None)
+    return replace(judged, classifier=three_classes()) if method in JUDGED else judged
+
+
+def three_classes() -> Classifier:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(14 * 14, 3))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randn(3, 14 * 14, generator=torch.Generator().manual_seed(1)))
+        model[1].bias.zero_()
+    return Classifier(model, name="three classes", example=torch.zeros(2, 1, 14, 14))
 
 
 def request_of(method: str):
@@ -82,6 +95,9 @@ def request_of(method: str):
     inputs = {explainer.input_name: torch.randn(shape, generator=generator)}
     if method in ("retrieval", "membership"):
         inputs |= {name: torch.randn(520, 1, 14, 14, generator=generator) for name in ("real", "held_out")}
+    if method == "probe-classifier":
+        inputs["real"] = torch.randn(30, 1, 14, 14, generator=generator)
+        inputs["real_labels"] = torch.arange(30) % 3
     if method == "membership":
         inputs["latents"] = torch.randn(300, 6, generator=generator)
     if method == "retrieval":
@@ -96,7 +112,7 @@ def in_workers(request, workers: int, arrange: Callable[[list], Iterable]) -> Ca
     """Run chunks on explainers that are each built anew from what crosses a process boundary."""
 
     def execute(chunks: list[Chunk]) -> Iterable[tuple[int, Partial]]:
-        pool = [build_explainer(subject(), cloudpickle.loads(cloudpickle.dumps(request))) for _ in range(workers)]
+        pool = [build_explainer(subject(request.method), cloudpickle.loads(cloudpickle.dumps(request))) for _ in range(workers)]
         sent = [cloudpickle.dumps(chunk) for chunk in chunks]
         back = [cloudpickle.dumps(pool[i % workers].run(cloudpickle.loads(raw))) for i, raw in enumerate(sent)]
         return arrange([(chunk.index, cloudpickle.loads(raw)) for chunk, raw in zip(chunks, back, strict=True)])
@@ -115,7 +131,7 @@ def shuffled(arrivals: list) -> list:
 @pytest.mark.parametrize("method", EXPLAINERS)
 def test_workers_order_and_duplicates_do_not_change_a_byte(method: str, tmp_path: Path):
     request = request_of(method)
-    alone = drive(build_explainer(subject(), request))
+    alone = drive(build_explainer(subject(request.method), request))
     wanted = digest(alone, tmp_path / "alone")
     ways = {
         "one": in_workers(request, 1, list),
@@ -124,7 +140,7 @@ def test_workers_order_and_duplicates_do_not_change_a_byte(method: str, tmp_path
         "twice": in_workers(request, 2, lambda a: shuffled(a + a)),
     }
     for name, execute in ways.items():
-        found = drive(build_explainer(subject(), request), execute=execute)
+        found = drive(build_explainer(subject(request.method), request), execute=execute)
         assert digest(found, tmp_path / name) == wanted, name
         assert found.scores == alone.scores, name
 
@@ -132,7 +148,7 @@ def test_workers_order_and_duplicates_do_not_change_a_byte(method: str, tmp_path
 @pytest.mark.parametrize("method", EXPLAINERS)
 def test_all_that_crosses_a_process_boundary_is_small(method: str):
     request = request_of(method)
-    explainer = build_explainer(subject(), request)
+    explainer = build_explainer(subject(request.method), request)
     chunks = explainer.plan()
     partial = explainer.run(chunks[0])
     assert max(len(pickle.dumps(chunk)) for chunk in chunks) < 2_000
@@ -142,12 +158,13 @@ def test_all_that_crosses_a_process_boundary_is_small(method: str):
 @pytest.mark.parametrize("method", [name for name in EXPLAINERS if name not in DRAWS_NOTHING])
 def test_the_seed_decides_and_is_enough(method: str):
     request = request_of(method)
-    one, same = (drive(build_explainer(subject(), request)) for _ in range(2))
-    other = drive(build_explainer(subject(), replace(request, seed=4)))
+    one, same = (drive(build_explainer(subject(request.method), request)) for _ in range(2))
+    other = drive(build_explainer(subject(request.method), replace(request, seed=4)))
     drawn = (
         "random_directions",
         "random_curves",
         "log_odds_random",
+        "agreement_permuted",
         "removed_by_random_sets",
         "shuffled_spread",
         "noise_margins",
