@@ -76,8 +76,9 @@ class Encoding(toys.ConvGenerator):
 
 def subject(method: str = "") -> Subject:
     critic = toys.conv_critic()
-    judged = Subject(name="critic", fn=critic, module=critic, generator=Encoding(6, 14), critic=critic, value_range=None)
-    return replace(judged, classifier=three_classes()) if method in JUDGED else judged
+    classifier = three_classes() if method in JUDGED else None
+    networks = {"generator": Encoding(6, 14), "critic": critic, "classifier": classifier}
+    return Subject(name="critic", fn=critic, module=critic, value_range=None, **networks)
 
 
 def three_classes() -> Classifier:
@@ -112,7 +113,8 @@ def in_workers(request, workers: int, arrange: Callable[[list], Iterable]) -> Ca
     """Run chunks on explainers that are each built anew from what crosses a process boundary."""
 
     def execute(chunks: list[Chunk]) -> Iterable[tuple[int, Partial]]:
-        pool = [build_explainer(subject(request.method), cloudpickle.loads(cloudpickle.dumps(request))) for _ in range(workers)]
+        copies = [cloudpickle.loads(cloudpickle.dumps(request)) for _ in range(workers)]
+        pool = [build_explainer(subject(request.method), copy) for copy in copies]
         sent = [cloudpickle.dumps(chunk) for chunk in chunks]
         back = [cloudpickle.dumps(pool[i % workers].run(cloudpickle.loads(raw))) for i, raw in enumerate(sent)]
         return arrange([(chunk.index, cloudpickle.loads(raw)) for chunk, raw in zip(chunks, back, strict=True)])
