@@ -136,10 +136,8 @@ def explain(
     module = module if isinstance(module, nn.Module) else None
     name = type(fn).__name__ if isinstance(fn, nn.Module) else getattr(fn, "__name__", type(fn).__name__)
     generator = fn if explainer.input_name == "z" else None
-    return _drive(
-        explainer(Subject(name=name, fn=fn, module=module, generator=generator, value_range=value_range), request),
-        limits,
-    )
+    subject = Subject(name=name, fn=fn, module=module, generator=generator, value_range=value_range)
+    return _drive(build_explainer(subject, request), limits)
 
 
 def _drive(explainer: Explainer, limits: Limits | None) -> Explanation:
