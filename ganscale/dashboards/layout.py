@@ -28,6 +28,10 @@ METHOD_TITLES = {
     "smoothgrad": "SmoothGrad",
     "input-x-gradient": "Input × gradient",
     "grad-cam": "Grad-CAM",
+    "attack-input": "Attack on the input",
+    "attack-latent": "Attack on the latent",
+    "conv-interaction": "Layers of generator and critic",
+    "retrieval": "Nearest images",
     "mprt": "Layer by layer shuffled (MPRT)",
     "roar": "Remove and retrain (ROAR)",
 }
@@ -51,6 +55,7 @@ BASELINES = {
     "mean": "the samples' mean",
     "blur": "the sample blurred",
     "zero": "zero",
+    "prior": "a draw of the prior, averaged over 16",
 }
 
 

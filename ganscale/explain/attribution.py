@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ganscale.explain import faithfulness
 from ganscale.explain.base import SCORING, Explainer, Meter, Options
 from ganscale.explain.cells import cell_sums, compose, grid_segments, make_baseline, spread, width_of
 from ganscale.explain.errors import CallableError, ExplainOptionError, ZeroGradientError
+from ganscale.explain.latent_path import PRIOR_DRAWS
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.shuffling import has_weights, shuffled_weights
 from ganscale.explain.subject import Subject, check_callable, check_range
@@ -39,16 +40,17 @@ SHAKE = 0.02  # of the range's width: how far an input is moved for max-sensitiv
 class AttributionOptions(Options):
     """Options of every attribution: what stands for "absent", the regions, and how much is measured beside the map.
 
-    ``baseline``: auto (the low end of the range; zero where there is none), low, mid, mean, blur, zero, or a number.
+    ``baseline``: auto (the low end of the range; zero where there is none), low, mid, mean, blur, zero, or a number;
+    of a latent prior: the mean over draws of the normal prior, which auto is for methods that can take it.
     ``cells``: cells a side for images; vectors have one player a feature. ``regions``: grid, slic (cells x cells
     superpixels of each image), or auto (slic from 64 pixels a side). ``curve_points``: points of deletion curves.
     ``shakes``: moved copies of each sample whose maps are compared with its own. ``shuffled_network``: whether the map
     of a network with shuffled weights is made as a control.
     """
 
-    baseline: Literal["auto", "low", "mid", "mean", "blur", "zero"] | Annotated[float, Field(allow_inf_nan=False)] = (
-        "auto"
-    )
+    baseline: (
+        Literal["auto", "low", "mid", "mean", "blur", "zero", "prior"] | Annotated[float, Field(allow_inf_nan=False)]
+    ) = "auto"
     cells: Annotated[int, Field(ge=2, le=64)] = 7
     regions: Literal["auto", "grid", "slic"] = "grid"
     curve_points: Annotated[int, Field(ge=2, le=4096)] = 16
@@ -88,13 +90,15 @@ class AttributionExplainer(Explainer):
     Options = AttributionOptions
     options: AttributionOptions
     primary = ("deletion_auc", "insertion_auc")
+    takes_prior: ClassVar[bool] = False  # whether several draws of the prior may stand for what is absent
     weighs = "cells"  # what the method itself gives weights to; recorded in meta
 
     def __init__(self, subject: Subject, request: Request) -> None:
         super().__init__(subject, request)
         self.x = request.inputs["x"]
         self.range_warnings = check_range(self.x, subject.value_range)
-        self.baseline = make_baseline(self.x, self.options.baseline, subject.value_range)
+        self.draws = self._prior_draws()
+        self.baseline = make_baseline(self.x, self._one_baseline(), subject.value_range)
         check_range(self.baseline, subject.value_range)
         self.segments = self._segments()
         self.players = int(self.segments.max()) + 1
@@ -207,6 +211,8 @@ class AttributionExplainer(Explainer):
     def evaluate(self, row: int, present_nM: np.ndarray, meter: Meter) -> np.ndarray:
         """Return f of sample ``row`` with the given players present, float64 [n]."""
         x, baseline, segments = self.x[row], self.baseline[row], self.segments_of(row)
+        if self.draws is not None:
+            return self._expect(x, present_nM, segments, meter)
         return meter.evaluate(
             self.subject.fn, len(present_nM), lambda part: compose(x, baseline, present_nM[part], segments)
         )
@@ -223,17 +229,47 @@ class AttributionExplainer(Explainer):
         return self.explanation(
             partial,
             values={**weights, **maps.values, **curves},
-            inputs={**self.request.inputs, "baseline": self.baseline, "segments": self.segments},
+            inputs={
+                **self.request.inputs,
+                "baseline": self.baseline,
+                "segments": self.segments,
+                **({} if self.draws is None else {"prior_draws": self.draws}),
+            },
             scores={**measured, **maps.scores},
             meta={
                 "warnings": [*self.range_warnings, *maps.meta.get("warnings", []), *words],
                 "players": self.players,
-                "baseline": str(self.options.baseline),
+                "baseline": str(self.options.baseline) if self.draws is None else "prior",
                 "fill": "baseline",
                 "weighs": self.weighs if self.x.ndim == 4 and self.x.shape[2:].numel() > 1 else "features",
                 **{key: value for key, value in maps.meta.items() if key != "warnings"},
             },
         )
+
+    def _prior_draws(self) -> Tensor | None:
+        """Return the draws [R, D] that stand for what is absent of a latent; None where one baseline does."""
+        asked, can = self.options.baseline, self.takes_prior and self.subject.domain == "z" and self.x.ndim == 2
+        if asked == "prior" and not can:
+            rule = f"be another one than prior for {self.name} of {self.subject.name}"
+            raise ExplainOptionError("baseline", rule, asked, "prior is for the latent of integrals and fair shares")
+        if not can or asked not in ("auto", "prior"):
+            return None
+        rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING + 4)))
+        return torch.from_numpy(rng.standard_normal((PRIOR_DRAWS, *self.x.shape[1:]))).to(self.x.dtype)
+
+    def _one_baseline(self) -> str | float:
+        return "zero" if self.draws is not None else self.options.baseline
+
+    def _expect(self, x: Tensor, present_nM: np.ndarray, segments: Tensor, meter: Meter) -> np.ndarray:
+        """Return the mean of f over the draws, float64 [n]."""
+        many = len(self.draws)
+
+        def build(part: slice) -> Tensor:
+            row = np.arange(part.start, part.stop)
+            return compose(x, self.draws[row % many], present_nM[row // many], segments)
+
+        f = meter.evaluate(self.subject.fn, len(present_nM) * many, build)
+        return f.reshape(len(present_nM), many).mean(axis=1)
 
     def _segments(self) -> Tensor:
         shape, regions = tuple(self.x.shape[1:]), self.options.regions
@@ -260,5 +296,5 @@ class AttributionExplainer(Explainer):
         step = torch.from_numpy(rng.uniform(-SHAKE, SHAKE, self.x.shape)) * width_of(self.x, bounds)
         moved = self.x + step.to(self.x.dtype)
         twin.x = moved.clamp(*bounds) if bounds else moved
-        twin.baseline = make_baseline(twin.x, self.options.baseline, bounds)
+        twin.baseline = make_baseline(twin.x, self._one_baseline(), bounds)
         return twin

@@ -34,6 +34,7 @@ class ExactShapley(AttributionExplainer):
     summary = "fair shares of up to 12 regions or features, by trying every coalition"
     Options = ExactShapleyOptions
     options: ExactShapleyOptions
+    takes_prior = True
 
     def __init__(self, subject: Subject, request: Request) -> None:
         super().__init__(subject, request)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ganscale.explain.attribution import AttributionOptions
 from ganscale.explain.base import Meter
-from ganscale.explain.gradients import GradientExplainer
+from ganscale.explain.gradients import GradientExplainer, gradients
+from ganscale.explain.latent_path import integrate_from_prior
 from ganscale.explain.plan import Chunk
 
 FIRST_STEPS, MOST_STEPS = 50, 800
@@ -38,16 +39,21 @@ class IntegratedGradients(GradientExplainer):
     summary = "pixel sensitivity along the path from a baseline; sums to f(x) - f(baseline) (captum)"
     Options = IntegratedGradientsOptions
     options: IntegratedGradientsOptions
+    takes_prior = True
 
     def attribute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Return maps, ends and the steps used for a few samples."""
         rows = self.rows_of(chunk)
         x, baseline = self.x[rows], self.baseline[rows]
         fx_n = meter.evaluate(self.subject.fn, len(x), lambda part: x[part])
-        baseline_n = meter.evaluate(self.subject.fn, len(x), lambda part: baseline[part])
+        if self.draws is None:
+            baseline_n = meter.evaluate(self.subject.fn, len(x), lambda part: baseline[part])
+        else:
+            expected = meter.evaluate(self.subject.fn, len(self.draws), lambda part: self.draws[part]).mean()
+            baseline_n = np.full(len(x), expected)
         steps = FIRST_STEPS if self.options.steps == "auto" else self.options.steps
         while True:
-            maps = self._integrate(x, baseline, steps, meter)
+            maps = self._integrate(x, baseline, steps, meter) if self.draws is None else self._turn(x, steps, meter)
             gap = _gap(maps, fx_n, baseline_n)
             if self.options.steps != "auto" or gap <= self.options.tolerance or steps >= MOST_STEPS:
                 break
@@ -65,9 +71,14 @@ class IntegratedGradients(GradientExplainer):
         return {
             "steps": [data["steps"] for data in found],
             "rule": "gausslegendre",
+            "path": "straight" if self.draws is None else "great circle",
             "peers": {"captum": version("captum")},
             "warnings": warnings,
         }
+
+    def _turn(self, x: Tensor, steps: int, meter: Meter) -> Tensor:
+        found = [integrate_from_prior(lambda rows: gradients(meter, rows), self.draws, z, steps) for z in x]
+        return torch.stack(found).to(x.dtype)
 
     def _integrate(self, x: Tensor, baseline: Tensor, steps: int, meter: Meter) -> Tensor:
         from captum.attr import IntegratedGradients as CaptumIntegratedGradients  # seconds to import, so only here

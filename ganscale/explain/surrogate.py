@@ -41,6 +41,7 @@ class SurrogateExplainer(AttributionExplainer):
 
     Options = SurrogateOptions
     options: SurrogateOptions
+    takes_prior = True
     least_rows = 2  # coalitions a player, below which the fit may be singular
 
     def __init__(self, subject: Subject, request: Request) -> None:
