@@ -130,8 +130,7 @@ def logs(job: str, follow: bool, address: str | None, insecure: bool, as_json: b
         return
     from ganscale.runtime.jobs import follow_to_end
 
-    for line in follow_to_end(server, job):
-        result(json.dumps({"line": line}) if as_json else line)
+    follow_to_end(server, job, lambda line: result(json.dumps({"line": line}) if as_json else line))
 
 
 @click.command(cls=Verb)

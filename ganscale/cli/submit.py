@@ -157,5 +157,4 @@ def _upload_facts(package: Package) -> dict[str, Any]:
 def _follow(server: JobServer, job_id: str) -> None:
     from ganscale.runtime.jobs import follow_to_end
 
-    for line in follow_to_end(server, job_id):
-        note(line)
+    follow_to_end(server, job_id, note)

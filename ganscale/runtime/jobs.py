@@ -11,7 +11,7 @@ import re
 import shlex
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -118,13 +118,14 @@ def submit(server: JobServer, words: Sequence[str], package: Package, *, job_id:
     server.submit(job_id, shlex.join(words), runtime_env=runtime_env, metadata=facts)
 
 
-def follow_to_end(server: JobServer, job_id: str) -> Iterator[str]:
-    """Yield the lines of a job's log until it ends; then raise what the job came to, unless it is done.
+def follow_to_end(server: JobServer, job_id: str, on_line: Callable[[str], object]) -> None:
+    """Hand the lines of a job's log to ``on_line`` until it ends; then raise what the job came to, unless it is done.
 
-    Raises Interrupted on Ctrl-C, which ends the following and not the job.
+    Raises Interrupted on Ctrl-C, also in the midst of ``on_line``, which ends the following and not the job.
     """
     try:
-        yield from follow(server, job_id)
+        for line in follow(server, job_id):
+            on_line(line)
     except KeyboardInterrupt:
         words = f"no longer watching {job_id}, which goes on: ganscale logs -f {job_id}, or ganscale stop {job_id}"
         raise Interrupted(words) from None

@@ -303,8 +303,7 @@ def test_a_submitted_explanation_is_written_to_the_run_and_a_wrong_one_is_not_se
     launch(tiny_config(), name="tiny", runs_dir=tmp_path / "runs", workers=0)
     sent = call("explain", "tiny", "--method", "directions", "--num-samples", 2, "--workers", 1, "--submit")
     assert sent.exit_code == 0, (sent.output, sent.exception)
-    for _ in jobs.follow_to_end(head.server, sent.stdout.strip()):
-        pass
+    jobs.follow_to_end(head.server, sent.stdout.strip(), print)
     assert (tmp_path / "runs" / "tiny" / "explanations" / "directions-001" / "explanation.json").is_file()
     before = len(head.server.jobs())
     for wrong in (("--method", "directons"), ("--method", "lime", "--target", "critik")):
