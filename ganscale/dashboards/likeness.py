@@ -106,8 +106,9 @@ def alignment_panel(explanation: Explanation, *, with_scores: bool = True) -> np
         axes.set_xticks(range(len(d)), d, rotation=60, ha="right", fontsize=9 * _POINT)
         axes.set_yticks(range(len(g)), g if place == 0 else [""] * len(g), fontsize=9 * _POINT)
         for (i, j), value in np.ndenumerate(values[name].numpy()):
-            if value.size and len(g) * len(d) <= 64:
-                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9 * _POINT, color=INK.light)
+            if len(g) * len(d) <= 64:
+                ink = "white" if abs(value) > 0.6 else INK.light
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=10 * _POINT, color=ink)
         canvas.label_axes(axes, title=title, x="layer of D", y="layer of G" if place == 0 else "")
         if place:
             bar = canvas.figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02)

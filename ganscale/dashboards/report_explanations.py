@@ -62,12 +62,40 @@ _READING = {
         "images change more, and more steadily, than those of the random rows below. Signs are arbitrary."
     ),
 }
+_READING |= {
+    "attack-input": (
+        "How far inputs must move before the verdict changes. Budgets are in 1/255 of the picture. Noise of equal norm "
+        "is what chance does; an attack weaker than a simpler one means masked gradients, and no robustness is shown."
+    ),
+    "attack-latent": (
+        "Small steps of z that move the image most, or the critic's logit. The gap between the attack on z and the one "
+        "on pixels is the part of the critic's weakness that this generator cannot reach."
+    ),
+    "explanation-robustness": (
+        "The map before and after an attack that leaves input and output nearly alone. A map that changes much more "
+        "than under noise should not be read in detail."
+    ),
+    "membership": (
+        "Whether training images can be told from others of the same kind. Here the banner is good news: nobody can be "
+        "told by these two attacks, which is no proof against others."
+    ),
+}
 _READING["exact-shapley"] = _READING["kernel-shap"]
 _CAPTIONS = {
     "maps": "Input, signed map and overlay of each sample.",
     "randomisation": "How alike the map stays as layers are shuffled, and the maps after each layer.",
     "curves": "What happens to f(x) as parts are removed or brought back in the map's order, beside random orders.",
     "traversal": "Walks along each direction, with random directions as the control.",
+    "attack-curves": "How many verdicts hold, and by how much, as the budget grows.",
+    "attack-examples": "Samples before and after the attack, and the difference.",
+    "latent-attacks": "Generator and critic under attacks on the latent, and the images.",
+    "attacked-maps": "Each sample and its map before and after the attack.",
+    "reconstructions": "Images, what is decoded of their codes, and what principal components keep.",
+    "code-map": "The codes on their first two principal axes.",
+    "factor-matrix": "How much each number of the code serves each factor.",
+    "neighbours": "Each query and its nearest real images.",
+    "membership": "How well training images can be told from held-out ones.",
+    "alignment": "Likeness of generator and critic layers, and the gradient that reaches each.",
     "scores": "The scores of this explanation.",
 }
 

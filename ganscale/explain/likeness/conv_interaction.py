@@ -23,7 +23,6 @@ from ganscale.explain.types import Explanation, Score
 
 A_CHUNK = 32
 WIDEST = 128  # numbers of a layer without a map
-LEAST = 8
 
 
 class ConvInteraction(Explainer):
