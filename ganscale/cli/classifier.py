@@ -18,7 +18,7 @@ from ganscale.cli.params import WholeNumber, json_option
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A data.* key; may be repeated.")
 @json_option
 def classifier(data: str | None, out: str | None, seed: int, settings: tuple[str, ...], as_json: bool) -> None:
-    """Train a classifier on labelled images and print its held-out accuracy."""
+    """Train a classifier on labelled images, and say how good it is."""
     from ganscale.presets import compose
 
     config = compose(data=data, settings=settings).data
