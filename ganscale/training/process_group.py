@@ -117,18 +117,20 @@ def torch_group(device: str | torch.device | None = None, *, timeout_s: float = 
 
 def _share_memory(group: Group, timeout_s: float) -> SharedSum | None:
     """Return the memory that all ranks have in common; None, on every rank, where one of them cannot have it."""
-    path, shared = "", None
+    made = shared = None
     if group.is_main:
         with contextlib.suppress(OSError):
-            path = create_file()
-    path = group.broadcast_object(path)
-    if path:  # which names nothing on another machine
-        with contextlib.suppress(RuntimeError, MissingPackageError):
-            shared = SharedSum(path, group.rank, group.size, timeout_s=timeout_s)
-    having = torch.tensor(float(shared is not None))
-    group.sum_([having])
-    if path and group.is_main:
-        os.unlink(path)
+            made = create_file()
+    try:
+        path = group.broadcast_object(made)
+        if path is not None:  # which names nothing on another machine
+            with contextlib.suppress(RuntimeError, MissingPackageError):
+                shared = SharedSum(path, group.rank, group.size, timeout_s=timeout_s)
+        having = torch.tensor(float(shared is not None))
+        group.sum_([having])
+    finally:
+        if made is not None:
+            os.unlink(made)  # all who want it have opened it
     return shared if having.item() == group.size else None
 
 
