@@ -37,6 +37,8 @@ ExplainerName = Literal[
     "directions",
     "latent-counterfactual",
     "dissect",
+    "feature-vis",
+    "feature-maps",
     "probe-classifier",
     "class-generation",
     "style-mixing",
