@@ -59,6 +59,8 @@ CASES = {
     "style-mixing": {},
     "class-generation": {"steps": 4, "draws": 8},
     "probe-classifier": {"draws": 130},
+    "feature-maps": {},
+    "feature-vis": {"steps": 5},
     "latent-counterfactual": {"steps": 40, "confidence": 0.5},
 }
 
@@ -166,6 +168,8 @@ def test_the_seed_decides_and_is_enough(method: str):
         "random_directions",
         "random_curves",
         "log_odds_random",
+        "vis_random",
+        "depicted_permuted",
         "agreement_permuted",
         "removed_by_random_sets",
         "shuffled_spread",
