@@ -19,7 +19,7 @@ from ganscale.training.autoencoding import phases_of
 from ganscale.training.process_group import solo_group
 from ganscale.training.random import Draws
 from ganscale.training.state import TrainState
-from ganscale.training.step import train_step
+from ganscale.training.step import StepContext, train_step
 from ganscale.training.trainer import train
 
 TINY = {
@@ -75,6 +75,26 @@ def test_the_divergence_is_that_of_torchs_normals_and_the_error_half_the_squared
     torch.testing.assert_close(divergence(mean, log_variance), truth.sum(1))
     a, b = torch.randn(3, 1, 2, 2), torch.randn(3, 1, 2, 2)
     torch.testing.assert_close(squared_error(a, b), 0.5 * (a - b).flatten(1).norm(dim=1) ** 2)
+
+
+def test_a_variational_step_minimises_the_error_of_a_drawn_code_plus_beta_times_its_divergence():
+    config = from_mapping(
+        {
+            "data": {"resolution": 8},
+            "model": {"generator": "linear-autoencoder", "critic": "linear-autoencoder", "latent": 3},
+            "loss": {"name": "elbo", "beta": 2.5},
+        }
+    )
+    state, draws, reported = TrainState(config, solo_group()), Draws(0, torch.device("cpu")), {}
+    net, real = state.nets["generator"], torch.rand(6, 1, 8, 8) * 2 - 1
+    (phase,) = phases_of(config)
+    step = StepContext(state, phase.name, real, 40, draws, autocast, lambda name, value: reported.update({name: value}))
+    term = phase.term(step)
+    mean, log_variance = net.distribution(real)
+    code = mean + (0.5 * log_variance).exp() * draws.normal("autoencoder/eps", 40, 6, 3)
+    truth = squared_error(net(code), real) + 2.5 * divergence(mean, log_variance)
+    torch.testing.assert_close(term, truth)
+    assert {"loss/autoencoder", "loss/reconstruction", "loss/divergence", "quality/psnr"} == reported.keys()
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "vae"])
