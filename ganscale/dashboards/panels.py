@@ -20,6 +20,7 @@ from ganscale.dashboards.codes import code_map_panel, factor_matrix_panel, recon
 from ganscale.dashboards.counterfactual import counterfactual_panel
 from ganscale.dashboards.curves import faithfulness_panel, logit_panel
 from ganscale.dashboards.dissection import dissection_panel
+from ganscale.dashboards.feature_panels import maps_panel, vis_panel
 from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.latent_attacks import latent_attack_panel
 from ganscale.dashboards.layer_panels import layer_panel, mixing_panel
@@ -77,6 +78,8 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "classes": (("class_images", "class_probability"), class_wall),
     "probe": (("probe_matrix",), probe_panel),
     "ways": (("way_images", "way_probability"), ways_panel),
+    "feature-maps": (("map_images", "map_0"), maps_panel),
+    "feature-vis": (("vis_images", "vis_best"), vis_panel),
     "counterfactuals": (("path", "path_probability", "pixel_counterfactual"), counterfactual_panel),
 }
 
