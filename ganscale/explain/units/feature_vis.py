@@ -156,7 +156,7 @@ class FeatureVis(LatentExplainer):
             spectrum = torch.view_as_complex(parameters) * scale.to(parameters.device)
             image = torch.fft.irfft2(spectrum, s=(height, width))
             image = image / image.norm().clamp_min(1e-12) * length
-            return image / image.detach().abs().max().clamp_min(1.0)  # inside [-1, 1], its direction kept
+            return image.clamp(-1, 1)  # part of what is searched: a pixel at its end stays there
 
         return make, parameters
 
@@ -165,7 +165,7 @@ def make_random(shape: tuple[int, ...], length: float, rng: np.random.Generator)
     """Return one random input of the given length (an image inside [-1, 1])."""
     drawn = torch.from_numpy(rng.standard_normal(shape)).float()
     drawn = drawn / drawn.norm() * (length if len(shape) == 3 else shape[0] ** 0.5)
-    return drawn / drawn.abs().max().clamp_min(1.0) if len(shape) == 3 else drawn
+    return drawn.clamp(-1, 1) if len(shape) == 3 else drawn
 
 
 def _excited(output: Tensor) -> Tensor:
