@@ -34,6 +34,17 @@ METHOD_TITLES = {
     "retrieval": "Nearest images",
     "mprt": "Layer by layer shuffled (MPRT)",
     "roar": "Remove and retrain (ROAR)",
+    "latent-counterfactual": "Counterfactuals in latent space",
+    "attfind": "Attributes that drive a judge (AttFind)",
+    "class-generation": "Classes through the generator",
+    "probe-classifier": "A classifier on generated images",
+    "dissect": "Dissection",
+    "layer-ablation": "Layers taken away",
+    "layer-noise": "Layers disturbed",
+    "layer-swap": "Layers swapped",
+    "style-mixing": "Styles mixed",
+    "feature-maps": "Feature maps",
+    "feature-vis": "What units like best",
 }
 
 
@@ -47,6 +58,14 @@ SCORE_TITLES = {
     "critic_linearity_r2": "critic linearity (R²)",
     "image_change_per_sigma": "image change (L2 per σ)",
     "critic_slope_per_sigma": "critic slope (logit per σ)",
+    "assessed_slope_per_sigma": "rise of what is assessed per σ",
+    "gain_log_odds": "gain in log-odds",
+    "plausibility_critic": "plausibility (critic's logit)",
+    "distance_to_real_of_class": "distance to real of the class",
+    "neighbours_of_class": "real neighbours of the class",
+    "real_neighbours_of_class": "real neighbours of the class",
+    "pixel_l2": "change of pixels (L2)",
+    "iou_held_out": "IoU on held-out latents",
 }
 BASELINES = {
     "auto": "the low end of the range",
