@@ -80,12 +80,48 @@ _READING |= {
         "told by these two attacks, which is no proof against others."
     ),
 }
+_READING |= {
+    "latent-counterfactual": (
+        "What the generator would have to draw for the judge to say otherwise. A step that turns the verdict is worth a "
+        "name only where the turned picture is nearer to real ones of that class than what a change of pixels finds."
+    ),
+    "attfind": (
+        "Single coordinates that move the judge most. They mean something only where they beat the best of as many "
+        "random directions: coordinates of a latent that was never disentangled are as good as any direction."
+    ),
+    "class-generation": (
+        "What the judge is surest of when only the generator may draw. Compare with the nearest real images: pictures "
+        "that are unlike them show what the classifier mistakes for the class."
+    ),
+    "probe-classifier": (
+        "Verdicts on generated images against the labels of the real images nearest in pixels. A row off the diagonal "
+        "is either a weakness of the classifier or a picture between two classes; the ways show which."
+    ),
+    "dissect": (
+        "Units whose maps lie where a concept is. Read a unit as drawing it only where its IoU beats that with the masks "
+        "of other images and the concept vanishes without it more than without random units."
+    ),
+    "layer-ablation": "What is left when a layer says the same for every latent: the larger the change, the more it says.",
+    "layer-noise": "Where the picture is most easily disturbed; noise has the size of each channel's own variation.",
+    "layer-swap": "In a chain a whole layer decides on all that follows; half of its channels show what they share out.",
+    "style-mixing": "Means and deviations of the channels carry texture and brightness; where things are stays.",
+}
 _READING["exact-shapley"] = _READING["kernel-shap"]
 _CAPTIONS = {
     "maps": "Input, signed map and overlay of each sample.",
     "randomisation": "How alike the map stays as layers are shuffled, and the maps after each layer.",
     "curves": "What happens to f(x) as parts are removed or brought back in the map's order, beside random orders.",
     "traversal": "Walks along each direction, with random directions as the control.",
+    "counterfactuals": "The way from each picture to one that is judged otherwise, and the same by changing pixels.",
+    "attributes": "Coordinates that drive the judge, each moved both ways.",
+    "classes": "Pictures that the classifier is surest of, beside the nearest real images.",
+    "probe": "Meant against predicted classes.",
+    "ways": "Ways through latent space from one verdict to another.",
+    "dissection": "The best unit of each concept, and a picture without it.",
+    "layers": "Pictures as they are and with each layer edited.",
+    "mixing": "Layouts down, styles across.",
+    "feature-maps": "Maps of each layer's most varied channels.",
+    "feature-vis": "What units like best, beside the pictures that excite them most.",
     "attack-curves": "How many verdicts hold, and by how much, as the budget grows.",
     "attack-examples": "Samples before and after the attack, and the difference.",
     "latent-attacks": "Generator and critic under attacks on the latent, and the images.",
