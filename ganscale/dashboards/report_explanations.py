@@ -82,7 +82,7 @@ _READING |= {
 }
 _READING |= {
     "latent-counterfactual": (
-        "What the generator would have to draw for the judge to say otherwise. A step that turns the verdict is worth a "
+        "What the generator would have to draw for the judge to say otherwise. A turned verdict is worth a "
         "name only where the turned picture is nearer to real ones of that class than what a change of pixels finds."
     ),
     "attfind": (
@@ -98,12 +98,12 @@ _READING |= {
         "is either a weakness of the classifier or a picture between two classes; the ways show which."
     ),
     "dissect": (
-        "Units whose maps lie where a concept is. Read a unit as drawing it only where its IoU beats that with the masks "
+        "Units whose maps lie where a concept is. Read a unit as drawing it only where its IoU beats that with masks "
         "of other images and the concept vanishes without it more than without random units."
     ),
-    "layer-ablation": "What is left when a layer says the same for every latent: the larger the change, the more it says.",
+    "layer-ablation": "What is left when a layer says the same for all latents: the larger the change, the more it said.",
     "layer-noise": "Where the picture is most easily disturbed; noise has the size of each channel's own variation.",
-    "layer-swap": "In a chain a whole layer decides on all that follows; half of its channels show what they share out.",
+    "layer-swap": "In a chain a whole layer decides on all that follows; half of its channels show how they share it.",
     "style-mixing": "Means and deviations of the channels carry texture and brightness; where things are stays.",
 }
 _READING["exact-shapley"] = _READING["kernel-shap"]
