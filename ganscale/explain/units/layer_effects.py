@@ -9,6 +9,7 @@ Legend: N latents, L layers, n rows, U units.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
@@ -92,9 +93,9 @@ class LayerEffect(LayerMethod):
 
     edit_names: ClassVar[tuple[str, ...]]
 
+    @abstractmethod
     def edits(self, outputs: dict[str, Tensor], rng: np.random.Generator) -> dict[str, dict[str, Edit]]:
         """Return layer -> what to do -> edit; ``outputs`` are the layers' own on the same latents."""
-        raise NotImplementedError
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Return the effect of every edit on every row: pixels [L, E, n], logit and verdict where there are judges."""
