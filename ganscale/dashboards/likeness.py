@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 _POINT, _SIDE = 0.72, 340
 MOST_NEIGHBOURS = 7
+_MEMBERSHIP = (
+    ("nearest", "vermilion", "nearest generated"),
+    ("searched", "purple", "searched latent"),
+    ("critic", "blue", "critic's logit"),
+)
 
 
 def neighbours_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
@@ -65,7 +70,7 @@ def membership_panel(explanation: Explanation, *, with_scores: bool = True) -> n
     n, m = int(meta.get("members", 1)), int(meta.get("others", 1))
     half = 1.96 * np.sqrt(at * (1 - at) * (1 / n + 1 / m))
     axes.fill_between(at, np.clip(at - half, 0, 1), np.clip(at + half, 0, 1), color=SERIES["grey"].light, alpha=0.25)
-    for name, colour, words in (("nearest", "vermilion", "nearest generated"), ("critic", "blue", "critic's logit")):
+    for name, colour, words in _MEMBERSHIP:
         if f"roc_{name}" in values:
             curve = values[f"roc_{name}"].numpy()
             area = number(explanation.scores[f"{name}_auc"].value)

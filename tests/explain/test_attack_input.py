@@ -118,6 +118,7 @@ def test_labels_decide_what_a_classifier_is_attacked_from():
     found = explain(net, {"x": x, "labels": labels}, "attack-input")
     assert (found.values["clean_margins"] < 0).tolist() == [False] * 3 + [True] * 3
     assert found.scores["clean_accuracy"].value == 0.5
+    assert found.scores["pgd_success"].n == 3  # those that were right before
     unknown = explain(net, {"x": x, "labels": torch.full((6,), -1)}, "attack-input")
     assert (unknown.values["clean_margins"] >= 0).all()
     assert "clean_accuracy" not in unknown.scores

@@ -49,7 +49,7 @@ CASES = {
     "autoencoder": {},
     "disentanglement": {},
     "retrieval": {"k": 3},
-    "membership": {},
+    "membership": {"searched": 20, "steps": 3},
     "conv-interaction": {},
     "attfind": {},
     "dissect": {"ablate": 1},

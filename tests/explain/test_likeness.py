@@ -83,6 +83,10 @@ def test_a_generator_that_returns_training_images_gives_them_away_and_one_that_d
     fresh = membership(Copier(images(2000, seed=9, side=6)))
     assert abs(fresh.scores["nearest_auc"].value - 0.5) <= 0.06  # the null's spread is .018
     assert abs(fresh.scores["nearest_auc"].control - 0.5) <= 0.08
+    assert copied.scores["searched_auc"].value >= 0.9
+    assert copied.scores["searched_auc"].n == 128
+    started = copied.values["nearest_distance"][torch.cat([torch.arange(64), 500 + torch.arange(64)])]
+    assert (copied.values["searched_distance"] <= started + 1e-4).all()
     near = copied.values["nearest_generated"] - copied.values["nearest_members"]
     assert float(near.abs().amax()) <= 0.05 * 4
 

@@ -198,11 +198,14 @@ class AttackInput(Explainer):
         clean_N, noise_NRE = joined["clean"], joined["noise"]
         random_NR = (clean_N[:, None, None] - noise_NRE).mean(axis=2)
         dropped = {name: (clean_N[:, None] - joined[name]).mean(axis=1) for name in ("fgsm", "pgd")}
-        flipped = {name: (joined[name] < 0).mean(axis=1) for name in ("fgsm", "pgd")}
+        stood_N = clean_N >= 0  # a verdict that was wrong before is no success of an attack
+        flipped = {name: (joined[name][stood_N] < 0).mean(axis=1) for name in ("fgsm", "pgd")}
         found = {}
         for name in ("pgd", "fgsm"):
             found[f"{name}_margin_drop"] = against_random(dropped[name], random_NR, better="higher")
-            found[f"{name}_success"] = against_random(flipped[name], (noise_NRE < 0).mean(axis=2), better="higher")
+            if stood_N.any():
+                by_noise = (noise_NRE[stood_N] < 0).mean(axis=2)
+                found[f"{name}_success"] = against_random(flipped[name], by_noise, better="higher")
         right_n = joined["right"][~np.isnan(joined["right"])]
         if len(right_n):
             found["clean_accuracy"] = Score(

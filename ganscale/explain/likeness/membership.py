@@ -2,7 +2,8 @@
 
 Training images are the positives, held-out images of the same data the negatives; held-out against held-out is the
 control. A critic that has learned its training images by heart scores them higher (Hayes et al. 2019,
-arXiv:1705.07663); a generator that has, draws them (Chen et al. 2020, arXiv:1909.03935).
+arXiv:1705.07663); a generator that has, draws them, and comes nearer still when its latent is searched for
+(Chen et al. 2020, arXiv:1909.03935).
 
 Legend: N members, M others, L generated images.
 """
@@ -10,13 +11,14 @@ Legend: N members, M others, L generated images.
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from ganscale.explain.base import Explainer, Meter
+from ganscale.explain.base import Explainer, Meter, Options
 from ganscale.explain.errors import ExplainInputError
 from ganscale.explain.likeness.retrieval import distances
 from ganscale.explain.plan import Chunk, Partial, Request
@@ -28,6 +30,15 @@ IMAGES, GENERATED = 500, 2000
 A_CHUNK = 250
 FALSE_ALARMS = 0.01
 SHOWN = 8
+A_SEARCH = 16  # images whose latents are searched together
+SEARCH_RATE = 0.05  # of Adam, in standard deviations of a latent
+
+
+class MembershipOptions(Options):
+    """``searched``: images of either kind whose latents are searched, ``steps`` each; 0 leaves the search out."""
+
+    searched: Annotated[int, Field(ge=0, le=10_000)] = 64
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 50
 
 
 class Membership(Explainer):
@@ -35,6 +46,8 @@ class Membership(Explainer):
 
     name = "membership"
     summary = "whether training images can be told from held-out ones, by the critic or by the nearest generated image"
+    Options = MembershipOptions
+    options: MembershipOptions
     primary = ("nearest_auc",)
     needs = ("generator",)
     beside = MappingProxyType({"real": IMAGES, "held_out": IMAGES, "latents": GENERATED})
@@ -53,16 +66,20 @@ class Membership(Explainer):
             raise ExplainInputError("real and held_out", "hold at least 10 and 20 images", got, "use larger data")
 
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
-        """Return one chunk for every part of the generated images; the first also asks the critic."""
+        """Return one chunk for every part of the generated images, of which the first also asks the critic; then the
+        searches, each from the nearest generated image.
+        """
         if previous is not None:
-            return []
+            return self._searches(previous) if previous.round == 0 else []
         starts = range(0, len(self.latents), A_CHUNK)
         return [
             Chunk(round=0, index=index, explanation=index, part=0, work={"start": s}) for index, s in enumerate(starts)
         ]
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
-        """Return how near each image's nearest is among one part of the generated images, and which."""
+        """Return how near each image's nearest is among one part of the generated images, and which; or search."""
+        if chunk.round == 1:
+            return {"rows": chunk.work["rows"], "near": self._search(chunk.work["rows"], chunk.work["places"], meter)}
         start = chunk.work["start"]
         z = self.latents[start : start + A_CHUNK]
         meter.rows_forward += len(z)
@@ -78,10 +95,7 @@ class Membership(Explainer):
     def finish(self, partial: Partial) -> Explanation:
         """Merge the parts by the smallest distance and draw both curves."""
         found = [data for _, _, data in partial.of_round(0)]
-        near = np.stack([data["near"] for data in found])
-        best = near.argmin(axis=0)  # of equal ones, the earlier part
-        rows = np.arange(near.shape[1])
-        near, place = near[best, rows], np.stack([data["place"] for data in found])[best, rows]
+        near, place = _nearest(partial)
         signals = {"nearest": -near}
         if "logits" in found[0]:
             signals["critic"] = found[0]["logits"]
@@ -95,6 +109,15 @@ class Membership(Explainer):
             mine, other = signal[:count], signal[count:]
             scores |= self._scores(name, mine, other)
             values[f"roc_{name}"] = torch.from_numpy(roc(mine, other))
+        searched = [data for _, _, data in partial.of_round(1)]
+        if searched:
+            rows, reached = (np.concatenate([data[key] for data in searched]) for key in ("rows", "near"))
+            mine, other = -reached[rows < count], -reached[rows >= count]
+            scores |= self._scores("searched", mine, other)
+            values |= {
+                "roc_searched": torch.from_numpy(roc(mine, other)),
+                "searched_distance": torch.from_numpy(reached),
+            }
         closest = np.argsort(near[:count], kind="stable")[:SHOWN]
         drawn = self.latents[torch.from_numpy(place[closest])]
         with self.subject.quiet():
@@ -108,6 +131,31 @@ class Membership(Explainer):
             scores=scores,
             meta={"members": count, "others": len(self.others), "generated": len(self.latents)},
         )
+
+    def _searches(self, previous: Partial) -> list[Chunk]:
+        _, place = _nearest(previous)
+        each = min(self.options.searched, len(self.members), len(self.others))
+        rows = np.concatenate([np.arange(each), len(self.members) + np.arange(each)])
+        parts = [rows[start : start + A_SEARCH] for start in range(0, len(rows), A_SEARCH)]
+        works = [{"rows": part, "places": place[part]} for part in parts]
+        return [Chunk(round=1, index=index, explanation=index, part=1, work=work) for index, work in enumerate(works)]
+
+    def _search(self, rows: np.ndarray, places: np.ndarray, meter: Meter) -> np.ndarray:
+        """Return the least distance from each image that Adam on z meets, beginning at the nearest latent."""
+        wanted = torch.cat([self.members, self.others])[torch.from_numpy(rows)].to(self.subject.device)
+        z = self.latents[torch.from_numpy(places)].to(self.subject.device).clone().requires_grad_(True)
+        adam = torch.optim.Adam([z], lr=SEARCH_RATE)
+        best_n = torch.full((len(rows),), torch.inf, dtype=torch.float64)
+        with torch.enable_grad():
+            for _ in range(self.options.steps):
+                power_n = (self.subject.generator(z) - wanted).double().flatten(1).square().sum(dim=1)
+                best_n = torch.minimum(best_n, power_n.detach().cpu())
+                adam.zero_grad()
+                power_n.sum().backward()
+                adam.step()
+        meter.rows_forward += self.options.steps * len(rows)
+        meter.rows_backward += self.options.steps * len(rows)
+        return best_n.sqrt().numpy()
 
     def _scores(self, name: str, mine: np.ndarray, other: np.ndarray) -> dict[str, Score]:
         half = len(other) // 2
@@ -132,6 +180,14 @@ class Membership(Explainer):
         with torch.no_grad():
             parts = [network(part.to(self.subject.device)).cpu() for part in rows.split(self.options.micro_batch)]
         return torch.cat(parts)
+
+
+def _nearest(partial: Partial) -> tuple[np.ndarray, np.ndarray]:
+    """Return each image's distance to the nearest generated one, and that one's place; of equal ones, the earlier."""
+    found = [data for _, _, data in partial.of_round(0)]
+    near, place = (np.stack([data[key] for data in found]) for key in ("near", "place"))
+    best, columns = near.argmin(axis=0), np.arange(near.shape[1])
+    return near[best, columns], place[best, columns]
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
