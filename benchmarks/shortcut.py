@@ -1,4 +1,4 @@
-"""Which explanations find a planted shortcut: ``python -m benchmarks.shortcut [--images N] [--kimg K]``.
+"""Which explanations find a planted shortcut: ``python -m benchmarks.shortcut [--images N] [--kimg K] [--panels DIR]``.
 
 Every training image of one class gets a bright mark in a corner, no other image does. A classifier trained on them
 learns the mark; the same network trained on the images as they are is the control. Then the auditor's side:
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ganscale.bench.machine import facts
 from ganscale.config import override
+from ganscale.dashboards.panels import write_panels
 from ganscale.data import open_dataset, to_float
 from ganscale.explain import Classifier, Subject, explain
 from ganscale.metrics import InDomainCNN, train_classifier
@@ -116,7 +117,9 @@ def maps_table(networks: dict[str, InDomainCNN], x: Tensor) -> list[str]:
     return lines
 
 
-def counterfactual_table(networks: dict[str, InDomainCNN], generator: nn.Module, count: int) -> list[str]:
+def counterfactual_table(
+    networks: dict[str, InDomainCNN], generator: nn.Module, count: int, panels: Path | None
+) -> list[str]:
     """Return a Markdown table of counterfactuals to the marked class from images that no classifier took for it."""
     z = torch.randn(16 * count, generator.latent, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -138,6 +141,8 @@ def counterfactual_table(networks: dict[str, InDomainCNN], generator: nn.Module,
             module=generator,
         )
         found = explain(subject, {"z": z}, "latent-counterfactual", to=MARKED)
+        if panels is not None:
+            write_panels(found, panels / ("shortcut" if name == WITH else "control"))
         with torch.no_grad():
             before, after = generator(z), generator(z + found.values["step"])
         flipped = found.values["flipped"].bool()
@@ -168,6 +173,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64, help="images explained by each method")
     parser.add_argument("--kimg", type=float, default=60, help="length of the GAN's training")
     parser.add_argument("--epochs", type=int, default=None, help="of both classifiers (default: as usual)")
+    parser.add_argument("--panels", type=Path, help="draw maps and counterfactuals into this folder")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     train, held = read("train"), read("held-out")
@@ -183,6 +189,9 @@ def main() -> None:
     fooled = others[says(networks[WITH], others) == MARKED][: chosen.images]
     print(f"\nThe strongest of 49 cells is the mark's, in what share of {len(fooled)} images (chance: 2.0 %):\n")
     print("\n".join(maps_table(networks, fooled)), flush=True)
+    if chosen.panels is not None:
+        shown = explain(subject_of(networks[WITH]), fooled[:4], "kernel-shap", **METHODS["kernel-shap"])
+        write_panels(shown, chosen.panels / "maps")
     with tempfile.TemporaryDirectory() as name:
         data = Path(name, "data")
         data.mkdir()
@@ -190,7 +199,7 @@ def main() -> None:
         config = override(preset("dcgan-fashion"), {"data.path": str(data), "train.kimg": chosen.kimg})
         generator = launch(config, name="auditor", runs_dir=name, workers=0).networks.generator
     print("\nCounterfactuals by the GAN, to the marked class:\n")
-    print("\n".join(counterfactual_table(networks, generator, min(chosen.images, 64))))
+    print("\n".join(counterfactual_table(networks, generator, min(chosen.images, 64), chosen.panels)))
 
 
 if __name__ == "__main__":
