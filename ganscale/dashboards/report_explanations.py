@@ -101,7 +101,7 @@ _READING |= {
         "Units whose maps lie where a concept is. Read a unit as drawing it only where its IoU beats that with masks "
         "of other images and the concept vanishes without it more than without random units."
     ),
-    "layer-ablation": "What is left when a layer says the same for all latents: the larger the change, the more it said.",
+    "layer-ablation": "What is left when a layer says the same for all latents: a large change says it said much.",
     "layer-noise": "Where the picture is most easily disturbed; noise has the size of each channel's own variation.",
     "layer-swap": "In a chain a whole layer decides on all that follows; half of its channels show how they share it.",
     "style-mixing": "Means and deviations of the channels carry texture and brightness; where things are stays.",
