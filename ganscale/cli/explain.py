@@ -51,7 +51,7 @@ def explain(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Explain a run's critic or generator, or a classifier on its images.
+    """Explain a run's networks, or a classifier.
 
     Ctrl-C keeps the samples that are finished (exit code 130).
     """

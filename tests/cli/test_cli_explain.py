@@ -210,18 +210,48 @@ def test_a_damaged_explanation_does_not_hide_the_others_in_the_report(run):
 
 
 def test_all_methods_keep_their_budget_and_write_one_report(run, monkeypatch):
-    few = {name: EXPLAINERS[name] for name in ("kernel-shap", "integrated-gradients", "directions", "grad-cam")}
-    monkeypatch.setattr(explain_all, "EXPLAINERS", few)
-    found = explain_all.explain_all(load(run), num_samples=2, workers=0, budget=20.0, target="critic@G")
+    class OfLatents(EXPLAINERS["kernel-shap"]):
+        name = "of-latents"
+        domains = ("z",)
+
+    monkeypatch.setitem(EXPLAINERS, "of-latents", OfLatents)
+    served = ("exact-shapley", "directions", "kernel-shap")
+    monkeypatch.setattr(explain_all, "EXPLAINERS", {name: EXPLAINERS[name] for name in (*served, "of-latents")})
+    found = explain_all.explain_all(load(run), num_samples=1, workers=0, budget=20.0)
     assert found.seconds <= 25  # within a tenth where nothing else runs; this is drawn and written beside other tests
     made = {one.method: one for one in found.made}
-    assert "grad-cam" in made["grad-cam"].reason  # no map of a latent, and no reason to stop
-    for name in few.keys() - {"grad-cam"}:
+    assert "latent" in made["of-latents"].reason  # which is no reason to stop
+    for name in served:
         assert Explanation.load(made[name].path).scores
         assert len(list((run / "explanations").glob(f"{name}-*"))) == 1  # a further go takes the place of the first
-    assert made["kernel-shap"].asked > 2  # what was left of the time bought more samples
     page = found.report.read_text()
-    assert all(made[name].path.name in page for name in few.keys() - {"grad-cam"})
+    assert all(made[name].path.name in page for name in served)
+
+
+def test_time_that_is_left_buys_more_samples_until_no_more_fit(run, monkeypatch):
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock, plain, goes = Clock(), explain_all.explain_networks, []
+
+    def slowly(job, **options):
+        count = len(next(iter(job.request.inputs.values())))
+        clock.now += 2.0 * count  # two seconds a sample, whatever this machine takes
+        goes.append((job.request.method, count))
+        return plain(job, **options)
+
+    monkeypatch.setattr(explain_all, "time", clock)
+    monkeypatch.setattr(explain_all, "explain_networks", slowly)
+    few = ("exact-shapley", "directions")
+    monkeypatch.setattr(explain_all, "EXPLAINERS", {name: EXPLAINERS[name] for name in few})
+    found = explain_all.explain_all(load(run), num_samples=1, workers=0, budget=40.0)
+    assert 0.6 * 40 <= found.seconds <= 40  # a further go makes all its samples anew, so the last one may not fit
+    counts = {name: [count for method, count in goes if method == name] for name in few}
+    assert all(each == sorted(each) and len(each) > 1 for each in counts.values())
+    assert {one.method: one.asked for one in found.made} == {name: each[-1] for name, each in counts.items()}
 
 
 def test_a_method_that_breaks_takes_no_other_with_it(run, monkeypatch):
