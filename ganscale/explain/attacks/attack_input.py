@@ -88,6 +88,11 @@ class AttackInput(Explainer):
         self.budgets = tuple(sorted(set(chosen)))
         self.unit = budget_unit(subject.value_range)
 
+    @property
+    def samples_apart(self) -> bool:
+        """Whether each sample is attacked apart: unless the samples' own logits fix where the verdict turns."""
+        return self.classes > 1 or self.options.threshold != "auto" or "generated" not in self.request.inputs
+
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
         """Judge all samples once, which fixes threshold and sides, and list one chunk for every few samples."""
         if previous is not None:

@@ -64,6 +64,11 @@ class AttackLatent(Explainer):
             raise ExplainInputError("inputs['z']", "be latents [N, D]", tuple(self.z.shape), "draw them anew")
         self.budgets = tuple(sorted(set(self.options.budgets))) or (0.25, 0.5, 1.0, 2.0)
 
+    @property
+    def samples_apart(self) -> bool:
+        """Whether each latent is attacked apart from the others: always."""
+        return True
+
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
         """Return one chunk for every few latents."""
         if previous is not None:
