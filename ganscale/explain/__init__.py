@@ -36,6 +36,7 @@ from ganscale.explain.lime import Lime
 from ganscale.explain.mprt import Mprt
 from ganscale.explain.occlusion import Occlusion
 from ganscale.explain.plan import Chunk, Fold, Partial, Request, drive, fold
+from ganscale.explain.roar import Roar
 from ganscale.explain.store import next_directory
 from ganscale.explain.subject import IMAGE_RANGE, Subject, subject_of_run
 from ganscale.explain.types import Explanation, Score, Target
@@ -86,6 +87,7 @@ EXPLAINERS: dict[str, type[Explainer]] = {
         KernelShap,
         ExactShapley,
         Mprt,
+        Roar,
         Directions,
         *LATENT,
         *UNITS,

@@ -35,6 +35,7 @@ CASES = {
     "exact-shapley": {},
     "lime": {"num_coalitions": 300},
     "mprt": {"of": "input-x-gradient"},
+    "roar": {"of": "input-x-gradient", "repeats": 2, "epochs": 1},
     "occlusion": {"window": 4},
     "saliency": {},
     "smoothgrad": {"draws": 4},
@@ -96,6 +97,8 @@ def request_of(method: str):
     explainer = find_explainer(method, EXPLAINERS)
     shape = (5, 6) if explainer.input_name == "z" else (5, 1, 14, 14)
     inputs = {explainer.input_name: torch.randn(shape, generator=generator)}
+    if method == "roar":  # enough to train on
+        inputs = {"x": torch.randn(40, 1, 14, 14, generator=generator), "labels": torch.arange(40) % 2}
     if method in ("retrieval", "membership"):
         inputs |= {name: torch.randn(520, 1, 14, 14, generator=generator) for name in ("real", "held_out")}
     if method == "probe-classifier":
@@ -179,6 +182,7 @@ def test_the_seed_decides_and_is_enough(method: str):
         "shuffled_importance",
         "cka_shuffled",
         "similarity_moved",
+        "accuracy_random",
     )
     sampled = next(name for name in drawn if name in one.values)
     assert torch.equal(one.values[sampled], same.values[sampled])
