@@ -40,7 +40,7 @@ class CounterfactualOptions(Options):
 
     judge: Literal["auto", "classifier", "critic"] = Field("auto", description="whose verdict is turned round")
     to: Annotated[int, Field(ge=0)] | str = Field("auto", description="the wished class: a number, a name, or auto")
-    confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(0.8, description="wished probability of that class")
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(0.95, description="wished probability of that class")
     steps: Annotated[int, Field(ge=1, le=10_000)] = Field(60, description="steps of the search")
     longest_step: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="longest step of the search, L2")
     noise: Annotated[float, Field(ge=0, le=2)] = Field(
