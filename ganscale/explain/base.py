@@ -99,6 +99,7 @@ class Explainer(ABC):
     #: Inputs with rows of their own, and how many a run should give: "real" and "held_out" images (each with
     #: NAME_labels), "latents". A caller may leave them out.
     beside: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    least_samples: ClassVar[int] = 1  # below which the method refuses; what runs every method asks for as many
     domains: ClassVar[tuple[str, ...]] = ("x", "z")  # what the explained function may take: images, latents
 
     def __init__(self, subject: Subject, request: Request) -> None:

@@ -56,6 +56,7 @@ class Roar(Explainer):
     Options = RoarOptions
     options: RoarOptions
     domains = ("x",)
+    least_samples = 200  # some of a run's samples are generated, and have no label
     primary = ("accuracy_after_removal",)
 
     def __init__(self, subject: Subject, request: Request) -> None:

@@ -87,6 +87,7 @@ def explain_all(
         whole.actors = actors
         try:
             whole.first_goes()
+            whole.second_chances()
             whole.further_goes()
         except KeyboardInterrupt:
             interrupted = True
@@ -133,10 +134,21 @@ class _All:
     def first_goes(self) -> None:
         """Give every method its share of the time."""
         for place, made in enumerate(self.made):
-            share = max(LEAST_S, self.left() / (len(self.made) - place))
-            self.go(made, self.num_samples, share)
-            if made.late and made.asked > 1:
-                self.go(made, max(1, self.num_samples // 4), share)  # what cannot be cut short may do with less
+            if self.left() <= 0:
+                made.reason = f"the {self.budget:g} s were spent before its turn"
+                continue
+            self.go(made, self._first_count(made), max(LEAST_S, self.left() / (len(self.made) - place)))
+
+    def second_chances(self) -> None:
+        """Try what was late again, with fewer samples and with the time that the others left."""
+        late = [made for made in self.made if made.late]
+        for place, made in enumerate(late):
+            share = self.left() / (len(late) - place)
+            if share >= LEAST_S:
+                self.go(made, max(EXPLAINERS[made.method].least_samples, self.num_samples // 4), share)
+
+    def _first_count(self, made: Made) -> int:
+        return max(self.num_samples, EXPLAINERS[made.method].least_samples)
 
     def further_goes(self) -> None:
         """Ask for more samples, of the methods with the fewest first, as long as that fits."""

@@ -32,14 +32,16 @@ class ConvInteraction(Explainer):
     summary = "layers of generator and critic side by side: CKA of every pair, and the gradient of D that reaches G"
     primary = ("best_alignment",)
     input_name = "z"
+    least_samples = 4
     needs = ("generator", "critic")
     domains = ("x", "z")
 
     def __init__(self, subject: Subject, request: Request) -> None:
         super().__init__(subject, request)
         self.z = request.inputs["z"]
-        if len(self.z) < 4:
-            raise ExplainInputError("inputs['z']", "hold at least 4 latents", len(self.z), "use --num-samples 64")
+        if len(self.z) < self.least_samples:
+            rule = f"hold at least {self.least_samples} latents"
+            raise ExplainInputError("inputs['z']", rule, len(self.z), "use --num-samples 64")
 
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
         """Return one chunk for every few latents."""
