@@ -122,23 +122,9 @@ class AttackInput(Explainer):
             threshold=chunk.work["threshold"],
             loss=self.options.loss,
         )
-        count, draws, rng = len(self.budgets), self.options.noise_draws, chunk.rng(self.request.seed)
-        ball = {"norm": self.options.norm, "value_range": self.subject.value_range}
-        radius_E = torch.tensor([budget * self.unit for budget in self.budgets], dtype=torch.float64)
-        wide, radius = x.repeat_interleave(count, dim=0), radius_E.repeat(len(x))
-        each = objective.repeated(count)
-        slope = objective.first_gradient(x)
-        fast = moves.fgsm(slope.cpu().repeat_interleave(count, dim=0), wide, radius, **ball)
-        noisy = [moves.noise(wide, radius, rng=rng, **ball) for _ in range(draws)]
-        pushed = moves.pgd(
-            lambda rows: each.gradient(rows).cpu(),
-            wide,
-            radius,
-            steps=self.options.steps,
-            step=self.options.step,
-            start=noisy[0] if self.options.random_start else None,
-            **ball,
-        )
+        count = len(self.budgets)
+        wide, each = x.repeat_interleave(count, dim=0), objective.repeated(count)
+        noisy, fast, pushed = self._attack(objective, each, x, wide, chunk.rng(self.request.seed))
         shape = (len(x), count)
         noise_RnE = np.stack([each.margins(rows).numpy().reshape(shape) for rows in noisy])
         pgd_nE = each.margins(pushed).numpy().reshape(shape)
@@ -156,6 +142,27 @@ class AttackInput(Explainer):
             "shown": shown_n,
             "adversarial": pushed.reshape(*shape, *x.shape[1:])[torch.arange(len(x)), torch.from_numpy(shown_n)],
         }
+
+    def _attack(
+        self, objective: Objective, each: Objective, x: Tensor, wide: Tensor, rng: np.random.Generator
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return all draws of noise, the fast step and PGD of ``wide``: each sample once for every budget."""
+        ball = {"norm": self.options.norm, "value_range": self.subject.value_range}
+        radius_E = torch.tensor([budget * self.unit for budget in self.budgets], dtype=torch.float64)
+        radius = radius_E.repeat(len(x))
+        slope = objective.first_gradient(x)
+        fast = moves.fgsm(slope.cpu().repeat_interleave(len(self.budgets), dim=0), wide, radius, **ball)
+        noisy = [moves.noise(wide, radius, rng=rng, **ball) for _ in range(self.options.noise_draws)]
+        pushed = moves.pgd(
+            lambda rows: each.gradient(rows).cpu(),
+            wide,
+            radius,
+            steps=self.options.steps,
+            step=self.options.step,
+            start=noisy[0] if self.options.random_start else None,
+            **ball,
+        )
+        return noisy, fast, pushed
 
     def finish(self, partial: Partial) -> Explanation:
         """Put the samples together; score both attacks against noise of equal norm."""
