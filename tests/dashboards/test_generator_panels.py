@@ -1,0 +1,87 @@
+"""Panels of the methods that explain generators: each is drawn from saved tensors, and walks move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toys
+from PIL import Image
+from torch import nn
+
+from ganscale.dashboards.gallery import Row, Tile, gallery
+from ganscale.dashboards.panels import draw_panels, write_panels
+from ganscale.explain import Classifier, Explanation, Subject, explain
+
+SIDE, LATENT = 14, 6
+WANTED = {
+    "latent-counterfactual": ({"steps": 5}, {"counterfactuals"}),
+    "attfind": ({}, {"attributes"}),
+    "class-generation": ({"steps": 2, "draws": 4, "candidates": 2}, {"classes"}),
+    "probe-classifier": ({"draws": 16}, {"probe", "ways"}),
+    "dissect": ({"ablate": 1}, {"dissection"}),
+    "layer-ablation": ({}, {"layers"}),
+    "layer-swap": ({}, {"layers"}),
+    "style-mixing": ({}, {"layers", "mixing"}),
+    "feature-maps": ({}, {"feature-maps"}),
+    "feature-vis": ({"steps": 2, "units": 2}, {"feature-vis"}),
+}
+
+
+def subject() -> Subject:
+    torch.manual_seed(0)
+    critic, judge = toys.conv_critic(), nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 3))
+    with torch.no_grad():
+        judge[1].weight.mul_(20)
+    classifier = Classifier(judge, name="judge", example=torch.zeros(2, 1, SIDE, SIDE), labels=("a", "b", "c"))
+    generator = toys.ConvGenerator(LATENT, SIDE)
+    with torch.no_grad():
+        generator.up.weight.mul_(10)
+    return Subject(name="pair", fn=critic, module=critic, generator=generator, critic=critic, classifier=classifier)
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "z": torch.randn(5, LATENT, generator=generator),
+        "real": torch.rand(12, 1, SIDE, SIDE, generator=generator) * 2 - 1,
+        "real_labels": torch.arange(12) % 3,
+    }
+
+
+@pytest.mark.parametrize("method", WANTED)
+def test_a_method_is_drawn_from_what_it_saved(method: str, tmp_path: Path):
+    options, wanted = WANTED[method]
+    explanation = explain(subject(), inputs(), method, **options)
+    explanation.save(tmp_path / "saved")
+    drawn = draw_panels(Explanation.load(tmp_path / "saved"))
+    assert drawn.keys() == wanted
+    for name, panel in drawn.items():
+        assert (panel.dtype, panel.shape[2]) == (np.uint8, 3), name
+        assert panel.std() > 5, "not empty"
+
+
+def test_walks_move_there_and_back(tmp_path: Path):
+    explanation = explain(subject(), inputs()["z"], "directions", num_directions=3, steps=5)
+    written = {path.name for path in write_panels(explanation, tmp_path)}
+    assert written == {"traversal.png", "traversal.gif"}
+    with Image.open(tmp_path / "traversal.gif") as moving:
+        frames = []
+        for frame in range(moving.n_frames):
+            moving.seek(frame)
+            frames.append(np.asarray(moving.convert("RGB")).copy())
+    assert len(frames) == 8, "five steps there, three back, and again"
+    assert np.array_equal(frames[1], frames[7])
+    assert not np.array_equal(frames[0], frames[4])
+
+
+def test_a_map_is_white_where_it_is_zero_and_red_where_it_is_largest():
+    plane = np.zeros((14, 14))
+    plane[:7], plane[10:] = 2.0, -2.0
+    explanation = explain(subject(), inputs()["z"], "layer-ablation")
+    page = gallery(explanation, [Row(title="map", tiles=[Tile(values=plane)])], ["line"], with_scores=False)
+    colours = {tuple(colour) for colour in page.reshape(-1, 3)}
+    assert (103, 0, 31) in colours, "the red end of RdBu"
+    assert (5, 48, 97) in colours, "the blue end, at equal distance"
