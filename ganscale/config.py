@@ -34,6 +34,7 @@ ExplainerName = Literal[
     "grad-cam",
     "layer-conductance",
     "mprt",
+    "roar",
     "directions",
     "latent-counterfactual",
     "dissect",
