@@ -73,12 +73,12 @@ def test_the_end_is_the_nearest_point_of_a_curved_boundary():
     found = smallest_step(lambda at: 1 - at.square().sum(dim=1), start, steps=60, longest=1.0)
     assert found.granted.all()
     torch.testing.assert_close(found.step.norm(dim=1), start.norm(dim=1) - 1, rtol=1e-3, atol=0)
-    skewed = torch.tensor([1.0, 4.0, 0.5])  # an ellipsoid: its nearest point by a fine grid of its surface
-    found = smallest_step(lambda at: 1 - (at * skewed).square().sum(dim=1), start, steps=200, longest=1.0)
     points = torch.randn(400_000, 3, generator=torch.Generator().manual_seed(0))
-    surface = points / points.norm(dim=1, keepdim=True) / skewed
-    nearest = torch.cdist(start, surface).min(dim=1).values
-    torch.testing.assert_close(found.step.norm(dim=1), nearest, rtol=1e-2, atol=0)  # the grid's own fineness
+    for skewed in (torch.tensor([1.0, 4.0, 0.5]), torch.tensor([1.0, 6.0, 0.3])):
+        # an ellipsoid: its nearest point by a fine grid of its surface
+        found = smallest_step(lambda at: 1 - (at * skewed).square().sum(dim=1), start, steps=200, longest=1.0)  # noqa: B023
+        nearest = torch.cdist(start, points / points.norm(dim=1, keepdim=True) / skewed).min(dim=1).values
+        torch.testing.assert_close(found.step.norm(dim=1), nearest, rtol=1e-2, atol=0)  # a first-order way is 2.7 % off
 
 
 def test_who_is_there_already_does_not_move_and_who_cannot_come_is_not_granted():
