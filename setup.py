@@ -48,7 +48,7 @@ EXTRAS = {
         "scikit-learn",
         "shap",
         "lime",
-        # What quantus needs of OpenCV and caches; quantus itself asks for the OpenCV that needs a display (see Makefile).
+        # What quantus needs; quantus itself asks for the OpenCV that needs a display (see Makefile).
         "opencv-python-headless",
         "cachetools",
         "adversarial-robustness-toolbox",
