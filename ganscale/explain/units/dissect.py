@@ -98,6 +98,7 @@ class Dissect(LatentExplainer):
             "removed": torch.from_numpy(_put(every, seen, share_K)),
             "removed_random": torch.from_numpy(_put(every, seen, random_KR.mean(axis=1) if len(seen) else share_K)),
             "removed_by_random_sets": torch.from_numpy(random_KR),
+            "random_units": torch.from_numpy(np.array([removed[k]["sets"] for k in seen])),
             **self._pictures(found),
         }
         meta = {
@@ -204,7 +205,7 @@ class Dissect(LatentExplainer):
                 gone[place] += int((before & ~after).sum())
             meter.rows_forward += 2 * len(z) * (1 + len(sets))
         share = gone / all_pixels if all_pixels else np.full(len(sets), np.nan)
-        return {"removed": float(share[0]), "random": share[1:]}
+        return {"removed": float(share[0]), "random": share[1:], "sets": np.array(sets[1:])}
 
     def _pictures(self, found: dict[str, Any]) -> dict[str, Tensor]:
         """Return for the best concepts: pictures where its unit is strongest, with its region, and one without it."""
