@@ -174,7 +174,7 @@ def test_the_seed_decides_and_is_enough(method: str):
         "vis_random",
         "depicted_permuted",
         "agreement_permuted",
-        "removed_by_random_sets",
+        "random_units",
         "shuffled_spread",
         "noise_margins",
         "random_image_change",
