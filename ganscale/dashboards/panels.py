@@ -37,7 +37,7 @@ from ganscale.dashboards.layout import (
 from ganscale.dashboards.likeness import alignment_panel, membership_panel, neighbours_panel
 from ganscale.dashboards.maps import attribution_panel
 from ganscale.dashboards.palette import INK, LINE, MUTED, SURFACE
-from ganscale.dashboards.randomisation import randomisation_panel
+from ganscale.dashboards.randomisation import randomisation_panel, retraining_panel
 from ganscale.dashboards.traversal import traversal_panel
 from ganscale.data.pixels import save_png
 
@@ -59,6 +59,7 @@ __all__ = [
 PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "maps": (("attribution",), attribution_panel),
     "randomisation": (("similarity", "similarity_moved", "stage_maps"), randomisation_panel),
+    "retraining": (("accuracy", "accuracy_random", "removed_share"), retraining_panel),
     "curves": (("deletion_curve", "insertion_curve", "random_curves", "curve_share"), faithfulness_panel),
     "traversal": (("traversal", "sigmas", "eigenvalues"), traversal_panel),
     "attack-curves": (("budgets", "verdict_held", "clean_margins"), attack_curves_panel),

@@ -1,4 +1,4 @@
-"""Panel of the randomisation test: how alike the map stays as the network is shuffled, and the maps themselves.
+"""Panels of the tests of a map: how alike it stays as the network is shuffled, and what retraining without it costs.
 
 Legend: S stages, N samples, C channels, H height, W width.
 """
@@ -86,3 +86,30 @@ def _strip(canvas: Canvas, y: int, explanation: Explanation, row: int) -> None:
         height, width = (edge / DENSITY for edge in pixels.shape[:2])
         canvas.box(left - 1, y - 1, width + 2, height + 2, line=LINE.light)
         canvas.image(left, y, pixels)
+
+
+def retraining_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+    """Draw held-out accuracy over the share removed, by the map and at random; uint8 RGB [H, W, 3]."""
+    values, meta = explanation.values, explanation.meta
+    lines = [
+        f"{method_title(meta['of'])}: networks trained anew without the regions that rank first; one dot a network.",
+        "A map has found what tells the classes apart where accuracy falls faster than without random regions.",
+    ]
+    banner = explanation.not_better_than_random
+    top = heading_height(lines=len(lines), banner=banner)
+    canvas = Canvas(860, top + 300 + (scores_height(explanation) if with_scores else MARGIN))
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    axes, share = canvas.axes(MARGIN + 50, y + 20, 760, 220), values["removed_share"].numpy()
+    for name, colour, words in (
+        ("accuracy_random", "grey", "random regions"),
+        ("accuracy", "blue", "this map's first"),
+    ):
+        found_FR = values[name].numpy()
+        axes.plot(share, found_FR.mean(axis=1), color=SERIES[colour].light, linewidth=2, label=words)
+        axes.plot(share, found_FR, color=SERIES[colour].light, linestyle="none", marker="o", markersize=3)
+    axes.axhline(meta["majority"], color=MUTED.light, linestyle=":", linewidth=1.2, label="the commonest class")
+    axes.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
+    canvas.label_axes(axes, title="Held-out accuracy", x="share of regions removed", y="accuracy")
+    if with_scores:
+        score_table(canvas, y + 296, explanation)
+    return canvas.array()

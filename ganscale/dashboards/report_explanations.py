@@ -110,6 +110,7 @@ _READING["exact-shapley"] = _READING["kernel-shap"]
 _CAPTIONS = {
     "maps": "Input, signed map and overlay of each sample.",
     "randomisation": "How alike the map stays as layers are shuffled, and the maps after each layer.",
+    "retraining": "Accuracy of networks trained without the map's first regions, beside random ones.",
     "curves": "What happens to f(x) as parts are removed or brought back in the map's order, beside random orders.",
     "traversal": "Walks along each direction, with random directions as the control.",
     "counterfactuals": "The way from each picture to one that is judged otherwise, and the same by changing pixels.",

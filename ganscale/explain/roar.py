@@ -30,7 +30,7 @@ from ganscale.explain.subject import Subject
 from ganscale.explain.types import Explanation
 
 LEAST_SAMPLES = 40
-HELD_OUT = 4  # every fourth sample is held out
+HELD_OUT = 4  # every fourth sample of each class is held out
 BATCH = 32
 LEARNING_RATE = 2e-3
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -111,7 +111,8 @@ class Roar(Explainer):
         """Put the accuracies together; the score is their mean over the shares."""
         found = np.array([data["accuracy"] for _, _, data in partial.of_round(1)])
         own_FR, random_FR = found.reshape(2, len(SHARES), self.options.repeats)
-        chance = float(np.bincount(self.labels[::HELD_OUT].numpy()).max() / len(self.labels[::HELD_OUT]))
+        judged = self.labels[held_out(self.labels)].numpy()
+        chance = float(np.bincount(judged).max() / len(judged))
         return self.explanation(
             partial,
             values={
@@ -140,9 +141,16 @@ def _labels(inputs: dict[str, Tensor]) -> Tensor:
     return found
 
 
+def held_out(labels: Tensor) -> Tensor:
+    """Return bool [N]: every fourth sample of each class, whatever order the classes come in."""
+    members = torch.nn.functional.one_hot(labels)
+    place = (members.cumsum(dim=0) * members).sum(dim=1) - 1  # how many of its class came before each sample
+    return place % HELD_OUT == 0
+
+
 def _trained(x: Tensor, labels: Tensor, epochs: int, seed: int) -> float:
     """Train a small network on three quarters of the samples and return its accuracy on the others."""
-    held = torch.arange(len(x)) % HELD_OUT == 0
+    held = held_out(labels)
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
         torch.manual_seed(seed)  # the caller holds the global stream apart

@@ -17,6 +17,8 @@ from ganscale.dashboards.maps import SIDE, signed_map
 from ganscale.dashboards.palette import SERIES, WARNING_GROUND
 from ganscale.dashboards.panels import draw_panels, logit_panel, metric_panel, score_panel, write_panels
 from ganscale.explain import EXPLAINERS, Explanation, Subject, explain
+from ganscale.explain.attribution import AttributionExplainer
+from ganscale.explain.layer_maps import LayerMap
 from ganscale.training.records import Histogram
 
 
@@ -29,7 +31,12 @@ def share_of(panel: np.ndarray, colour: str) -> float:
     return float((panel == wanted).all(axis=-1).mean())
 
 
-@pytest.mark.parametrize("method", sorted(EXPLAINERS))
+#: Methods that explain a function of images alone, and the directions; what needs more is drawn beside its own tests.
+MAPS = {name: kind for name, kind in EXPLAINERS.items() if issubclass(kind, AttributionExplainer)}
+ALONE = sorted(name for name, kind in MAPS.items() if not issubclass(kind, LayerMap))
+
+
+@pytest.mark.parametrize("method", [*ALONE, "directions"])
 def test_every_method_has_a_panel_of_its_own(method):
     inputs = {"z": torch.zeros(2, 6)} if EXPLAINERS[method].input_name == "z" else image_inputs(2)
     options = {"num_directions": 2} if method == "directions" else {"cells": 2}

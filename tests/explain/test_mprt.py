@@ -7,6 +7,7 @@ import pytest
 import torch
 import toys
 
+from ganscale.dashboards.panels import draw_panels
 from ganscale.explain import EXPLAINERS, explain
 from ganscale.explain.errors import ExplainOptionError, ExplainTargetError
 from ganscale.explain.gradients import InputXGradient
@@ -33,6 +34,7 @@ def test_a_map_of_the_network_changes_with_it(images, method):
     assert found.meta["layers"] == ["5", "2", "0"]
     assert not found.not_better_than_random
     assert found.values["similarity"].shape == (3, 6)
+    assert set(draw_panels(found)) == {"randomisation"}
     assert found.scores["similarity_all_shuffled"].control > 0.8  # moved inputs leave the map much as it was
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ganscale.dashboards.panels import draw_panels
 from ganscale.explain import explain
 from ganscale.explain.errors import ExplainInputError, ExplainOptionError
+from ganscale.explain.roar import held_out
 
 
 def patches(count: int = 120) -> dict[str, torch.Tensor]:
@@ -33,11 +35,20 @@ def test_without_the_patch_that_tells_the_classes_apart_nothing_is_learned():
     assert float(accuracy.mean()) <= chance + 0.15  # 30 held-out samples: a spread of .09
     assert float(found.values["accuracy_random"][0].mean()) > 0.85  # a tenth removed at random rarely hits it
     assert not found.not_better_than_random
+    assert draw_panels(found)["retraining"].shape[2] == 3
 
 
 def test_a_map_that_points_elsewhere_does_not_beat_chance():
     found = explain(the_rest, patches(), "roar", of="input-x-gradient", repeats=2, epochs=12)
     assert found.not_better_than_random
+
+
+@pytest.mark.parametrize("labels", [[0, 1] * 8, [0] * 8 + [1] * 8, [0, 1, 1, 2] * 4])
+def test_every_class_is_held_out_in_any_order(labels):
+    labels = torch.tensor(labels)
+    held = held_out(labels)
+    for name in labels.unique():
+        assert int(held[labels == name].sum()) == -(-int((labels == name).sum()) // 4)
 
 
 def test_what_cannot_be_retrained_is_refused():
