@@ -98,7 +98,8 @@ def make_job(
     dataset = open_dataset(run.config.data, split="train")
     latent = asked.of_generator or (asked.kind == "unit" and _is_of_generator(asked, networks.generator))
     inputs = _inputs(run, dataset, explainer, num_samples, seed, latent=latent, samples=samples)
-    served = "classifier" in (*explainer.needs, *explainer.wants)
+    wanted = explainer.wants if dataset.kind == "image" else ()  # points of the plane have no classifier
+    served = "classifier" in (*explainer.needs, *wanted)
     wants = classifier is None and (served or asked.kind == "class" or _of_classifier(asked))
     source = find_classifier(IN_DOMAIN if wants else classifier, run.config.data) if wants or classifier else None
     others = _real(dataset, 1 + COMPANIONS, seed, purpose="explain beside")[0]
