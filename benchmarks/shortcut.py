@@ -140,7 +140,7 @@ def counterfactual_table(
             classifier=classifier,
             module=generator,
         )
-        found = explain(subject, {"z": z}, "latent-counterfactual", to=MARKED)
+        found = explain(subject, {"z": z}, "latent-counterfactual", to=MARKED, confidence=0.8)
         if panels is not None:
             write_panels(found, panels / ("shortcut" if name == WITH else "control"))
         with torch.no_grad():
