@@ -9,6 +9,7 @@ Legend: N samples, n rows of a chunk, M players.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -59,16 +60,12 @@ def refuse_empty(maps: Tensor, x: Tensor, baseline: Tensor) -> None:
             )
 
 
-class GradientExplainer(AttributionExplainer):
-    """Base of the methods that make maps of a few samples at a time. Subclasses write ``maps`` or ``attribute``."""
+class SampleMaps(AttributionExplainer):
+    """Base of the methods that make whole maps of a few samples at a time. Subclasses write ``attribute``."""
 
     needs_gradient = True
     weighs = "pixels"
     signed = True  # whether a map's sign says the way f is pulled
-
-    def maps(self, rows: slice, chunk: Chunk, meter: Meter) -> dict[str, Any]:
-        """Return "maps" [n, ...] of some samples and what else is to be kept of them."""
-        raise NotImplementedError
 
     def first_round(self) -> list[Chunk]:
         """Return one chunk for every few samples."""
@@ -78,16 +75,6 @@ class GradientExplainer(AttributionExplainer):
     def rows_of(self, chunk: Chunk) -> slice:
         """Return the samples of a chunk."""
         return slice(chunk.explanation, min(chunk.explanation + SAMPLES_A_CHUNK, len(self.x)))
-
-    def attribute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
-        """Return the maps of a few samples and f at both ends."""
-        rows = self.rows_of(chunk)
-        x, baseline = self.x[rows], self.baseline[rows]
-        return {
-            "fx": meter.evaluate(self.subject.fn, len(x), lambda part: x[part]),
-            "baseline": meter.evaluate(self.subject.fn, len(x), lambda part: baseline[part]),
-            **self.maps(rows, chunk, meter),
-        }
 
     def refuse(self, chunk: Chunk, data: dict[str, Any]) -> None:
         """Raise ZeroGradientError where a sample's whole map is exactly zero."""
@@ -111,6 +98,24 @@ class GradientExplainer(AttributionExplainer):
     def facts(self, found: list[dict[str, Any]]) -> dict[str, Any]:
         """Return what the method records about itself, ``warnings`` among it."""
         return {}
+
+
+class GradientExplainer(SampleMaps):
+    """Base of those whose maps need nothing else. Subclasses write ``maps``."""
+
+    @abstractmethod
+    def maps(self, rows: slice, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        """Return "maps" [n, ...] of some samples and what else is to be kept of them."""
+
+    def attribute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        """Return the maps of a few samples and f at both ends."""
+        rows = self.rows_of(chunk)
+        x, baseline = self.x[rows], self.baseline[rows]
+        return {
+            "fx": meter.evaluate(self.subject.fn, len(x), lambda part: x[part]),
+            "baseline": meter.evaluate(self.subject.fn, len(x), lambda part: baseline[part]),
+            **self.maps(rows, chunk, meter),
+        }
 
 
 class SaliencyOptions(AttributionOptions):

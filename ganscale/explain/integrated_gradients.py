@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ganscale.explain.attribution import AttributionOptions
 from ganscale.explain.base import Meter
-from ganscale.explain.gradients import GradientExplainer, gradients
+from ganscale.explain.gradients import SampleMaps, gradients
 from ganscale.explain.latent_path import integrate_from_prior
 from ganscale.explain.plan import Chunk
 
@@ -32,7 +32,7 @@ class IntegratedGradientsOptions(AttributionOptions):
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-2
 
 
-class IntegratedGradients(GradientExplainer):
+class IntegratedGradients(SampleMaps):
     """Gradients along the straight path from the baseline, times the way: complete, and exact for a linear function."""
 
     name = "integrated-gradients"

@@ -7,6 +7,7 @@ Legend: N samples, n rows, K channels of the layer, h height, w width of its map
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Any
 
 import torch
@@ -59,9 +60,9 @@ class LayerMap(GradientExplainer):
         maps = (sized / self.x.shape[1]).expand(-1, self.x.shape[1], -1, -1).contiguous()
         return {"maps": maps.to(self.x.dtype), "shares": shares, "layer": layer}
 
+    @abstractmethod
     def shares(self, rows: slice, layer: str, meter: Meter) -> Tensor:
         """Return the share of each place of the layer's map, [n, h, w]."""
-        raise NotImplementedError
 
     def collect(self, partial: Partial) -> Maps:
         """Put the samples together; ``layer_shares`` [N, h, w] are the shares before they were spread."""
