@@ -16,6 +16,7 @@ from ganscale.dashboards.report_explanations import explanations_section
 from ganscale.dashboards.report_numbers import metrics_section, progress_section
 from ganscale.dashboards.run_facts import RunFacts, read_run
 from ganscale.files import replace_text
+from ganscale.progress import to_images
 
 REPORT = "report.html"
 _STRIP = 6  # grids over time
@@ -74,7 +75,7 @@ def _subtitle(config: dict[str, Any]) -> str:
 
 def _cards(facts: RunFacts) -> str:
     total = facts.config["train"]["kimg"]
-    done = facts.images >= total * 1000
+    done = facts.images >= to_images(total)
     state = "finished" if done else "not finished" if facts.images else "not started"
     cards = [
         (

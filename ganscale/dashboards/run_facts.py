@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ganscale.errors import GanscaleError, UserError
+from ganscale.progress import images_of
 
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
@@ -70,11 +71,9 @@ def read_run(run_dir: str | Path) -> RunFacts:
     )
 
 
-def images_of(name: str) -> int | None:
-    """Return the images seen that ``kimg-000008.192`` stands for, or None for another name."""
-    text = name.removeprefix("kimg-")
+def _images_of(name: str) -> int | None:
     try:
-        return round(float(text) * 1000) if text != name else None
+        return images_of(name)
     except ValueError:
         return None
 
@@ -118,7 +117,7 @@ def _read_ticks(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def _find_samples(folder: Path) -> list[tuple[int, Path]]:
-    found = [(images_of(path.stem), path) for path in folder.glob("kimg-*.png")]
+    found = [(_images_of(path.stem), path) for path in folder.glob("kimg-*.png")]
     return sorted((images, path) for images, path in found if images is not None)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ganscale.errors import CheckpointError, GanscaleError
+from ganscale.progress import images_of, times_passed
 
 if TYPE_CHECKING:
     from ganscale.runtime.beside_work import Work
@@ -54,10 +55,7 @@ def what_is_due(
     """
     if images is None or (seen is not None and images <= seen):
         return Due(evaluate=False, explain=False, skipped=0)
-    passed = [
-        0 if every is None else int(images / (1000 * every)) - int((seen or 0) / (1000 * every))
-        for every in (evaluate_kimg, explain_kimg)
-    ]
+    passed = [0 if every is None else times_passed(seen or 0, images, every) for every in (evaluate_kimg, explain_kimg)]
     skipped = 0 if seen is None else sum(max(0, count - 1) for count in passed)
     return Due(evaluate=passed[0] > 0, explain=passed[1] > 0, skipped=skipped)
 
@@ -103,7 +101,7 @@ class Beside:
         seen = None
         while not self._ending.wait(POLL_S):
             path = _newest(self._run_dir)
-            images = None if path is None else _images(path)
+            images = None if path is None else images_of(path.name)
             due = what_is_due(images, seen, **self._every)
             if due.skipped:
                 words = f"passed over {due.skipped} evaluations or explanations before {path.name}: training was faster"
@@ -124,11 +122,13 @@ class Beside:
             self._work.look(path, evaluate=due.evaluate, explain=due.explain, give_up=give_up)
         except CheckpointError as error:
             if path.exists():
-                self._events.add("failed", _images(path), f"{path.name} could not be evaluated: {error}")
+                self._events.add("failed", images_of(path.name), f"{path.name} could not be evaluated: {error}")
             else:
-                self._events.add("skipped", _images(path), f"{path.name} was deleted before it was read", count=1)
+                self._events.add(
+                    "skipped", images_of(path.name), f"{path.name} was deleted before it was read", count=1
+                )
         except Exception as error:
-            self._events.add("failed", _images(path), f"{path.name} could not be evaluated: {_words(error)}")
+            self._events.add("failed", images_of(path.name), f"{path.name} could not be evaluated: {_words(error)}")
 
 
 def lower_priority() -> None:
@@ -139,11 +139,6 @@ def lower_priority() -> None:
 
 def _newest(run_dir: Path) -> Path | None:
     return max((run_dir / "checkpoints").glob("kimg-*"), default=None)
-
-
-def _images(path: Path) -> int:
-    kimg, _, rest = path.name.removeprefix("kimg-").partition(".")
-    return 1000 * int(kimg) + int(rest or 0)
 
 
 def _words(error: Exception) -> str:

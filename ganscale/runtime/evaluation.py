@@ -17,9 +17,9 @@ from ganscale.data.dataset import Dataset
 from ganscale.errors import UserError, unknown
 from ganscale.files import replace_text
 from ganscale.metrics import METRICS, MetricValue, Reference, TrainingSet, gaussian_grid_report, in_domain_classifier
+from ganscale.progress import checkpoint_name
 from ganscale.runtime.run import Networks, untrained_networks
 from ganscale.runtime.threads import one_thread
-from ganscale.training.checkpoint import checkpoint_name
 
 if TYPE_CHECKING:
     from ganscale.dashboards import TensorBoardSink

@@ -11,6 +11,7 @@ from typing import Any
 from ganscale.config import RunConfig, from_mapping
 from ganscale.errors import CheckpointError, ConfigError, UserError
 from ganscale.files import remove_directory
+from ganscale.progress import to_images
 from ganscale.runtime.storage import is_uri
 
 # what may change without the run becoming another one: how long, how often, where
@@ -102,7 +103,7 @@ def prepare_resume(place: str | Path, config: RunConfig, also: Collection[str] =
     checkpoint = chosen or checkpoints.newest(run_dir)
     images = checkpoints.verify(checkpoint)["images"]
     changes = compare_settings(from_mapping(page["config"]), config, also)
-    if images >= 1000 * config.train.kimg:
+    if images >= to_images(config.train.kimg):
         remedy = f"ask for more than {images / 1000:g} in all, as with --kimg {2 * images / 1000:g}"
         raise ConfigError("train.kimg", f"exceed the {images / 1000:g} kimg already trained", config.train.kimg, remedy)
     return Resumption(run_dir=run_dir, checkpoint=checkpoint, images=images, page=page, changes=changes)

@@ -16,6 +16,7 @@ from typing import Any
 from ganscale.config import RunConfig, override
 from ganscale.errors import CheckpointError, GanscaleError, RunFailed
 from ganscale.files import new_directory, remove_directory
+from ganscale.progress import images_of as checkpoint_images
 from ganscale.runtime.evaluation import Judge, build_judge, evaluate_with
 from ganscale.runtime.launcher import launch
 from ganscale.runtime.run import Run
@@ -64,7 +65,7 @@ def run_trial(sweep: Sweep, trial: Trial, settings: dict[str, Any], donor: str |
 def images_of(run_dir: Path) -> int:
     """Return how far the run has been saved."""
     newest = checkpoints.newest_good(run_dir)[0]
-    return 0 if newest is None else checkpoints.images_of(newest.name)
+    return 0 if newest is None else checkpoint_images(newest.name)
 
 
 def train_to(config: RunConfig, run_dir: Path, images: int, *, cpus: int, gpus: int) -> Run:

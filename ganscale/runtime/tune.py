@@ -17,6 +17,7 @@ from typing import Any
 
 from ganscale.config import RunConfig, override
 from ganscale.errors import ConfigError, Interrupted, ResourceError, RunFailed, UserError, unknown
+from ganscale.progress import to_images
 from ganscale.runtime.placement import Resources
 from ganscale.runtime.planner import check_disk, find_resources, new_run_dir, refuse_existing
 from ganscale.runtime.run_lock import RunLock
@@ -117,8 +118,8 @@ def plan_sweep(
     parsed = [parse_param(text) for text in params]
     check_params(config, parsed, while_training=scheduler == "pbt")
     chosen, better = _objective(config, objective)
-    total = round(1000 * config.train.kimg)
-    first = total // FIRST[scheduler] if every_kimg is None else round(1000 * every_kimg)
+    total = to_images(config.train.kimg)
+    first = total // FIRST[scheduler] if every_kimg is None else to_images(every_kimg)
     if not config.train.batch <= first <= total:
         rule = f"be from {config.train.batch / 1000:g} (a batch) to {total / 1000:g} (the length of a trial)"
         raise UserError("--every", rule, first / 1000, "raise --kimg, or give another --every")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ganscale.errors import CheckpointError
 from ganscale.files import full_disk, is_full_disk, new_directory, remove_directory, sha256_of
+from ganscale.progress import checkpoint_name
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -32,18 +33,6 @@ class Checkpoint:
     images: int
     meta: dict[str, Any]
     parts: dict[str, dict[str, Tensor]]
-
-
-def checkpoint_name(images: int) -> str:
-    """Return the directory name of ``images`` seen; names sort as numbers do: ``kimg-000008``, ``kimg-000008.192``."""
-    kimg, rest = divmod(images, 1000)
-    return f"kimg-{kimg:06d}" + (f".{rest:03d}" if rest else "")
-
-
-def images_of(name: str) -> int:
-    """Return how many images the checkpoint of this ``checkpoint_name`` has seen."""
-    kimg, _, rest = name.removeprefix("kimg-").partition(".")
-    return 1000 * int(kimg) + int(rest or 0)
 
 
 def commit(root: Path, images: int, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> Path:

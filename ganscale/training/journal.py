@@ -11,8 +11,8 @@ from torch import nn
 from ganscale.config import RunConfig
 from ganscale.data.pixels import image_grid, save_png, to_uint8
 from ganscale.files import replace_text
+from ganscale.progress import checkpoint_name, times_passed
 from ganscale.training.autoencoding import beside_reconstructions
-from ganscale.training.checkpoint import checkpoint_name
 from ganscale.training.process_group import Group
 from ganscale.training.random import Draws
 from ganscale.training.records import SampleRecord, TickRecord
@@ -81,8 +81,7 @@ def shown_up_to(config: RunConfig, images: int | None) -> int:
     """
     if images is None:
         return -1
-    tick = 1000 * config.train.tick_kimg
-    ends_tick = int(images / tick) > int((images - config.train.batch) / tick)
+    ends_tick = times_passed(images - config.train.batch, images, config.train.tick_kimg) > 0
     return images if ends_tick else images - 1
 
 

@@ -20,6 +20,7 @@ from ganscale.data import ShardedBatches, open_dataset
 from ganscale.errors import CheckpointError, NonFiniteError, RunFailed
 from ganscale.files import full_disk, is_full_disk, name_for_users
 from ganscale.losses import describe_penalty
+from ganscale.progress import times_passed, to_images
 from ganscale.training import checkpoint as checkpoints
 from ganscale.training.autoencoding import phases_of, shown_images
 from ganscale.training.checkpoint_writer import CheckpointWriter
@@ -120,7 +121,7 @@ class Trainer:
 
     def _loop(self, batches, pulse: Pulse) -> bool:
         config, state = self.config, self.state
-        while state.images < 1000 * config.train.kimg:
+        while state.images < to_images(config.train.kimg):
             before = state.images
             try:
                 self._enter("reading images")
@@ -239,7 +240,7 @@ class Trainer:
         self._saved_at = self.state.images
 
     def _crossed(self, before: int, every_kimg: float) -> bool:
-        return int(self.state.images / (1000 * every_kimg)) > int(before / (1000 * every_kimg))
+        return times_passed(before, self.state.images, every_kimg) > 0
 
     def _to_device(self, images: torch.Tensor) -> torch.Tensor:
         layout = torch.channels_last if images.shape[2] > 1 else torch.contiguous_format

@@ -23,13 +23,14 @@ from ganscale.config import EXPLAINER_NAMES, override
 from ganscale.errors import ConfigError, ResourceError
 from ganscale.explain import EXPLAINERS, Explanation
 from ganscale.presets import preset
+from ganscale.progress import images_of
 from ganscale.runtime import Resources, launch, load
 from ganscale.runtime.beside import Due, Events, what_is_due
 from ganscale.runtime.beside_start import refuse_far_away
 from ganscale.runtime.beside_work import Work
 from ganscale.runtime.local import ray_session
 from ganscale.runtime.placement import place
-from ganscale.training.checkpoint import images_of, names, verify
+from ganscale.training.checkpoint import names, verify
 from ganscale.training.checkpoint_writer import CheckpointWriter
 from ganscale.training.retention import READING
 

@@ -15,6 +15,7 @@ from tiny_runs import descendants, is_alive
 
 from ganscale.config import override
 from ganscale.presets import preset
+from ganscale.progress import images_of
 from ganscale.runtime import load
 from ganscale.runtime.local import ray_session
 from ganscale.runtime.placement import Resources
@@ -22,7 +23,7 @@ from ganscale.runtime.sweep import DONE, FAILED, STOPPED, read_sweep
 from ganscale.runtime.sweep_trial import run_trial
 from ganscale.runtime.tune import plan_sweep, resume_sweep, tune
 from ganscale.runtime.tune_ray import _Record
-from ganscale.training.checkpoint import images_of, names
+from ganscale.training.checkpoint import names
 from ganscale.training.retention import score_name
 
 pytestmark = pytest.mark.ray

@@ -16,6 +16,7 @@ import torch
 
 from ganscale import files
 from ganscale.errors import CheckpointError, RunFailed
+from ganscale.progress import checkpoint_name
 from ganscale.training import checkpoint as cp
 
 FORK = multiprocessing.get_context("fork")  # a start that costs nothing: some thirty processes die here
@@ -31,9 +32,9 @@ def commit(root: Path, images: int, value: float = 1.0) -> Path:
 
 def test_names_sort_as_numbers_do():
     images = [0, 999, 8000, 8192, 9000, 100_000, 1_000_000]
-    names = [cp.checkpoint_name(n) for n in images]
+    names = [checkpoint_name(n) for n in images]
     assert names == sorted(names)
-    assert cp.checkpoint_name(64_000) == "kimg-000064"
+    assert checkpoint_name(64_000) == "kimg-000064"
 
 
 def test_what_is_loaded_is_what_was_committed(tmp_path: Path):

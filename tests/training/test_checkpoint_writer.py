@@ -13,6 +13,7 @@ import torch
 from ganscale.config import CheckpointConfig, RunConfig, ScoreName, override
 from ganscale.errors import ConfigError
 from ganscale.metrics.evaluation import evaluate_features
+from ganscale.progress import checkpoint_name
 from ganscale.training import checkpoint as cp
 from ganscale.training import checkpoint_writer
 from ganscale.training.checkpoint_writer import CheckpointWriter
@@ -45,7 +46,7 @@ def save(writer: CheckpointWriter, images: int) -> None:
 
 
 def evaluate(run_dir: Path, images: int, fd: float | None, **stamp: str) -> None:
-    path = run_dir / "evaluations" / f"{cp.checkpoint_name(images)}.json"
+    path = run_dir / "evaluations" / f"{checkpoint_name(images)}.json"
     path.parent.mkdir(exist_ok=True)
     recall = {"value": images / 1e5, "better": "higher", "stamp": {"n": "1", **stamp}}
     values = {
