@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ganscale.errors import nearest, unknown
 from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError, ExplainTargetError
+from ganscale.explain.passes import layout_of_rows, rows_a_pass
 from ganscale.explain.plan import Chunk, Partial, Request, first_rows, merge
 from ganscale.explain.subject import Subject, check_samples, weights_hash
 from ganscale.explain.types import Explanation, Score
@@ -27,11 +29,14 @@ SCORING = 1 << 20  # the part number of scoring chunks: above every other part, 
 
 
 class Options(BaseModel):
-    """Options of every method. ``micro_batch`` is the rows of one forward pass; the tail is padded to it."""
+    """Options of every method.
+
+    ``micro_batch``: the rows of one forward pass, to which the tail is padded; auto goes by the size of the images.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 64
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"] = "auto"
 
 
 def check_serves(explainer: type[Explainer], subject: Subject) -> None:
@@ -53,8 +58,10 @@ def check_serves(explainer: type[Explainer], subject: Subject) -> None:
 class Meter:
     """Evaluates rows for one chunk and counts them."""
 
-    def __init__(self, subject: Subject, micro_batch: int) -> None:
+    def __init__(self, subject: Subject, micro_batch: int, layout: torch.memory_format) -> None:
         self.subject = subject
+        self.layout = layout
+        self.device = subject.device
         self.micro_batch = micro_batch
         self.rows_forward = 0
         self.rows_backward = 0
@@ -69,10 +76,12 @@ class Meter:
         found = []
         with torch.no_grad():
             for start in range(0, count, self.micro_batch):
-                rows = build(slice(start, min(start + self.micro_batch, count))).to(self.subject.device)
+                rows = build(slice(start, min(start + self.micro_batch, count))).to(self.device)
                 short = self.micro_batch - len(rows)
                 if short:
                     rows = torch.cat([rows, rows[-1:].expand(short, *rows.shape[1:])])
+                if fn is self.subject.fn and rows.ndim == 4:
+                    rows = rows.contiguous(memory_format=self.layout)
                 found.append(fn(rows)[: self.micro_batch - short].double().cpu())
         values = torch.cat(found).numpy()
         if not np.isfinite(values).all():
@@ -107,6 +116,13 @@ class Explainer(ABC):
         self.subject = subject
         self.request = request
         self.options = parse_options(type(self), request.options)
+        asked = self.options.micro_batch
+        self.micro_batch = rows_a_pass(subject, request.inputs[self.input_name]) if asked == "auto" else asked
+
+    @cached_property
+    def layout(self) -> torch.memory_format:
+        """How rows of images lie in memory."""
+        return layout_of_rows(self.subject, self.request.inputs[self.input_name])
 
     @property
     def samples_apart(self) -> bool:
@@ -153,8 +169,8 @@ class Explainer(ABC):
     def run(self, chunk: Chunk) -> Partial:
         """Compute one chunk; the same chunk gives the same partial wherever it runs (its cost apart)."""
         began = time.perf_counter()
-        meter = Meter(self.subject, self.options.micro_batch)
         with self.subject.quiet():
+            meter = Meter(self.subject, self.micro_batch, self.layout)
             data = self.compute(chunk, meter)
         return Partial(
             round=chunk.round,
@@ -187,7 +203,7 @@ class Explainer(ABC):
             "plan": {
                 "chunks": len(partial.items),
                 "rounds": partial.round + 1,
-                "micro_batch": self.options.micro_batch,
+                "micro_batch": self.micro_batch,
             },
             "value_range": list(self.subject.value_range) if self.subject.value_range else None,
             "weights_sha256": weights_hash(self.subject.modules),

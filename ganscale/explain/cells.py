@@ -60,8 +60,8 @@ def make_baseline(x: Tensor, choice: str | float, value_range: tuple[float, floa
 
 def compose(x: Tensor, baseline: Tensor, present_nM: np.ndarray, segments: Tensor) -> Tensor:
     """Return [n, ...]: sample ``x`` [...] where a row of ``present_nM`` has the player, ``baseline`` elsewhere."""
-    mask = torch.from_numpy(present_nM)[:, segments]
-    return torch.where(mask[:, None] if segments.ndim == 2 else mask, x, baseline)
+    mask = torch.from_numpy(present_nM[:, segments.numpy()]).to(x.dtype)
+    return torch.lerp(baseline, x, mask[:, None] if segments.ndim == 2 else mask)  # exactly either one, at 0 and 1
 
 
 def cell_sums(maps: Tensor, segments: Tensor) -> np.ndarray:

@@ -39,7 +39,7 @@ def gradients(meter: Meter, rows: Tensor) -> Tensor:
         for part in rows.split(meter.micro_batch):
             short = meter.micro_batch - len(part)
             padded = torch.cat([part, part[-1:].expand(short, *part.shape[1:])]) if short else part
-            leaf = padded.detach().to(meter.subject.device, copy=True).requires_grad_()
+            leaf = padded.detach().to(meter.device, copy=True).requires_grad_()
             (gradient,) = torch.autograd.grad(meter.subject.fn(leaf).sum(), leaf)
             found.append(gradient[: len(part)].cpu())
     together = torch.cat(found)

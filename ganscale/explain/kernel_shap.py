@@ -22,7 +22,7 @@ from ganscale.explain.coalitions import (
     kernel_weights,
 )
 from ganscale.explain.plan import Chunk
-from ganscale.explain.surrogate import LEAST_PARTS, ROWS_A_CHUNK, SurrogateExplainer, SurrogateOptions, split
+from ganscale.explain.surrogate import SurrogateExplainer, SurrogateOptions, drawn_size, split
 
 
 class KernelShapOptions(SurrogateOptions):
@@ -48,10 +48,9 @@ class KernelShap(SurrogateExplainer):
     def blocks(self) -> list[tuple[str, int, int]]:
         """Return all coalitions, or the border ones and then the drawn ones in even blocks (pairs stay together)."""
         if self.enumerates:
-            return split("all", 2**self.players - 2, ROWS_A_CHUNK)
+            return split("all", 2**self.players - 2, first=True)
         drawn = self.options.num_coalitions - 2 * self.players
-        size = min(ROWS_A_CHUNK, -(-drawn // LEAST_PARTS))
-        return split("border", 2 * self.players, ROWS_A_CHUNK) + split("drawn", drawn, size + size % 2)
+        return split("border", 2 * self.players, first=True) + split("drawn", drawn, drawn_size(drawn), first=False)
 
     def coalitions(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
         """Return the coalitions of a chunk, bool [n, M], and their weights in the fit [n]."""

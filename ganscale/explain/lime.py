@@ -16,7 +16,7 @@ from pydantic import Field
 
 from ganscale.explain.coalitions import Moments
 from ganscale.explain.plan import Chunk
-from ganscale.explain.surrogate import LEAST_PARTS, ROWS_A_CHUNK, SurrogateExplainer, SurrogateOptions, split
+from ganscale.explain.surrogate import SurrogateExplainer, SurrogateOptions, drawn_size, split
 
 
 class LimeOptions(SurrogateOptions):
@@ -41,7 +41,7 @@ class Lime(SurrogateExplainer):
     def blocks(self) -> list[tuple[str, int, int]]:
         """Return the drawn coalitions in blocks."""
         total = self.options.num_coalitions
-        return split("drawn", total, min(ROWS_A_CHUNK, -(-total // LEAST_PARTS)))
+        return split("drawn", total, drawn_size(total), first=True)
 
     def coalitions(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
         """Return coalitions of a chunk, bool [n, M], and their weights [n]; the very first is the whole sample."""

@@ -1,7 +1,7 @@
 """Occlusion (Zeiler and Fergus 2014, arXiv:1311.2901, section 4.2): how f falls while a window is hidden.
 
 A pixel's value is the mean fall over the windows that cover it. Windows at the edge are cut off, so that every pixel is
-covered. The passes are small by default: more rows than the processor's caches hold cost more a row.
+covered.
 
 Legend: N samples, M players, V windows, P pixels or features.
 """
@@ -20,7 +20,7 @@ from ganscale.explain.base import Meter
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
 
-WINDOWS_A_CHUNK = 1024
+ROWS_A_CHUNK = 1024
 
 
 class OcclusionOptions(AttributionOptions):
@@ -31,7 +31,6 @@ class OcclusionOptions(AttributionOptions):
 
     window: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
     stride: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
-    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 16
 
 
 class Occlusion(AttributionExplainer):
@@ -48,37 +47,39 @@ class Occlusion(AttributionExplainer):
         self.masks = self._windows()  # bool [V, H, W], or [V, D]: what each window hides
 
     def first_round(self) -> list[Chunk]:
-        """Return for every sample its windows in blocks."""
-        starts = range(0, len(self.masks), WINDOWS_A_CHUNK)
-        places = [(row, part, start) for row in range(len(self.x)) for part, start in enumerate(starts)]
+        """Return chunks of several whole samples, or of a part of one's windows where there are many."""
+        windows, together = range(0, len(self.masks), ROWS_A_CHUNK), max(1, ROWS_A_CHUNK // (2 + len(self.masks)))
+        places = [(row, part, start) for row in range(0, len(self.x), together) for part, start in enumerate(windows)]
         return [
-            Chunk(round=0, index=index, explanation=row, part=part, work={"start": start})
+            Chunk(round=0, index=index, explanation=row, part=part, work={"start": start, "samples": together})
             for index, (row, part, start) in enumerate(places)
         ]
 
     def attribute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
-        """Return the summed falls over each pixel [P], and f at both ends from a sample's first chunk."""
-        x, baseline, start = self.x[chunk.explanation], self.baseline[chunk.explanation], chunk.work["start"]
-        hidden = self.masks[start : start + WINDOWS_A_CHUNK]
-        wide = hidden[:, None] if x.ndim == 3 and hidden.ndim == 3 else hidden.reshape(-1, *x.shape)
-        ends = torch.stack([x, baseline])
+        """Return of each of a chunk's samples the summed falls over each pixel [n, P], and f at both ends [n]."""
+        samples = slice(chunk.explanation, chunk.explanation + chunk.work["samples"])
+        x, baseline = self.x[samples], self.baseline[samples]
+        hidden = self.masks[chunk.work["start"] :][:ROWS_A_CHUNK]
+        none, all_ = torch.zeros_like(hidden[:1]), torch.ones_like(hidden[:1])
+        table = torch.cat([none, all_, hidden]).to(x.dtype)  # the rows of one sample: the ends, then the windows
+        table = table[:, None] if x.ndim == 4 and table.ndim == 3 else table.reshape(-1, *x.shape[1:])
 
         def build(part: slice) -> Tensor:
-            first, stop = part.start - 2, part.stop - 2  # the first two rows are the ends
-            rows = torch.where(wide[max(first, 0) : max(stop, 0)], baseline, x)
-            return torch.cat([ends[part], rows]) if first < 0 else rows
+            row = torch.arange(part.start, part.stop)
+            sample, which = row // len(table), row % len(table)
+            return torch.lerp(x[sample], baseline[sample], table[which])  # exactly either one, at 0 and 1
 
-        y_n = meter.evaluate(self.subject.fn, 2 + len(hidden), build)
-        fall_V = torch.from_numpy(y_n[0] - y_n[2:])
-        return {"sum": fall_V @ hidden.flatten(1).double(), "full": y_n[0], "empty": y_n[1]}
+        y = torch.from_numpy(meter.evaluate(self.subject.fn, len(x) * len(table), build)).reshape(len(x), -1)
+        return {"sum": (y[:, :1] - y[:, 2:]) @ hidden.flatten(1).double(), "full": y[:, 0], "empty": y[:, 1]}
 
     def collect(self, partial: Partial) -> Maps:
         """Divide the falls by how often each pixel was hidden."""
         sums_NP = torch.zeros(len(self.x), self.masks[0].numel(), dtype=torch.float64)
         ends = np.zeros((2, len(self.x)))
-        for row, _, data in partial.of_round(0):
-            sums_NP[row] += data["sum"]
-            ends[:, row] = data["full"], data["empty"]
+        for first, _, data in partial.of_round(0):
+            rows = slice(first, first + len(data["sum"]))
+            sums_NP[rows] += data["sum"]
+            ends[:, rows] = data["full"], data["empty"]
         mean_NP = sums_NP / self.masks.flatten(1).sum(dim=0)
         picture = self.x.ndim == 4 and self.masks.ndim == 3
         maps = mean_NP.reshape(-1, 1, *self.masks.shape[1:]).expand(self.x.shape) if picture else mean_NP

@@ -25,7 +25,9 @@ from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
 from ganscale.explain.types import Score
 
-ROWS_A_CHUNK = 126  # coalitions; with the two ends 128 rows, two full micro-batches of the default size
+ROWS_A_CHUNK = 128
+ROWS_A_STEP = 32  # chunks are multiples of it, so that passes of so many rows, or of a divisor, are rarely padded
+ENDS = 2  # rows of a sample's first chunk beside its coalitions: everything present, and nothing
 FIRST_PARTS = 4  # drawn parts before an interval is believed
 LEAST_PARTS = 8  # chunks a sample, so that leaving one out says something
 
@@ -173,9 +175,17 @@ class SurrogateExplainer(AttributionExplainer):
         }
 
 
-def split(kind: str, total: int, size: int) -> list[tuple[str, int, int]]:
-    """Return blocks of at most ``size``."""
-    return [(kind, start, min(start + size, total)) for start in range(0, total, size)]
+def split(kind: str, total: int, size: int = ROWS_A_CHUNK, *, first: bool) -> list[tuple[str, int, int]]:
+    """Return blocks of at most ``size`` coalitions; the ``first`` one of a sample leaves room for the ends."""
+    short = ENDS if first and size >= ROWS_A_STEP else 0
+    starts = [0, *range(size - short, total, size)]
+    return [(kind, start, stop) for start, stop in zip(starts, [*starts[1:], total], strict=True)]
+
+
+def drawn_size(total: int) -> int:
+    """Return how many coalitions a chunk draws of ``total``: an even number."""
+    size = min(ROWS_A_CHUNK, -(-total // LEAST_PARTS))
+    return size - size % ROWS_A_STEP if size >= ROWS_A_STEP else size + size % 2
 
 
 def sum_of(moments: Sequence[Moments]) -> Moments:

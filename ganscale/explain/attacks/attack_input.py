@@ -229,7 +229,7 @@ class AttackInput(Explainer):
         """Return the threshold, the side that each sample is attacked from [N], and whether it is judged right [N]
         (NaN where the truth is not known).
         """
-        parts = self.x.split(self.options.micro_batch)
+        parts = self.x.split(self.micro_batch)
         with torch.no_grad():
             output = torch.cat([self.network(part.to(self.subject.device)).cpu() for part in parts])
         if self.classes > 1:

@@ -177,7 +177,7 @@ class ExplanationRobustness(Explainer):
             meter.rows_forward += len(rows)
             meter.rows_backward += len(rows)
         values, slopes = [], []
-        for part in rows.split(self.options.micro_batch):
+        for part in rows.split(self.micro_batch):
             with torch.enable_grad():
                 leaf = part.detach().to(self.subject.device).requires_grad_(True)
                 f_n = self.subject.fn(leaf)

@@ -126,7 +126,7 @@ def encode(encoder: Any, x: Tensor, meter: Meter) -> Tensor:
     """Return ``encoder.encode`` of x [n, D] on the CPU, in micro-batches, counted."""
     meter.rows_forward += len(x)
     with torch.no_grad():
-        parts = [encoder.encode(part.to(meter.subject.device)).cpu() for part in x.split(meter.micro_batch)]
+        parts = [encoder.encode(part.to(meter.device)).cpu() for part in x.split(meter.micro_batch)]
     code = torch.cat(parts)
     if code.ndim != 2 or len(code) != len(x) or not torch.isfinite(code).all():
         raise CallableError("the encoder", "return finite codes [n, D]", tuple(code.shape), "look at its weights")

@@ -138,7 +138,7 @@ class AttFind(LatentExplainer):
                 nullcontext() if amount is None else edited(self.subject.generator, self.options.layer, shift(amount))
             )
         with edit:
-            return torch.cat([self.subject.generator(part) for part in moved.split(self.options.micro_batch)])
+            return torch.cat([self.subject.generator(part) for part in moved.split(self.micro_batch)])
 
     def _sigma(self) -> np.ndarray:
         """Return the standard deviation of each coordinate: 1 for those of z, measured for channels."""

@@ -58,7 +58,7 @@ class ClassGeneration(LatentExplainer):
         drawn = chunk.rng(self.request.seed).standard_normal((options.draws, self.z.shape[1]))
         z = torch.from_numpy(drawn).to(self.z.dtype).to(device)
         with torch.no_grad():
-            odds = torch.cat([self._odds(part, k) for part in z.split(options.micro_batch)])
+            odds = torch.cat([self._odds(part, k) for part in z.split(self.micro_batch)])
         order = odds.argsort(descending=True, stable=True)[: options.candidates]
         best, best_odds = z[order].clone(), odds[order].clone()
         radius, at = self.z.shape[1] ** 0.5, best.clone()

@@ -178,7 +178,7 @@ class Membership(Explainer):
 
     def _in_parts(self, network: Any, rows: Tensor) -> Tensor:
         with torch.no_grad():
-            parts = [network(part.to(self.subject.device)).cpu() for part in rows.split(self.options.micro_batch)]
+            parts = [network(part.to(self.subject.device)).cpu() for part in rows.split(self.micro_batch)]
         return torch.cat(parts)
 
 

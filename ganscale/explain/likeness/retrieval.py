@@ -132,7 +132,7 @@ class Retrieval(Explainer):
     def _features(self, x: Tensor) -> Tensor:
         network = getattr(self.subject, self.options.of)
         with torch.no_grad():
-            rows = [self._of(network, part.to(self.subject.device)).cpu() for part in x.split(self.options.micro_batch)]
+            rows = [self._of(network, part.to(self.subject.device)).cpu() for part in x.split(self.micro_batch)]
         return torch.cat(rows)
 
     def _of(self, network: Any, x: Tensor) -> Tensor:
