@@ -24,7 +24,9 @@ ROUNDS, QUICK_ROUNDS = 7, 3
 @click.command(cls=Verb)
 @click.argument("suite", metavar="[ops]", default="ops", type=Name("suite", ("ops",)))
 @click.option("--only", metavar="NAMES", help="Measure these claims alone (commas between them).")
-@click.option("--device", default="cpu", type=Name("--device", ("cpu", "cuda")), help="cpu (default) or cuda.")
+@click.option(
+    "--device", metavar="NAME", default="cpu", type=Name("--device", ("cpu", "cuda")), help="cpu (default) or cuda."
+)
 @click.option("--rounds", type=WholeNumber(1), help=f"Turns of each contender (default {ROUNDS}).")
 @click.option("--quick", is_flag=True, help=f"Small shapes, no torch.compile, {QUICK_ROUNDS} rounds.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables to this Markdown file.")

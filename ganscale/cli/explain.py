@@ -23,10 +23,23 @@ KINDS = Name("kind of samples", ("both", "real", "generated"))
 @click.command(cls=Verb)
 @run_argument
 @click.option("--method", metavar="NAME", required=True, help="Which: see `ganscale list explainers`; all for each.")
-@click.option("--target", default="critic", show_default=True, help="What to explain: critic, class:K, critic@G, ...")
+@click.option(
+    "--target",
+    metavar="WHAT",
+    default="critic",
+    show_default=True,
+    help="What to explain: critic, class:K, critic@G, ...",
+)
 @click.option("--classifier", metavar="NAME|PATH", help="A data set's name, a file or package.module:function.")
 @click.option("--classifier-range", metavar="LOW,HIGH", type=Pair(), help="The range of images that it takes.")
-@click.option("--samples", type=KINDS, default="both", show_default=True, help="Which images: real, generated or both.")
+@click.option(
+    "--samples",
+    metavar="KIND",
+    type=KINDS,
+    default="both",
+    show_default=True,
+    help="Which images: real, generated or both.",
+)
 @click.option("--num-samples", metavar="N", type=WholeNumber(1), default=8, show_default=True, help="How many samples.")
 @click.option("--workers", metavar="N", type=WholeNumber(0), default=1, show_default=True, help="0: here, without Ray.")
 @click.option("--budget", metavar="TIME", type=Duration(), help="Stop after 90s, 10m or 1h, with what is finished.")

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @run_argument
 @click.option("--num", type=WholeNumber(1), default=64, show_default=True, help="How many images.")
 @click.option("--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of the latents.")
-@click.option("--out", help="A new .png file (one grid) or a new folder (a file an image). Default: RUN/generated/.")
+@click.option(
+    "--out",
+    metavar="FILE.png|DIR",
+    help="A new .png file (one grid) or a new folder (a file an image). Default: RUN/generated/.",
+)
 @click.option("--interpolate", is_flag=True, help="Walk between random latents instead of drawing each afresh.")
 @json_option
 def generate(run: str, num: int, seed: int, out: str | None, interpolate: bool, as_json: bool) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
+LEAST_ROOM = 24  # of a column that is folded
 _results = None
 
 
@@ -64,11 +67,23 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def table(rows: Sequence[Sequence[str]], *, indent: str = "") -> str:
-    """Lay ``rows`` out in left-aligned columns, two spaces apart; the last column runs free."""
+def table(rows: Sequence[Sequence[str]], *, indent: str = "", columns: int | None = None) -> str:
+    """Lay ``rows`` out in left-aligned columns, two spaces apart; the last column runs free.
+
+    Where a person looks at it, the last column is folded below itself to fit ``columns`` (default: a terminal's width).
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    used = len(indent) + sum(widths[:-1]) + 2 * (len(widths) - 1)
+    room = (columns or _terminal_columns() or 0) - used
     lines = []
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append(indent + "  ".join(cells).rstrip())
+        folded = textwrap.wrap(row[-1], room, break_on_hyphens=False) if room >= LEAST_ROOM else [row[-1]]
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
+        lines.append(indent + "  ".join([*cells, *folded[:1]]).rstrip())
+        lines += [" " * used + more for more in folded[1:]]
     return "\n".join(lines)
+
+
+def _terminal_columns() -> int | None:
+    stream = _results or sys.stdout
+    return shutil.get_terminal_size().columns if stream.isatty() else None

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--trials", metavar="N", type=WholeNumber(0), help="How many variants are tried (default 8).")
 @click.option(
     "--scheduler",
+    metavar="NAME",
     type=Name("--scheduler", ("asha", "pbt")),
     help="asha (default): the worse ones end early; pbt: they copy better ones and go on.",
 )

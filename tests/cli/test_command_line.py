@@ -116,6 +116,13 @@ def test_a_table_is_aligned():
     assert table([("a", "x"), ("bbb", "y")]) == "a    x\nbbb  y"
 
 
+def test_a_long_last_column_is_folded_below_itself_where_there_is_room():
+    words = "one two three four five six seven eight"
+    rows = [("a", words), ("bbb", "")]
+    assert table(rows, columns=30) == "a    one two three four five\n     six seven eight\nbbb"
+    assert table(rows, columns=20) == f"a    {words}\nbbb"  # too narrow to fold
+
+
 def test_a_taken_port_is_refused_and_a_free_one_named(tmp_path, expect_refused):
     (tmp_path / "events.out.tfevents.1.host").write_bytes(b"")
     with socket.socket() as server:
