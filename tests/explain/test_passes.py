@@ -1,0 +1,110 @@
+"""How many rows go through a network at once, and how they lie: a matter of speed that no map may show.
+
+N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ganscale.explain import Subject, explain, source_of_object, subject_of_run
+from ganscale.explain import base as explain_base
+from ganscale.explain.passes import VECTORS, layout_of_rows, rows_a_pass
+
+BARE = {"shakes": 0, "shuffled_network": False}
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+#: Of scale: a network may add in another order where rows lie otherwise or are more, which moves the last bits of a
+#: float32 (6e-8 each) by a few.
+LAST_BITS = 1e-6
+
+
+def images(side: int, count: int = 2, channels: int = 3) -> torch.Tensor:
+    return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def subject_of(network) -> Subject:
+    return Subject(name="f", fn=network, module=network if isinstance(network, nn.Module) else None)
+
+
+def critic() -> nn.Sequential:
+    """A critic of colour images, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        parts = nn.Conv2d(3, 8, 4, stride=2, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(8, 16, 3), nn.LeakyReLU(0.2)
+        return nn.Sequential(*parts, nn.Flatten(), nn.Linear(16 * 25, 1), nn.Flatten(0)).eval()
+
+
+class Viewing(nn.Module):
+    """A convolution whose result is flattened as if it could only lie one way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4 * 10 * 10, 1)
+        self.layouts: list[bool] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.layouts.append(x.is_contiguous())
+        return self.last(self.conv(x).relu().view(len(x), -1))[:, 0]
+
+
+@pytest.mark.parametrize(("side", "rows"), [(28, 32), (32, 32), (64, 32), (128, 16), (224, 4), (1024, 1)])
+def test_the_larger_the_images_the_fewer_go_through_at_once(side, rows):
+    assert rows_a_pass(subject_of(critic()), torch.zeros(1, 3, side, side)) == rows
+
+
+@pytest.mark.parametrize("shape", [(3, 16), (3, 2, 1, 1)])
+def test_latents_and_points_go_many_at_once(shape):
+    assert rows_a_pass(subject_of(lambda x: x.flatten(1).sum(1)), torch.zeros(shape)) == VECTORS
+
+
+def test_the_size_that_counts_is_that_to_which_a_classifier_enlarges():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = images(28)
+    small, large = (source_of_object(network, size=size).open(x) for size in (None, (224, 224)))
+    parts = {"target": "class:1", "critic": None}
+    assert rows_a_pass(subject_of_run(**parts, classifier=small), x) == 32
+    assert rows_a_pass(subject_of_run(**parts, classifier=large), x) == 4
+    judged = subject_of_run(target="critic", critic=critic(), classifier=large)
+    assert rows_a_pass(judged, x) == 32  # it is not the classifier that is explained
+
+
+def test_rows_lie_channels_last_where_the_network_takes_them_so():
+    network, x = critic(), images(14)
+    assert layout_of_rows(subject_of(network), x) is torch.channels_last
+    assert layout_of_rows(subject_of(lambda rows: rows.sum(1)), torch.zeros(2, 8)) is torch.contiguous_format
+
+
+def test_a_network_that_reads_memory_as_it_lies_is_given_ordinary_rows():
+    def reads_memory(rows: torch.Tensor) -> torch.Tensor:
+        flat = rows.permute(0, 2, 3, 1).reshape(len(rows), -1) if not rows.is_contiguous() else rows.flatten(1)
+        return flat @ torch.arange(flat.shape[1], dtype=flat.dtype)
+
+    assert layout_of_rows(subject_of(reads_memory), images(8)) is torch.contiguous_format
+
+
+@pytest.mark.parametrize("method", ["kernel-shap", "occlusion"])
+def test_a_network_that_flattens_by_view_falls_back_and_gives_the_same_map(method, monkeypatch):
+    network, x = Viewing().eval(), images(12)
+    with pytest.raises(RuntimeError, match="view"):
+        network(x.contiguous(memory_format=torch.channels_last))
+    network.layouts.clear()
+    found = explain(network, x, method, cells=3, **BARE)
+    assert sum(not layout for layout in network.layouts) == 1  # it was tried once
+    monkeypatch.setattr(explain_base, "layout_of_rows", lambda subject, x: torch.contiguous_format)
+    plain = explain(network, x, method, cells=3, **BARE)
+    assert torch.equal(found.values["attribution"], plain.values["attribution"])
+
+
+@pytest.mark.parametrize("method", ["kernel-shap", "lime", "occlusion"])
+def test_maps_are_the_same_however_rows_lie_and_however_many_go_at_once(method, monkeypatch):
+    network, x = critic(), images(14)
+    assert layout_of_rows(subject_of(network), x) in LAYOUTS
+    maps = []
+    for layout in LAYOUTS:
+        monkeypatch.setattr(explain_base, "layout_of_rows", lambda subject, x, layout=layout: layout)
+        for rows in (7, 32):
+            maps.append(explain(network, x, method, cells=3, micro_batch=rows, **BARE).values["attribution"])
+    scale = maps[0].abs().max()
+    assert max(float((one - maps[0]).abs().max() / scale) for one in maps[1:]) <= LAST_BITS
