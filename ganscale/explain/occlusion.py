@@ -20,7 +20,7 @@ from ganscale.explain.base import Meter
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
 
-ROWS_A_CHUNK = 1024
+ROWS_A_CHUNK = 512
 
 
 class OcclusionOptions(AttributionOptions):
@@ -65,9 +65,13 @@ class Occlusion(AttributionExplainer):
         table = table[:, None] if x.ndim == 4 and table.ndim == 3 else table.reshape(-1, *x.shape[1:])
 
         def build(part: slice) -> Tensor:
-            row = torch.arange(part.start, part.stop)
-            sample, which = row // len(table), row % len(table)
-            return torch.lerp(x[sample], baseline[sample], table[which])  # exactly either one, at 0 and 1
+            rows, start = [], part.start
+            while start < part.stop:  # lerp is exactly either one, at 0 and 1
+                sample, which = divmod(start, len(table))
+                stop = min(part.stop, start - which + len(table))
+                rows.append(torch.lerp(x[sample], baseline[sample], table[which:][: stop - start]))
+                start = stop
+            return torch.cat(rows) if len(rows) > 1 else rows[0]
 
         y = torch.from_numpy(meter.evaluate(self.subject.fn, len(x) * len(table), build)).reshape(len(x), -1)
         return {"sum": (y[:, :1] - y[:, 2:]) @ hidden.flatten(1).double(), "full": y[:, 0], "empty": y[:, 1]}
