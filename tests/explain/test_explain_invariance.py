@@ -36,7 +36,7 @@ CASES = {
     "lime": {"num_coalitions": 300},
     "mprt": {"of": "input-x-gradient"},
     "roar": {"of": "input-x-gradient", "repeats": 2, "epochs": 1},
-    "occlusion": {"window": 4},
+    "occlusion": {"window": 2},
     "saliency": {},
     "smoothgrad": {"draws": 4},
     "input-x-gradient": {},
