@@ -11,6 +11,7 @@ import numpy as np
 
 from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
 from ganscale.dashboards.figures import Canvas, signed_colours
+from ganscale.dashboards.gallery import colour_bar
 from ganscale.dashboards.layout import (
     MARGIN,
     heading,
@@ -47,8 +48,9 @@ def attack_curves_panel(explanation: Explanation, *, with_scores: bool = True) -
     top = heading_height(lines=len(lines), banner=banner)
     width = 2 * MARGIN + 2 * (_WIDTH + 60)
     canvas = Canvas(width, top + _CHART + 90 + (scores_height(explanation) if with_scores else 0))
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
-    unit = f"budget, {explanation.meta.get('norm', '')} norm, {explanation.meta.get('budgets_in', '')}"
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
+    norm = {"linf": "largest change of a pixel", "l2": "L2 length"}.get(explanation.meta.get("norm", ""), "norm")
+    unit = f"budget: {norm}, {explanation.meta.get('budgets_in', '')}"
     held = canvas.axes(MARGIN + 50, y + 24, _WIDTH, _CHART)
     margin = canvas.axes(MARGIN + 110 + _WIDTH, y + 24, _WIDTH, _CHART)
     clean_N = values["clean_margins"].numpy()
@@ -86,19 +88,22 @@ def attack_examples_panel(explanation: Explanation, *, with_scores: bool = True)
     unit = 2 / (high - low)  # pictures are drawn in [-1, 1]
     differences = unit * (values["adversarial"] - x)[:count].double().sum(dim=1).numpy()
     times = max(1, min(MOST_ENLARGED, int(1 / max(np.abs(differences).max(), 1e-12))))
+    enlarged, name = (f"{times} times enlarged, ", f"{times} × difference") if times > 1 else ("", "difference")
     lines = [
         f"{count} of {len(x)} samples at the smallest budget at which PGD changed the verdict (else the largest).",
-        f"Difference: {times} times enlarged, red adds, blue takes away, white is no change; one scale for all.",
+        f"Difference: {enlarged}red adds, blue takes away, white is no change; one scale for all.",
     ]
     banner = explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
     blocks = 2 if count > 4 else 1
     rows = -(-count // blocks)
-    block = _CAPTION + 3 * (SIDE + _GAP) + 16
+    block = _CAPTION + 3 * (SIDE + _GAP) + 76
     canvas = Canvas(max(2 * MARGIN + blocks * block, 860), top + 22 + rows * (SIDE + 14) + MARGIN)
-    y = heading(canvas, f"{method_title(explanation.method)}: what changed the verdict", lines, banner=banner)
+    y = heading(
+        canvas, f"{method_title(explanation.method)}: what changed the verdict", lines, banner=banner, of=explanation
+    )
     for column in range(blocks):
-        for place, title in enumerate(("before", "after PGD", f"{times} × difference")):
+        for place, title in enumerate(("before", "after PGD", name)):
             left = MARGIN + column * block + _CAPTION + place * (SIDE + _GAP)
             canvas.text(left, y, title, size=12, bold=True, colour=MUTED.light)
     for sample in range(count):
@@ -117,6 +122,7 @@ def attack_examples_panel(explanation: Explanation, *, with_scores: bool = True)
             at = left + _CAPTION + place * (SIDE + _GAP)
             canvas.box(at - 1, above - 1, width + 2, height + 2, line=LINE.light)
             canvas.image(at, above, large)
+        colour_bar(canvas, left + _CAPTION + 3 * (SIDE + _GAP), above, round(height), 1 / times)
     return canvas.array()
 
 

@@ -62,9 +62,9 @@ def probe_panel(explanation: Explanation, *, with_scores: bool = True) -> np.nda
     top = heading_height(lines=len(lines), banner=banner)
     below = scores_height(explanation) if with_scores else 0
     canvas = Canvas(max(LEAST_WIDTH, side + 320), top + side + 130 + below)
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     axes = canvas.axes(MARGIN + 130, y + 8, side, side)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axes.grid(False)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(
@@ -75,6 +75,7 @@ def probe_panel(explanation: Explanation, *, with_scores: bool = True) -> np.nda
             colour = "#ffffff" if value > 0.5 else INK.light
             axes.text(column, row, f"{value:.0%}", ha="center", va="center", fontsize=7, color=colour)
     canvas.label_axes(axes, title="", x="the classifier's verdict", y="meant (how many)")
+    canvas.scale(axes, shown, words="share of the row")
     axes.xaxis.label.set_color(MUTED.light)
     if with_scores:
         score_table(canvas, y + side + 110, explanation)

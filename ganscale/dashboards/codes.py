@@ -14,6 +14,7 @@ from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.gallery import Row, Tile, gallery
 from ganscale.dashboards.layout import (
     MARGIN,
+    class_name,
     heading,
     heading_height,
     method_title,
@@ -21,7 +22,7 @@ from ganscale.dashboards.layout import (
     score_table,
     scores_height,
 )
-from ganscale.dashboards.palette import INK, MUTED, SERIES
+from ganscale.dashboards.palette import INK, SERIES
 
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
@@ -60,8 +61,8 @@ def code_map_panel(explanation: Explanation, *, with_scores: bool = True) -> np.
     values = explanation.values
     lines = ["Each dot is the code of one image on the first two principal axes of the codes."]
     top = heading_height(lines=len(lines), banner=False)
-    canvas = Canvas(2 * MARGIN + 2 * (_SIDE + 70), top + _SIDE + 70)
-    y = heading(canvas, f"{method_title(explanation.method)}: map of the codes", lines, banner=False)
+    canvas = Canvas(2 * MARGIN + 2 * (_SIDE + 105), top + _SIDE + 70)
+    y = heading(canvas, f"{method_title(explanation.method)}: map of the codes", lines, banner=False, of=explanation)
     axes = canvas.axes(MARGIN + 50, y + 20, _SIDE, _SIDE)
     at, labels = values["code_map"].numpy(), values.get("code_labels")
     known = labels is not None and bool((labels >= 0).any())
@@ -69,13 +70,16 @@ def code_map_panel(explanation: Explanation, *, with_scores: bool = True) -> np.
         for label in np.unique(labels.numpy()):
             own = labels.numpy() == label
             colour = colormaps["tab10"](int(label) % 10)
-            axes.scatter(*at[own].T, s=10, color=colour, label=str(label), alpha=0.8, linewidths=0)
-        axes.legend(frameon=False, fontsize=10 * _POINT, title="class", title_fontsize=10 * _POINT, loc="upper right")
+            axes.scatter(
+                *at[own].T, s=10, color=colour, label=class_name(explanation, int(label)), alpha=0.8, linewidths=0
+            )
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "labelcolor": INK.light, "handletextpad": 0.1}
+        axes.legend(frameon=False, fontsize=10 * _POINT, **beside)
     else:
         axes.scatter(*at.T, s=10, color=SERIES["blue"].light, alpha=0.8, linewidths=0)
     share = values["code_share"].numpy()
     canvas.label_axes(axes, title="Codes", x=f"first axis, {share[0]:.0%} of the variance", y="second axis")
-    bars = canvas.axes(MARGIN + 120 + _SIDE, y + 20, _SIDE, _SIDE)
+    bars = canvas.axes(MARGIN + 190 + _SIDE, y + 20, _SIDE, _SIDE)
     bars.bar(np.arange(len(share)) + 1, np.cumsum(share), color=SERIES["blue"].light)
     bars.set_ylim(0, 1.02)
     canvas.label_axes(bars, title="Variance held by the first axes", x="axes", y="share")
@@ -89,21 +93,28 @@ def factor_matrix_panel(explanation: Explanation, *, with_scores: bool = True) -
     top = heading_height(lines=len(lines), banner=banner)
     below = scores_height(explanation) if with_scores else 6
     canvas = Canvas(2 * MARGIN + 2 * (_SIDE + 90), top + _SIDE + 76 + below)
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     pairs = (("factor_importance", "This code"), ("shuffled_importance", "Control: the code of another image"))
     most = max(float(values[name].max()) for name, _ in pairs)
+    factors = _factors(explanation)
     for place, (name, title) in enumerate(pairs):
-        axes = canvas.axes(MARGIN + 40 + place * (_SIDE + 70), y + 20, _SIDE, _SIDE)
+        axes = canvas.axes(MARGIN + 70 + place * (_SIDE + 30), y + 20, _SIDE, _SIDE)
         shown = axes.imshow(values[name].numpy().T, cmap="Blues", vmin=0, vmax=most, aspect="auto")
         axes.grid(visible=False)
+        axes.set_yticks(range(len(factors)), factors if place == 0 else [""] * len(factors))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         canvas.label_axes(axes, title=title, x="number of the code", y="factor" if place == 0 else "")
         if place:
-            bar = canvas.figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02)
-            bar.ax.tick_params(labelsize=10 * _POINT, colors=MUTED.light)
-            bar.set_label("importance", fontsize=10 * _POINT, color=INK.light)
+            canvas.scale(axes, shown, words="importance")
     if with_scores:
         score_table(canvas, y + _SIDE + 70, explanation)
     return canvas.array()
+
+
+def _factors(explanation: Explanation) -> list[str]:
+    count = explanation.values["factor_importance"].shape[1]
+    names = explanation.meta.get("names", {}).get("factors", [])
+    return names if len(names) == count else [f"z[{place}]" for place in range(count)]
 
 
 def _matrix_lines(explanation: Explanation) -> list[str]:

@@ -38,7 +38,13 @@ def faithfulness_panel(explanation: Explanation, *, with_scores: bool = True) ->
     banner = explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
     canvas = Canvas(2 * MARGIN + 2 * (_WIDTH + 60), top + _CHART + 80)
-    y = heading(canvas, f"{method_title(explanation.method)}: does the map show what matters?", lines, banner=banner)
+    y = heading(
+        canvas,
+        f"{method_title(explanation.method)}: does the map show what matters?",
+        lines,
+        banner=banner,
+        of=explanation,
+    )
     drawn: list[Axes] = []
     for place, (name, curve, random) in enumerate(
         (

@@ -32,8 +32,8 @@ def dissection_panel(explanation: Explanation, *, with_scores: bool = True) -> n
         share, random = (float(values[name][k]) for name in ("removed", "removed_random"))
         notes = (
             f"unit {unit}, IoU {number(float(values['iou'][unit, k]))}",
-            f"without {meta['ablated_units']}: −{share:.0%}",
-            f"without random ones: −{random:.0%}",
+            f"gone without {meta['ablated_units']}: {share:.0%}",
+            f"without random: {random:.0%}",
         )
         rows.append(Row(title=names[k], tiles=tiles, notes=notes))
     shown = values["unit_images"].shape[1] if "unit_images" in values else 0

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ganscale.dashboards.gallery import Row, Tile, gallery
-from ganscale.dashboards.layout import number
+from ganscale.dashboards.layout import NETWORKS, number
 
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
-
-_NETWORKS = {"G": "the generator", "D": "the critic", "C": "the classifier"}
 
 
 def maps_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
@@ -25,9 +23,9 @@ def maps_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndar
         tiles = [Tile(values=image, words="picture"), *_maps(maps, channels)]
         depicted = number(float(values["depicted"][place]))
         other = number(float(values["depicted_permuted"][place].mean()))
-        size = f"{maps.shape[1]}x{maps.shape[2]}"
+        size = f"{maps.shape[1]} × {maps.shape[2]}"
         rows.append(Row(title=name, tiles=tiles, notes=(size, f"|r| with picture {depicted}", f"with others {other}")))
-    lines = [f"Layers of {_NETWORKS[meta['network']]}, the most varied channels first; red above zero, blue below."]
+    lines = [f"Layers of {NETWORKS[meta['network']]}, the most varied channels first; red above zero, blue below."]
     return gallery(explanation, rows, lines, with_scores=with_scores)
 
 
@@ -48,7 +46,7 @@ def vis_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarr
         rows.append(Row(title=f"unit {unit}", tiles=tiles, notes=(f"random input: {noise}",)))
     beside = "draws of the latent" if meta["beside"] == "draws" else "pictures of the pool"
     lines = [
-        f"Units of {meta['layer']} of {_NETWORKS[meta['network']]}. Framed: found by ascent, as long as a usual input.",
+        f"Units of {meta['layer']} of {NETWORKS[meta['network']]}. Framed: found by ascent, as long as a usual input.",
         f"Right: the {beside} that excite the unit most. Below each: the unit's mean output.",
     ]
     return gallery(explanation, rows, lines, with_scores=with_scores)

@@ -15,6 +15,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from ganscale.dashboards.enlarging import DENSITY
@@ -102,6 +103,15 @@ class Canvas:
         axes.set_title(title, fontsize=13 * _POINTS_PER_PIXEL, color=INK.light, loc="left", fontweight="bold")
         axes.set_xlabel(x, fontsize=11 * _POINTS_PER_PIXEL, color=MUTED.light)
         axes.set_ylabel(y, fontsize=11 * _POINTS_PER_PIXEL, color=MUTED.light)
+
+    def scale(self, axes: Axes, shown: AxesImage, *, words: str = "") -> None:
+        """Draw the colour bar of an image at the right of its ``axes``, as tall as they are."""
+        frame = axes.get_position()
+        beside = self.figure.add_axes((frame.x1 + 8 / self.width, frame.y0, 12 / self.width, frame.height))
+        bar = self.figure.colorbar(shown, cax=beside)
+        bar.ax.tick_params(labelsize=10 * _POINTS_PER_PIXEL, colors=MUTED.light, length=2)
+        bar.outline.set_edgecolor(LINE.light)
+        bar.set_label(words, fontsize=10 * _POINTS_PER_PIXEL, color=MUTED.light)
 
     def array(self) -> np.ndarray:
         """Return the drawn page as uint8 RGB [H, W, 3] in device pixels."""

@@ -79,7 +79,7 @@ def gallery(
     top = heading_height(lines=len(lines), banner=banner)
     below = scores_height(explanation) if with_scores else 6
     canvas = Canvas(width, top + (_HEAD if columns else 0) + sum(step) + below + 6)
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     for place, words in enumerate(columns):
         x = MARGIN + _CAPTION + place * (cell + _GAP) + cell / 2
         canvas.text(x, y, words, size=12, bold=True, colour=MUTED.light, align="center")

@@ -44,7 +44,7 @@ def latent_attack_panel(explanation: Explanation, *, with_scores: bool = True) -
     gallery = 24 + shown * (SIDE + 26) if shown else 0
     height = top + _CHART + 84 + gallery + (scores_height(explanation) if with_scores else 0)
     canvas = Canvas(2 * MARGIN + 3 * 330, height)
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     boxes = [canvas.axes(MARGIN + 46 + 330 * place, y + 24, 264, _CHART) for place in range(charts)]
     _change_curves(canvas, boxes[0], explanation)
     if critic:

@@ -67,6 +67,22 @@ SCORE_TITLES = {
     "pixel_l2": "change of pixels (L2)",
     "iou_held_out": "IoU on held-out latents",
 }
+NETWORKS = {"G": "the generator", "D": "the critic", "C": "the classifier"}
+#: What a method that takes no target looks at.
+_LOOKED_AT = {
+    "dissect": "generator",
+    "layer-ablation": "generator",
+    "layer-noise": "generator",
+    "layer-swap": "generator",
+    "style-mixing": "generator",
+    "class-generation": "generator and classifier",
+    "probe-classifier": "generator and classifier",
+    "conv-interaction": "generator and critic",
+    "membership": "generator and critic",
+    "autoencoder": "encoder",
+    "disentanglement": "encoder",
+    "roar": "data",
+}
 BASELINES = {
     "auto": "the low end of the range",
     "low": "the low end of the range",
@@ -78,9 +94,33 @@ BASELINES = {
 }
 
 
+#: Words of a score's name that are written otherwise.
+_SPELT = {
+    **{word: word.upper() for word in ("auc", "dci", "fgsm", "mig", "pca", "pgd", "psnr", "sap", "ssim")},
+    "gini": "(Gini)",
+    "r2": "R²",
+    "percent": "%",
+}
+
+
 def score_title(name: str) -> str:
     """Return a score's name as people write it."""
-    return SCORE_TITLES.get(name, name.replace("_", " "))
+    return SCORE_TITLES.get(name, " ".join(_SPELT.get(word, word) for word in name.split("_")))
+
+
+def origin_words(explanation: Explanation) -> str:
+    """Return what was looked at, and of which run at which time, as far as the explanation knows."""
+    run = explanation.meta.get("run")
+    what = _LOOKED_AT.get(explanation.method, f"target {explanation.target}")
+    if explanation.method in ("feature-maps", "feature-vis"):
+        what = NETWORKS[explanation.meta["network"]].removeprefix("the ")
+    return what if run is None else f"{what} · {run['name']} at {run['images'] / 1000:g} kimg"
+
+
+def class_name(explanation: Explanation, label: int) -> str:
+    """Return a label's name where the run's data have names, else "class K"."""
+    names = explanation.meta.get("names", {}).get("classes", [])
+    return names[label] if label < len(names) else f"class {label}"
 
 
 def baseline_words(explanation: Explanation) -> str:
@@ -163,10 +203,15 @@ def heading_height(*, lines: int, banner: bool) -> int:
     return MARGIN + _HEAD + lines * _LINE + (_BANNER + 6 if banner else 0) + 8
 
 
-def heading(canvas: Canvas, title: str, lines: Sequence[str], *, banner: bool) -> int:
-    """Draw title, explaining lines and, where nothing was shown, the banner; return the y below it."""
+def heading(canvas: Canvas, title: str, lines: Sequence[str], *, banner: bool, of: Explanation | None = None) -> int:
+    """Draw title, explaining lines and, where nothing was shown, the banner; return the y below it.
+
+    What was looked at stands at the right of the title, where ``of`` is given.
+    """
     y = MARGIN
     canvas.text(MARGIN, y, title, size=17, bold=True)
+    if of is not None:
+        canvas.text(canvas.width - MARGIN, y + 4, origin_words(of), size=11, colour=MUTED.light, align="right")
     y += _HEAD
     for line in lines:
         fits = (canvas.width - 2 * MARGIN) / (_LETTER * max(len(line), 1))
@@ -212,4 +257,5 @@ def score_table(canvas: Canvas, y: int, explanation: Explanation) -> None:
             last = title == _COLUMNS[-1][0]
             colour = (SERIES["blue"].light if good else SERIES["vermilion"].light) if last else INK.light
             bold = title == "score" and decides(explanation, name)
-            canvas.text(left + x, top, cell, size=12, colour=colour, bold=bold)
+            room = (_COLUMNS[1][1] - 8) / (_LETTER * (1.13 if bold else 1) * len(cell)) if title == "score" else 1.0
+            canvas.text(left + x, top, cell, size=12 * min(1.0, room), colour=colour, bold=bold)

@@ -43,7 +43,7 @@ def neighbours_panel(explanation: Explanation, *, with_scores: bool = True) -> n
         fake = generated is not None and bool(generated[place])
         kind = "" if generated is None else "generated" if fake else "real"
         nearest = number(float(values["pixels_distance"][place, 0]))
-        rows.append(Row(title=f"query {place + 1}", tiles=tiles, notes=(kind, f"in pixels {nearest}")))
+        rows.append(Row(title=f"query {place + 1}", tiles=tiles, notes=(kind, f"nearest in pixels {nearest}")))
     meta = explanation.meta
     lines = [
         f"Nearest of {meta.get('gallery')} real images by what the {meta.get('of')} knows of them; distances below.",
@@ -57,19 +57,24 @@ def membership_panel(explanation: Explanation, *, with_scores: bool = True) -> n
     """Draw the curves of both attacks with the band that chance stays in; uint8 RGB [H, W, 3]."""
     meta, values = explanation.meta, explanation.values
     lines = [
-        f"{meta.get('members')} training images against {meta.get('others')} held out; band: where chance stays, 95 %.",
+        f"{meta.get('members')} training images against {meta.get('others')} held out.",
+        "Band: where chance stays, 95 % of the time; dotted: the same of the search, which sees fewer images.",
         "Above the band training images can be told; on the diagonal they cannot. A banner here is good news.",
     ]
     banner = explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
     below = scores_height(explanation) if with_scores else 6
     canvas = Canvas(2 * MARGIN + 2 * (_SIDE + 90), top + _SIDE + 76 + below)
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     axes = canvas.axes(MARGIN + 50, y + 20, _SIDE, _SIDE)
     at = np.linspace(0, 1, 101)
     n, m = int(meta.get("members", 1)), int(meta.get("others", 1))
-    half = 1.96 * np.sqrt(at * (1 - at) * (1 / n + 1 / m))
-    axes.fill_between(at, np.clip(at - half, 0, 1), np.clip(at + half, 0, 1), color=SERIES["grey"].light, alpha=0.25)
+    low, high = _chance(at, n, m)
+    axes.fill_between(at, low, high, color=SERIES["grey"].light, alpha=0.25, linewidth=0)
+    if "roc_searched" in values:  # of fewer images, so that chance wanders further
+        few = explanation.scores["searched_auc"].n // 2
+        for edge in _chance(at, few, few):
+            axes.plot(at, edge, color=SERIES["purple"].light, linestyle=":", linewidth=1)
     for name, colour, words in _MEMBERSHIP:
         if f"roc_{name}" in values:
             curve = values[f"roc_{name}"].numpy()
@@ -91,6 +96,12 @@ def membership_panel(explanation: Explanation, *, with_scores: bool = True) -> n
     return canvas.array()
 
 
+def _chance(at: np.ndarray, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the curve of n and m images of one kind stays at each place, 95 % of the time."""
+    half = 1.96 * np.sqrt(at * (1 - at) * (1 / n + 1 / m))
+    return np.clip(at - half, 0, 1), np.clip(at + half, 0, 1)
+
+
 def alignment_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
     """Draw CKA of every pair of layers beside the shuffled pairs, and D's gradient by layer; uint8 RGB [H, W, 3]."""
     meta, values = explanation.meta, explanation.values
@@ -103,7 +114,7 @@ def alignment_panel(explanation: Explanation, *, with_scores: bool = True) -> np
     top = heading_height(lines=len(lines), banner=banner)
     below, side = scores_height(explanation) if with_scores else 6, 250
     canvas = Canvas(2 * MARGIN + 3 * (side + 120), top + side + 140 + below)
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     for place, (name, title) in enumerate((("cka", "Same image"), ("cka_shuffled", "Control: another image"))):
         axes = canvas.axes(MARGIN + 100 + place * (side + 100), y + 20, side, side)
         shown = axes.imshow(values[name].numpy(), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")

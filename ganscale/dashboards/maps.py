@@ -15,6 +15,7 @@ from ganscale.dashboards.figures import Canvas, blend, signed_colours
 from ganscale.dashboards.layout import (
     MARGIN,
     baseline_words,
+    class_name,
     heading,
     heading_height,
     method_title,
@@ -56,7 +57,7 @@ def attribution_panel(explanation: Explanation, *, with_scores: bool = True) -> 
     top = heading_height(lines=len(lines), banner=banner)
     height = top + _COLUMN_HEAD + rows * _ROW + (scores_height(explanation) if with_scores else MARGIN)
     canvas = Canvas(width, height)
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     draw: Callable[..., None] = _picture_row if picture else _bar_row
     for block in range(blocks):
         x = MARGIN + block * (_BLOCK + 16)
@@ -119,11 +120,12 @@ def _caption(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: i
     y += 19
     labels = explanation.inputs.get("labels")
     if labels is not None and int(labels[sample]) >= 0:
-        canvas.text(x, y, f"class {int(labels[sample])}", size=12, colour=MUTED.light)
+        canvas.text(x, y, class_name(explanation, int(labels[sample])), size=12, colour=MUTED.light)
         y += 17
-    for name, key in (("f(x)", "fx"), ("f(base)", "f_baseline")):
+    for name, key in (("f(x)", "fx"), ("f(base)", "f_baseline"), ("R²", "r_squared_of_each")):
         if key in explanation.values:
-            canvas.text(x, y, f"{name} {number(float(explanation.values[key][sample]), signed=True)}", size=12)
+            value = number(float(explanation.values[key][sample]), signed=name != "R²")
+            canvas.text(x, y, f"{name} {value}", size=12)
             y += 17
 
 

@@ -45,18 +45,26 @@ def randomisation_panel(explanation: Explanation, *, with_scores: bool = True) -
     body = chart + (22 + rows * (_SIDE + _GAP) if rows else 0)
     width = max(2 * MARGIN + columns * (_SIDE + _GAP), 860)
     canvas = Canvas(width, top + body + (scores_height(explanation) if with_scores else MARGIN))
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     _curve(canvas, y, explanation)
     y += chart
     for column, name in enumerate(("input", "trained", *layers)):
         if rows:
-            words = name if len(name) < 13 else f"…{name[-11:]}"
-            canvas.text(MARGIN + column * (_SIDE + _GAP), y, words, size=11, bold=column < 2, colour=MUTED.light)
+            most = _step(canvas.width, columns) // 6
+            words = name if len(name) <= most else f"…{name[1 - most :]}"
+            canvas.text(
+                MARGIN + column * _step(canvas.width, columns), y, words, size=11, bold=column < 2, colour=MUTED.light
+            )
     for row in range(rows):
         _strip(canvas, y + 22 + row * (_SIDE + _GAP), explanation, row)
     if with_scores:
         score_table(canvas, y + (22 + rows * (_SIDE + _GAP) if rows else 0), explanation)
     return canvas.array()
+
+
+def _step(width: int, columns: int) -> int:
+    """Return how far columns of the strip stand apart: as far as names need, within the panel."""
+    return min((width - 2 * MARGIN) // columns, _SIDE + 60)
 
 
 def _curve(canvas: Canvas, y: int, explanation: Explanation) -> None:
@@ -82,7 +90,7 @@ def _strip(canvas: Canvas, y: int, explanation: Explanation, row: int) -> None:
         pictures.append(signed_colours(values, limit=limit))
     for column, picture in enumerate(pictures):
         pixels = enlarge(picture, side=_SIDE)
-        left = MARGIN + column * (_SIDE + _GAP)
+        left = MARGIN + column * _step(canvas.width, len(pictures))
         height, width = (edge / DENSITY for edge in pixels.shape[:2])
         canvas.box(left - 1, y - 1, width + 2, height + 2, line=LINE.light)
         canvas.image(left, y, pixels)
@@ -98,7 +106,7 @@ def retraining_panel(explanation: Explanation, *, with_scores: bool = True) -> n
     banner = explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
     canvas = Canvas(860, top + 300 + (scores_height(explanation) if with_scores else MARGIN))
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     axes, share = canvas.axes(MARGIN + 50, y + 20, 760, 220), values["removed_share"].numpy()
     for name, colour, words in (
         ("accuracy_random", "grey", "random regions"),

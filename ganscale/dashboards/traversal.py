@@ -66,7 +66,7 @@ def traversal_panel(explanation: Explanation, *, with_scores: bool = True) -> np
     top = heading_height(lines=len(lines), banner=banner)
     body = _COLUMN_HEAD + (len(own) + len(random)) * row + (_RULE if random else 0)
     canvas = Canvas(width, top + body + (scores_height(explanation) if with_scores else 0) + 6)
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     for place, column in enumerate(columns):
         words = f"{sigmas[column]:+g} σ".replace("-", "−") if sigmas[column] else "0"
         canvas.text(_left(place, side) + side / 2, y, words, size=12, bold=True, colour=MUTED.light, align="center")
@@ -97,7 +97,7 @@ def _plane_panel(explanation: Explanation, *, with_scores: bool) -> np.ndarray:
     banner, side = explanation.not_better_than_random, 420
     top = heading_height(lines=len(lines), banner=banner)
     canvas = Canvas(860, top + side + 60 + (scores_height(explanation) if with_scores else 0))
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     axes = canvas.axes(MARGIN + 50, y + 8, side, side)
     colours = [SERIES[name].light for name in ("blue", "vermilion", "green", "purple")]
     for walk in random:

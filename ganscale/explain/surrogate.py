@@ -133,6 +133,7 @@ class SurrogateExplainer(AttributionExplainer):
             values={
                 "segment_errors": torch.from_numpy(np.stack([fit["errors"] for fit in fits])),
                 "intercept": torch.tensor([fit["intercept"] for fit in fits], dtype=torch.float64),
+                "r_squared_of_each": torch.from_numpy(r_squared_N),
             },
             scores={
                 "r_squared": Score(

@@ -6,12 +6,13 @@ chunks again; partials are folded in chunk order, so neither arrival nor loss sh
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,7 @@ class Job:
     classifier: ClassifierSource | None = None
     reference: torch.Tensor | None = None
     companions: torch.Tensor | None = None
+    names: Mapping[str, list[str]] = field(default_factory=dict)  # of the data's classes and factors
 
     def explainer(self) -> Explainer:
         """Build the explainer, in the driver and anew in every worker; raises the errors of target and method."""
@@ -110,6 +112,7 @@ def explain_networks(
             execute = on_actors(pool, packed, record) if workers else here
             explanation = drive_within(explainer, execute=execute, limits=limits, at_once=max(1, workers))
     cost = {"workers": workers, "threads": THREADS, "seconds": time.perf_counter() - began}
+    explanation.meta["names"] = dict(job.names)
     explanation.meta["cost"] |= cost | record.facts(workers) | {"peak_memory_mib": record.peak(peak_memory_mib())}
     return explanation
 
@@ -234,7 +237,7 @@ def run_chunks(actors: list[Any], job: list[Any], chunks: list[Chunk], record: R
             (done,), _ = ray.wait(list(busy), num_returns=1)
             actor, index, began = busy.pop(done)
             free.append(actor)
-            partial, where = ray.get(done)
+            partial, where = copy.deepcopy(ray.get(done))  # Ray's arrays cannot be written; those of one process can
             record.add(partial, seconds=time.perf_counter() - began, **where)
             yield index, partial
     except ray.exceptions.RayTaskError as error:
