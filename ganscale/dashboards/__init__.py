@@ -12,6 +12,8 @@ _HOMES = {
     "TensorBoardSink": "tensorboard_sink",
     "TAGS": "tags",
     "draw_panels": "panels",
+    "write_explanation_page": "explanation_page",
+    "write_index": "explanation_index",
     "write_panels": "panels",
     "write_report": "report",
     "start_tensorboard": "server",

@@ -19,6 +19,7 @@ from ganscale.dashboards.palette import MUTED, SERIES
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
+TRAVERSAL_GIF = "traversal.gif"
 SIDE, ACROSS, FRAME_MS = 96, 5, 180
 _GAP, _ABOVE, _HEAD = 12, 20, 30
 

@@ -36,8 +36,18 @@ def section(key: str, title: str, *parts: str) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str, numeric: Sequence[int] = ()) -> str:
-    """Return a table; cells are escaped text unless they are ``Html``. Columns in ``numeric`` are right-aligned."""
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    caption: str,
+    numeric: Sequence[int] = (),
+    kind: str = "",
+) -> str:
+    """Return a table; cells are escaped text unless they are ``Html``. Columns in ``numeric`` are right-aligned.
+
+    It scrolls by itself where it is too wide for the page. ``kind`` is its class in the style sheet.
+    """
     classes = ["num" if column in numeric else "" for column in range(len(head))]
     top = "".join(f'<th scope="col"{_class(c)}>{escape(name)}</th>' for name, c in zip(head, classes, strict=True))
     body = []
@@ -48,7 +58,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str
         body.append(f"<tr>{cells}</tr>")
     words = escape(caption)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{words}"><table><caption>{words}</caption>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{words}">'
+        f"<table{_class(kind)}><caption>{words}</caption>"
         f"<thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -67,6 +78,11 @@ def html(value: object) -> str:
 def code(text: object) -> Html:
     """Return a command or a name in monospace."""
     return Html(f"<code>{escape(str(text))}</code>")
+
+
+def link(target: str, words: str) -> Html:
+    """Return a link to a part of the page or a file beside it."""
+    return Html(f'<a href="{escape(target)}">{html(words)}</a>')
 
 
 def note(text: str, command: str | None = None) -> str:
@@ -90,25 +106,25 @@ def figure(picture: str, caption: str, *, kind: str = "") -> str:
     return f"<figure{_class(kind)}>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def png_file(path: Path, alt: str, *, pixelated: bool = False) -> str:
-    """Return an ``<img>`` with the file's bytes inside."""
+def picture_file(path: Path, alt: str, *, pixelated: bool = False, density: int = 1) -> str:
+    """Return an ``<img>`` with the bytes of a PNG or GIF inside."""
     with Image.open(path) as image:
-        size = image.size
-    return _img(path.read_bytes(), alt, size, pixelated=pixelated)
+        size, kind = (image.width // density, image.height // density), str(image.format).lower()
+    return _img(path.read_bytes(), alt, size, pixelated=pixelated, kind=kind)
 
 
 def png_array(pixels: np.ndarray, alt: str, *, density: int = 1) -> str:
     """Return an ``<img>`` of uint8 [H, W, 3] drawn with ``density`` device pixels for each CSS pixel."""
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG", optimize=True)
+    Image.fromarray(pixels).save(stream, format="PNG")
     return _img(stream.getvalue(), alt, (pixels.shape[1] // density, pixels.shape[0] // density))
 
 
-def _img(data: bytes, alt: str, size: tuple[int, int], *, pixelated: bool = False) -> str:
+def _img(data: bytes, alt: str, size: tuple[int, int], *, pixelated: bool = False, kind: str = "png") -> str:
     inside = base64.b64encode(data).decode("ascii")
     return (
         f'<img{_class("pixels" if pixelated else "")} width="{size[0]}" height="{size[1]}" alt="{escape(alt)}" '
-        f'src="data:image/png;base64,{inside}">'
+        f'src="data:image/{kind};base64,{inside}">'
     )
 
 
@@ -153,7 +169,8 @@ a:focus-visible,summary:focus-visible,.scroll:focus-visible{
   outline:3px solid var(--link);outline-offset:2px;border-radius:3px}
 .skip{position:absolute;left:-9999px}.skip:focus{left:16px;top:8px;background:var(--ground);padding:6px 10px}
 .lead{color:var(--muted);margin:0 0 12px}
-nav ul{list-style:none;display:flex;flex-wrap:wrap;gap:4px 20px;margin:12px 0 0;padding:0}
+nav{margin:12px 0 4px}
+nav ul{list-style:none;display:flex;flex-wrap:wrap;gap:4px 20px;margin:0;padding:0}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;margin:20px 0}
 .card{background:var(--surface);border:1px solid var(--rule);border-radius:8px;padding:12px 16px}
 .card dt{color:var(--muted);font-size:.85rem}
@@ -164,6 +181,8 @@ figcaption{color:var(--muted);font-size:.9rem;margin-top:6px;max-width:78ch}
 img{max-width:100%;height:auto;display:block}
 .pixels{image-rendering:pixelated;border:1px solid var(--rule);border-radius:4px}
 .panel img{background:#fff;border:1px solid var(--rule);border-radius:8px}
+@media (max-width: 720px){.panel{overflow-x:auto}.panel img{max-width:none;width:720px}
+  .panel figcaption{position:sticky;left:0;max-width:calc(100vw - 48px)}}
 .final .pixels{width:min(560px,100%)}
 .strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:14px}
 .strip figure{margin:0}.strip .pixels{width:100%}
@@ -183,6 +202,9 @@ caption{text-align:left;color:var(--muted);font-size:.9rem;padding-bottom:6px}
 th,td{text-align:left;padding:5px 18px 5px 0;border-bottom:1px solid var(--rule);vertical-align:top}
 thead th{color:var(--muted);font-weight:600;font-size:.85rem}
 tbody th{font-weight:500}
+th small,td small{display:block;color:var(--muted);font-weight:400;line-height:1.4}
+.wide td,.wide th{vertical-align:middle}.wide img{max-width:none;border:1px solid var(--rule);border-radius:6px}
+@media (max-width: 720px){.wide img{width:96px}.wide th,.wide td{padding-right:12px}}
 .num{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 code{font:.88em/1.5 ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace;overflow-wrap:anywhere;
   background:var(--surface);border-radius:4px;padding:1px 5px}
@@ -194,5 +216,6 @@ details{margin:12px 0}summary{cursor:pointer;color:var(--link);padding:2px 0}
 .missing{background:var(--surface);border-left:4px solid var(--rule);padding:10px 14px;max-width:none}
 .good{color:var(--blue);white-space:nowrap}.bad{color:var(--vermilion);font-weight:600;white-space:nowrap}
 footer{color:var(--muted);font-size:.88rem;padding-top:32px;padding-bottom:40px}
-@media print{.skip,nav{display:none}section{break-inside:auto}figure,table{break-inside:avoid}}
+@media print{.skip,nav,details:not([open]){display:none}.scroll,.panel{overflow:visible}
+  section{break-inside:auto}figure,table{break-inside:avoid}}
 """

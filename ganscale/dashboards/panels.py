@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ganscale.dashboards.animation import traversal_gif
+from ganscale.dashboards.animation import TRAVERSAL_GIF, traversal_gif
 from ganscale.dashboards.attacked_maps import attacked_maps_panel
 from ganscale.dashboards.attacks import attack_curves_panel, attack_examples_panel
 from ganscale.dashboards.attributes import attributes_panel
@@ -97,10 +97,16 @@ def draw_panels(explanation: Explanation, *, with_scores: bool = True) -> dict[s
     return drawn or ({"scores": score_panel(explanation)} if with_scores else {})
 
 
-def write_panels(explanation: Explanation, directory: str | Path) -> list[Path]:
-    """Save every panel as ``NAME.png`` in ``directory``, walks as ``traversal.gif`` too, and return the paths."""
-    written = [save_png(Path(directory) / f"{name}.png", panel) for name, panel in draw_panels(explanation).items()]
-    moving = traversal_gif(explanation, Path(directory) / "traversal.gif")
+def write_panels(
+    explanation: Explanation, directory: str | Path, panels: Mapping[str, np.ndarray] | None = None
+) -> list[Path]:
+    """Save every panel as ``NAME.png`` in ``directory``, walks as ``traversal.gif`` too, and return the paths.
+
+    ``panels`` are those of ``draw_panels`` where they were drawn already.
+    """
+    drawn = draw_panels(explanation) if panels is None else panels
+    written = [save_png(Path(directory) / f"{name}.png", panel) for name, panel in drawn.items()]
+    moving = traversal_gif(explanation, Path(directory) / TRAVERSAL_GIF)
     return written if moving is None else [*written, moving]
 
 
@@ -109,7 +115,7 @@ def score_panel(explanation: Explanation) -> np.ndarray:
     lines, banner = [explanation.meta.get("summary", "")], explanation.not_better_than_random
     top = heading_height(lines=1, banner=banner)
     canvas = Canvas(880, top + scores_height(explanation))
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner)
+    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     score_table(canvas, y, explanation)
     return canvas.array()
 

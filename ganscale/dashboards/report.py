@@ -10,8 +10,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ganscale.dashboards.explanation_index import write_index
+from ganscale.dashboards.explanation_page import PAGE, write_explanation_page
 from ganscale.dashboards.layout import measured_on, number
-from ganscale.dashboards.page import code, details, document, figure, note, png_file, section, table, warning
+from ganscale.dashboards.page import code, details, document, figure, note, picture_file, section, table, warning
 from ganscale.dashboards.report_explanations import explanations_section
 from ganscale.dashboards.report_numbers import metrics_section, progress_section
 from ganscale.dashboards.run_facts import RunFacts, read_run
@@ -26,12 +28,16 @@ _LISTED = 50  # quarantined files written out
 def write_report(run_dir: str | Path) -> Path:
     """Write ``run_dir/report.html`` in one visible step and return its path.
 
-    Raises UserError where ``run_dir`` holds no readable ``config.json``; anything else that is missing or damaged is
-    said on the page.
+    Explanations that have no page get one, and their index is written again. Raises UserError where ``run_dir`` holds
+    no readable ``config.json``; anything else that is missing or damaged is said on the page.
     """
     facts = read_run(run_dir)
     target = facts.path / REPORT
     replace_text(target, render(facts))
+    for name, explanation in facts.explanations:
+        if not (facts.path / "explanations" / name / PAGE).is_file():
+            write_explanation_page(explanation, facts.path / "explanations" / name)
+    write_index(facts.path / "explanations")
     return target
 
 
@@ -121,7 +127,7 @@ def _samples(facts: RunFacts) -> str:
     images, path = facts.samples[-1]
     alt = f"Grid of generated images after {images / 1000:g} kimg"
     final = figure(
-        png_file(path, alt, pixelated=True),
+        picture_file(path, alt, pixelated=True),
         f"Averaged generator (EMA) after {images / 1000:g} kimg, on latents drawn once and kept.",
         kind="final",
     )
@@ -129,7 +135,7 @@ def _samples(facts: RunFacts) -> str:
         return final
     strip = "".join(
         figure(
-            png_file(path, f"The same latents after {images / 1000:g} kimg", pixelated=True),
+            picture_file(path, f"The same latents after {images / 1000:g} kimg", pixelated=True),
             "untrained" if images == 0 else f"{images / 1000:g} kimg",
         )
         for images, path in _spread(facts.samples)

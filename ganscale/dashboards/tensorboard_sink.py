@@ -86,12 +86,17 @@ class TensorBoardSink:
         self._image("evaluation_table", metric_panel(entries, title=f"Evaluation at {step / 1000:g} kimg"), step)
         self._writer.flush()
 
-    def write_explanation(self, explanation: Explanation, step: int) -> None:
-        """Write the panels of one explanation as images, and each score beside its control."""
+    def write_explanation(
+        self, explanation: Explanation, step: int, panels: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Write the panels of one explanation as images, and each score beside its control.
+
+        ``panels`` are those of ``draw_panels`` where they were drawn already.
+        """
         from ganscale.dashboards.panels import draw_panels
 
         method = explanation.method
-        for name, panel in draw_panels(explanation).items():
+        for name, panel in (draw_panels(explanation) if panels is None else panels).items():
             self._image(f"explanation/{method}/{name}", panel, step)
         for name, score in explanation.scores.items():
             for part in ("value", "control"):

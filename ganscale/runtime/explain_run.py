@@ -110,31 +110,34 @@ def make_job(
         classifier=source,
         reference=others[:1],
         companions=others[1:] if looks_across_its_batch(networks.critic, others) else None,
+        names={"classes": list(dataset.class_names), "factors": list(getattr(dataset, "factor_names", ()))},
     )
 
 
 def keep(run: Run, explanation: Explanation, board: TensorBoardSink | None = None) -> tuple[Path, float]:
-    """Write ``explanation`` as the next one of ``run``, with its panels, and to TensorBoard.
+    """Write ``explanation`` as the next one of ``run``, with panels, page and the index of all, and to TensorBoard.
 
-    Return its directory and how many seconds the panels took.
+    Return its directory and how many seconds its page took, which is what it takes in the report too.
     """
-    from ganscale.dashboards import write_panels
+    from ganscale.dashboards import draw_panels, write_explanation_page, write_index, write_panels
 
     images = run.networks.images
     explanation.meta["run"] = {"name": run.name, "images": images}
     directory = next_directory(run.path / "explanations", explanation.method)
     directory.parent.mkdir(exist_ok=True)
-    drawing = 0.0
+    drawing, panels = 0.0, draw_panels(explanation)
 
     def draw(aside: Path) -> None:
         nonlocal drawing
+        write_panels(explanation, aside, panels)
         began = time.perf_counter()
-        write_panels(explanation, aside)
+        write_explanation_page(explanation, aside, directory.name)
         drawing = time.perf_counter() - began
 
     explanation.save(directory, also_write=draw)
+    write_index(directory.parent)
     with evaluation_board(run.path) if board is None else nullcontext(board) as shown:
-        shown.write_explanation(explanation, images)
+        shown.write_explanation(explanation, images, panels)
     return directory, drawing
 
 

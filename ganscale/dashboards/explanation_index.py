@@ -1,0 +1,108 @@
+"""The index of a run's explanations: one row each, with picture, target, deciding score and a link to its page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ganscale.dashboards.explanation_page import PAGE
+from ganscale.dashboards.layout import BANNER, method_title, number, score_title
+from ganscale.dashboards.page import Html, document, link, note, picture_file, section, table
+from ganscale.dashboards.thumbnails import THUMBNAIL
+from ganscale.files import replace_text
+
+INDEX = "index.html"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Entry:
+    """What ``explanation.json`` says; the tensors are not read."""
+
+    directory: Path
+    page: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        return method_title(self.page["method"])
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return self.page["meta"]
+
+
+def write_index(explanations: str | Path) -> Path | None:
+    """Write ``explanations/index.html`` over all directories there are and return its path; None where there is none.
+
+    Explanations that cannot be read are named on the page.
+    """
+    folder = Path(explanations)
+    directories = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
+    if not directories:
+        return None
+    entries, damaged = [], []
+    for directory in directories:
+        try:
+            page = json.loads((directory / "explanation.json").read_text(encoding="utf-8"))
+            entry = _Entry(directory=directory, page=page)
+            entries.append((entry, _row(entry)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            damaged.append(directory.name)
+    target = folder / INDEX
+    replace_text(target, _render(folder.absolute().parent.name, entries, damaged))
+    return target
+
+
+def _render(run: str, entries: list[tuple[_Entry, tuple[object, ...]]], damaged: list[str]) -> str:
+    weak = sum(bool(entry.page.get("not_better_than_random")) for entry, _ in entries)
+    verdicts = "all better than random" if not weak else f"{weak} not better than random"
+    head = (
+        f'<header><nav aria-label="This run">{link("../report.html", "Report of the run")}</nav>\n'
+        f"<h1>Explanations of {escape(run)}</h1>\n"
+        f'<p class="lead">{len(entries)} explanation{"" if len(entries) == 1 else "s"}; {verdicts}. '
+        "Each score stands beside what chance reached in the same call.</p></header>"
+    )
+    columns = ("explanation", "picture", "verdict", "deciding score", "value", "control", "explains")
+    caption = "All explanations of this run, by name"
+    listed = table(columns, [row for _, row in entries], caption=caption, numeric=(4, 5), kind="wide")
+    lost = "\n".join(note(f"{name} cannot be read and is left out.") for name in damaged)
+    main = section("all", "All explanations", listed, lost)
+    return document(f"Explanations of {run}", f'{head}\n<main id="main">\n{main}\n</main>')
+
+
+def _row(entry: _Entry) -> tuple[object, ...]:
+    meta, scores = entry.meta, entry.page["scores"]
+    name = next(iter(meta.get("primary") or scores))
+    score = scores[name]
+    picture, page = entry.directory / THUMBNAIL, entry.directory / PAGE
+    said = f"{escape(entry.title)}<small>{escape(entry.directory.name)}</small>"
+    first = link(f"{entry.directory.name}/{PAGE}", Html(said)) if page.is_file() else said
+    alt = f"Part of a panel of {entry.title}, {entry.directory.name}"
+    small = Html(picture_file(picture, alt, density=2)) if picture.is_file() else "–"
+    good = not entry.page.get("not_better_than_random")
+    kind, mark, words = ("good", "✓", "better than random") if good else ("bad", "✗", BANNER)
+    verdict = f'<span class="{kind}"><span aria-hidden="true">{mark} </span>{words}</span>'
+    if meta.get("interim"):
+        verdict += f"<small>{escape(str(meta['interim']))}</small>"
+    return (
+        Html(first),
+        small,
+        Html(verdict),
+        score_title(name),
+        number(_value(score, "value")),
+        number(_value(score, "control")),
+        _target(entry.page),
+    )
+
+
+def _value(score: dict[str, Any], key: str) -> float | None:
+    reason = score.get("reason", {})
+    return float(reason[key]) if key in reason else score[key]
+
+
+def _target(page: dict[str, Any]) -> str:
+    from ganscale.explain.types import Target
+
+    return str(Target(**page["target"])) if page["method"] != "directions" else "latent space"

@@ -1,0 +1,118 @@
+"""Parts of a page that shows an explanation: warnings, pictures, what moves, scores, and how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ganscale.dashboards.animation import TRAVERSAL_GIF
+from ganscale.dashboards.enlarging import DENSITY
+from ganscale.dashboards.explanation_words import BETTER, READING, alt_of, caption_of
+from ganscale.dashboards.layout import BANNER, decides, method_title, number, score_title, target_words, verdict
+from ganscale.dashboards.page import Html, details, figure, picture_file, png_array, table, warning
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ganscale.explain.types import Explanation, Score
+
+_SHOWN_ELSEWHERE = ("warnings", "summary", "interim")
+_PARTS_OF_MADE = {"Options": "options", "Cost": "cost", "Versions": "versions"}
+
+
+def about(explanation: Explanation) -> str:
+    """Return in words what was explained."""
+    return target_words(explanation) if explanation.method != "directions" else "the generator's latent space"
+
+
+def warnings(explanation: Explanation) -> str:
+    """Return what must not be overlooked: the banner where nothing was shown, and the method's own warnings."""
+    parts = [warning(str(words)) for words in explanation.meta.get("warnings", [])]
+    if explanation.not_better_than_random:
+        parts.insert(0, warning(f"{BANNER}: a deciding score does not beat its control"))
+    return "\n".join(parts)
+
+
+def reading(explanation: Explanation) -> str:
+    """Return a paragraph that says what the method answers and how far to trust it."""
+    words = READING.get(explanation.method) or explanation.meta.get("summary", "")
+    return f"<p>{escape(str(words))}</p>" if words else ""
+
+
+def panel_figures(explanation: Explanation, panels: Mapping[str, np.ndarray]) -> str:
+    """Return panels, drawn without their table of scores, as figures: the page has the table as text."""
+    return "\n".join(
+        figure(
+            png_array(pixels, alt_of(panel, explanation), density=DENSITY),
+            caption_of(panel, explanation),
+            kind="panel",
+        )
+        for panel, pixels in panels.items()
+    )
+
+
+def moving_part(explanation: Explanation, directory: Path) -> str:
+    """Return the walks of ``directory`` as a moving picture that plays only once it is asked for, or nothing."""
+    path = directory / TRAVERSAL_GIF
+    if not path.is_file():
+        return ""
+    sigmas = explanation.values["sigmas"]
+    reach = number(float(sigmas.abs().max()))
+    caption = f"All walks at once, from −{reach} σ to {reach} σ and back; random directions are grey."
+    alt = f"{method_title(explanation.method)}, moving: {caption} The same pictures stand still in the panel above."
+    moving = figure(picture_file(path, alt), caption, kind="panel")
+    return details("Watch the walks move (closing this stops them)", moving)
+
+
+def score_table(explanation: Explanation) -> str:
+    """Return every score beside the control that was measured with it."""
+    rows = [
+        (
+            Html(f"<b>{escape(score_title(name))}</b> (decides)") if decides(explanation, name) else score_title(name),
+            number(score.value),
+            "–" if score.low is None else f"{number(score.low)} to {number(score.high)}",
+            number(score.control),
+            BETTER.get(score.better, score.better),
+            score.n,
+            said(score),
+        )
+        for name, score in explanation.scores.items()
+    ]
+    head = ("score", "value", "95 % interval", "control", "better", "n", "verdict")
+    return table(head, rows, caption="Scores beside controls measured in the same call", numeric=(1, 2, 3, 5))
+
+
+def said(score: Score) -> Html:
+    """Return the verdict on a score, by sign, words and colour."""
+    kind, mark = ("good", "✓") if score.beats_control else ("bad", "✗")
+    return Html(f'<span class="{kind}"><span aria-hidden="true">{mark} </span>{verdict(score)}</span>')
+
+
+def everything_made(explanation: Explanation) -> str:
+    """Return request, plan, cost and versions as one table."""
+    rows = [(key, _words(value)) for key, value in explanation.meta.items() if key not in _SHOWN_ELSEWHERE]
+    return table(("what", "value"), rows, caption="Request, plan, cost and versions")
+
+
+def made_in_parts(explanation: Explanation) -> str:
+    """Return options, cost and versions as tables of their own, and one of all the rest with seed and weights' hash."""
+    meta, parts = explanation.meta, []
+    rest = {key: value for key, value in meta.items() if key not in (*_SHOWN_ELSEWHERE, *_PARTS_OF_MADE.values())}
+    rest = {"method": explanation.method, "target": str(explanation.target), **rest}
+    parts.append(table(("what", "value"), [(key, _words(value)) for key, value in rest.items()], caption="Request"))
+    for title, key in _PARTS_OF_MADE.items():
+        rows = [(name, _words(value)) for name, value in meta.get(key, {}).items()]
+        if rows:
+            parts.append(table(("what", "value"), rows, caption=title))
+    return "\n".join(parts)
+
+
+def _words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_words(entry)}" for key, entry in value.items())
+    if isinstance(value, float):
+        return number(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
