@@ -45,19 +45,20 @@ def classifier(garments) -> nn.Module:
     return network
 
 
-def test_the_class_of_64_garments_goes_sooner_in_the_maps_order_than_in_random_ones(garments, classifier):
+@pytest.mark.parametrize("method", ["integrated-gradients", "occlusion"])
+def test_the_class_of_64_garments_goes_sooner_in_the_maps_order_than_in_random_ones(method, garments, classifier):
     x = garments[0][9000:9064].float() / 127.5 - 1
     predicted = classifier(x).argmax(dim=1)
     own, random = [], []
     for index in predicted.unique():
         rows = x[predicted == index]
         network = Probability(classifier, int(index))
-        values = explain(network, rows, "integrated-gradients", cells=7, baseline="low", curve_points=10, **BARE).values
+        values = explain(network, rows, method, cells=7, baseline="low", curve_points=10, **BARE).values
         share = values["curve_share"].numpy()
         own.append(np.trapezoid(values["deletion_curve"].numpy(), share, axis=-1))
         random.append(np.trapezoid(values["random_curves"].numpy(), share, axis=-1).mean(axis=1))
     own, random = np.concatenate(own), np.concatenate(random)
     assert len(own) == 64
-    # .115 against .416 measured, better on all 64
+    # .115 by gradients and .172 by windows against .416 measured, better on 64 and 63 of the images
     assert own.mean() <= 0.6 * random.mean()
     assert (own < random).mean() >= 0.95
