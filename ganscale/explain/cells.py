@@ -40,8 +40,8 @@ def make_baseline(x: Tensor, choice: str | float, value_range: tuple[float, floa
     """Return what stands for "absent" in each sample, of x's shape.
 
     "auto" is the low end of the declared range (black) or zero where there is none; "mid" its middle; "mean" the mean
-    over the given samples; "blur" each image under a Gaussian of an eighth of its side; "zero" zeros; a number fills
-    with it.
+    over the given samples, which must be two or more; "blur" each image under a Gaussian of an eighth of its side;
+    "zero" zeros; a number fills with it. Raises ExplainOptionError for a choice that the samples do not allow.
     """
     if choice == "auto":
         choice = "zero" if value_range is None else "low"
@@ -52,6 +52,9 @@ def make_baseline(x: Tensor, choice: str | float, value_range: tuple[float, floa
             )
         choice = value_range[0] if choice == "low" else sum(value_range) / 2
     if choice == "mean":
+        if len(x) < 2:
+            rule = "not be mean for a single sample, which is its own mean: nothing would be absent"
+            raise ExplainOptionError("baseline", rule, choice, "use low, blur or a number, or explain more samples")
         return x.mean(dim=0, keepdim=True).expand_as(x).contiguous()
     if choice == "blur":
         return _blur(x)

@@ -82,7 +82,7 @@ def scores_of(
         measured["max_sensitivity"] = _max_sensitivity(maps, moved, rng)
     if found[0]["other"] is not None:
         other_N = scores.area(np.stack([one["other"] for one in found]), counts_P)
-        measured["deletion_auc_v_shuffled_network"] = scores.paired(area_N, other_N, better="lower")
+        measured["deletion_auc_v_shuffled_network"] = scores.against_control(area_N, other_N, better="lower")
     if "mask" in request.inputs:
         measured["pointing_game"] = pointing_game(maps.attribution, request.inputs["mask"])
     curves = {"deletion_curve": deletion, "insertion_curve": insertion, "random_curves": random}

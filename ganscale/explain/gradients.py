@@ -210,11 +210,12 @@ class ExpectedGradients(GradientExplainer):
     samples_apart = False  # each is another's baseline
 
     def __init__(self, subject: Subject, request: Request) -> None:
-        super().__init__(subject, request)
-        if len(self.x) < 2:
+        count = len(request.inputs["x"])
+        if count < 2:
             raise ExplainInputError(
-                "inputs", "be at least 2 samples for expected-gradients", len(self.x), "use --num-samples 8"
+                "inputs", "be at least 2 samples for expected-gradients", count, "use --num-samples 8"
             )
+        super().__init__(subject, request)
 
     def maps(self, rows: slice, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Return the mean products, and the mean of f over the other samples in place of f(baseline)."""

@@ -91,7 +91,7 @@ class Mprt(Explainer):
         moved_RN, stages_SN = np.stack(alike[:MOVED]), np.stack(alike[MOVED:])
         control_N, measured = moved_RN.mean(axis=0), {}
         for name, row in (("similarity_output_shuffled", 0), ("similarity_all_shuffled", -1)):
-            measured[name] = scores.paired(stages_SN[row], control_N, better="lower")
+            measured[name] = scores.against_control(stages_SN[row], control_N, better="lower")
         shown = [own, *(one or replace(own, attribution=own.attribution * 0) for one in found[1 + MOVED :])]
         lost = [layers[-1] for layers, one in zip(self.stages, found[1 + MOVED :], strict=True) if one is None]
         return self.explanation(

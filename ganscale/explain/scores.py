@@ -95,23 +95,6 @@ def against_control(value_N: np.ndarray, control_N: np.ndarray, *, better: Bette
     return Score(value=value, low=value - half, high=value + half, control=control, n=len(value_N), better=better)
 
 
-def paired(value_N: np.ndarray, control_N: np.ndarray, *, better: Better) -> Score:
-    """Score the mean of ``value_N`` against one control a sample.
-
-    The interval is value +- 1.96 standard errors of the mean difference; none for a single sample, which has no spread.
-    """
-    value, count = float(value_N.mean()), len(value_N)
-    half = Z95 * float((value_N - control_N).std(ddof=1)) / count**0.5 if count > 1 else None
-    return Score(
-        value=value,
-        low=None if half is None else value - half,
-        high=None if half is None else value + half,
-        control=float(control_N.mean()),
-        n=count,
-        better=better,
-    )
-
-
 def against_shuffled(effect_LN: np.ndarray, rng: np.random.Generator) -> tuple[Score, np.ndarray]:
     """Score how far the means of L groups differ (standard deviation), and return the controls [R] too.
 

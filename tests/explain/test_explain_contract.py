@@ -110,6 +110,11 @@ def test_a_baseline_outside_the_range_is_refused(images):
         explain(toys.conv_critic(), images, "kernel-shap", baseline=-3)
 
 
+def test_a_single_sample_is_not_compared_with_its_own_mean(images):
+    with pytest.raises(ExplainOptionError, match="baseline must not be mean for a single sample"):
+        explain(toys.conv_critic(), images[:1], "kernel-shap", baseline="mean")
+
+
 @pytest.mark.parametrize("baseline", ["auto", "low", "mid", "mean", "blur", "zero"])
 def test_every_baseline_lies_in_the_range_and_is_kept_with_the_result(images, baseline):
     found = explain(toys.conv_critic(), images, "kernel-shap", baseline=baseline, cells=2)
