@@ -13,11 +13,9 @@ import sys
 import threading
 import time
 
-import numpy as np
 import pytest
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_runs import SETTINGS, descendants, is_alive, tiny_config
+from tiny_runs import SETTINGS, descendants, is_alive, tiny_config, write_pictures
 
 from ganscale.config import EXPLAINER_NAMES, override
 from ganscale.errors import ConfigError, ResourceError
@@ -230,18 +228,6 @@ def test_a_launch_that_is_killed_takes_the_evaluation_with_it(tmp_path):
         process.wait()
     assert len(children) == 1
     assert until(lambda: not any(is_alive(pid) for pid in children))
-
-
-def write_pictures(folder, number):
-    """Write gray pictures of two classes: bars that lie, bars that stand."""
-    rng = np.random.default_rng(0)
-    for index in range(number):
-        pixels = rng.integers(0, 90, (16, 16), dtype=np.uint8)
-        at = int(rng.integers(2, 12))
-        pixels[at : at + 3] += 150
-        path = folder / ("lying" if index % 2 else "standing") / f"{index:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels if index % 2 else pixels.T.copy()).save(path)
 
 
 def until(condition):

@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from tiny_runs import descendants, is_alive
+from tiny_runs import descendants, is_alive, tiny_config, write_pictures
 
 from ganscale.config import override
 from ganscale.presets import preset
@@ -39,11 +39,13 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shared_ray():
-    """One local Ray for the sweeps of this process."""
+def shared_ray(tmp_path_factory):
+    """One local Ray for the sweeps of this process, whose workers keep what they train in a cache of their own."""
     before = descendants(os.getpid())
-    with ray_session(cpus=2, gpus=0):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GANSCALE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with ray_session(cpus=2, gpus=0):
+            yield
     assert descendants(os.getpid()) <= before, "Ray left processes behind"
 
 
@@ -124,6 +126,30 @@ def test_a_worse_trial_copies_a_better_one_by_checkpoint_and_changes_its_setting
     assert all(1e-4 <= trial.settings[key] <= 1e-2 for trial in sweep.trials for key in sweep.params)
     assert value_of(run, sweep.objective) == trial.last
     assert images_of(names(run.path / "checkpoints")[-1].name) >= sweep.milestones[-1]
+
+
+def test_trials_on_images_are_scored_through_one_network_that_is_trained_once(tmp_path):
+    write_pictures(tmp_path / "data", 300)
+    config = tiny_config(data__path=str(tmp_path / "data"), data__resolution=16, evaluate__num=100)
+    sweep = tune(
+        config,
+        ["optim.critic.lr=1e-4,1e-2"],
+        trials=2,
+        kimg=0.512,
+        every_kimg=0.256,
+        objective="kd",
+        workers=2,
+        name="s",
+        runs_dir=tmp_path,
+    )
+    assert sweep.is_over
+    assert sweep.best.state == DONE
+    assert sorted(trial.settings["optim.critic.lr"] for trial in sweep.trials) == ["1e-2", "1e-4"]
+    pages = [json.loads(page.read_text()) for page in sweep.path.glob("trial-*/evaluations/kimg-*.json")]
+    assert len(pages) == sum(len(trial.scores) for trial in sweep.trials)
+    stamps = [value["stamp"]["extractor_sha256"] for page in pages for value in page["values"].values()]
+    assert len(set(stamps)) == 1
+    assert value_of(sweep.best_run(), "kd") == sweep.best.last  # the very number that the command gives
 
 
 def test_a_trial_that_cannot_go_on_is_written_down_with_its_reason_and_is_no_best(tmp_path):

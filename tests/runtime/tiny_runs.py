@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from ganscale.config import RunConfig, override
 from ganscale.presets import preset
 
@@ -23,6 +26,18 @@ SETTINGS = {
 def tiny_config(**changes: object) -> RunConfig:
     """Return the tiny config; ``changes`` are dotted keys with ``__`` for the dot."""
     return override(preset("dcgan-fashion"), SETTINGS | {key.replace("__", "."): v for key, v in changes.items()})
+
+
+def write_pictures(folder, number):
+    """Write gray pictures of two classes: bars that lie, bars that stand."""
+    rng = np.random.default_rng(0)
+    for index in range(number):
+        pixels = rng.integers(0, 90, (16, 16), dtype=np.uint8)
+        at = int(rng.integers(2, 12))
+        pixels[at : at + 3] += 150
+        path = folder / ("lying" if index % 2 else "standing") / f"{index:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels if index % 2 else pixels.T.copy()).save(path)
 
 
 def descendants(pid: int) -> set[int]:
