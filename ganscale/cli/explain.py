@@ -144,7 +144,8 @@ def _row(made: Made) -> tuple[str, ...]:
     score = found.scores[name]
     verdict = "not better than random" if found.not_better_than_random else "beats its control"
     words = f"{name} {score.value:.4g}"
-    return made.method, str(made.asked), f"{made.seconds:.1f}", words, f"{score.control:.4g}", verdict
+    samples = " of ".join(str(count) for count in found.meta.get("stopped", {}).get("samples", [made.asked]))
+    return made.method, samples, f"{made.seconds:.1f}", words, f"{score.control:.4g}", verdict
 
 
 def _facts(made: Made) -> dict[str, Any]:

@@ -169,8 +169,8 @@ class _Drive:
             if late and can_stop and len(self.done) and self.limits.width is None:
                 raise _Enough
             if late and not self.explainer.samples_apart:
-                words = f"{self.explainer.name} was left: its {self.limits.seconds:g} s are spent"
-                raise BudgetSpent(f"{words}, and it has no interim result; give it more, or fewer samples")
+                words = f"{self.limits.seconds:.1f} s were up before {self.explainer.name} had a result"
+                raise BudgetSpent(f"{words}, and it has no interim one; give it more time, or fewer samples")
         missing = [chunk for chunk in chunks if _key(chunk) not in self.done]
         assert not missing, f"{len(missing)} of {len(chunks)} chunks came to nothing"
 

@@ -44,7 +44,7 @@ def check_serves(explainer: type[Explainer], subject: Subject) -> None:
     for what in explainer.needs:
         if getattr(subject, what) is None:
             remedy = "pass --classifier NAME|PATH" if what == "classifier" else "explain a run that has one"
-            raise ExplainTargetError("the subject", f"have a {what} for {explainer.name}", subject.name, remedy)
+            raise ExplainTargetError("the subject", f"have {_a(what)} for {explainer.name}", subject.name, remedy)
     if subject.domain not in explainer.domains:
         rule = f"be a function of {'images' if subject.domain == 'z' else 'the latent'} for {explainer.name}"
         remedy = "leave @G out" if subject.domain == "z" else "write @G behind it"
@@ -286,6 +286,10 @@ def find_explainer(method: str, explainers: Mapping[str, type[Explainer]]) -> ty
     if method not in explainers:
         raise unknown("method", method, explainers, error=ExplainOptionError)
     return explainers[method]
+
+
+def _a(what: str) -> str:
+    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
 
 
 def _version(package: str) -> str | None:

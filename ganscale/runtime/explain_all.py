@@ -185,7 +185,9 @@ class _All:
             remove_directory(earlier)
         made.explanation, made.asked, made.reason, made.late = found, _count(found, count), "", False
         made.seconds, made.writing = time.monotonic() - began, time.monotonic() - writing
-        self.say(f"{made.method}: {made.asked} samples in {made.seconds:.1f} s")
+        cut = f" of {count}" if made.asked < count else ""
+        why = " (its time was up)" if cut else ""
+        self.say(f"{made.method}: {made.asked}{cut} samples in {made.seconds:.1f} s{why}")
         if found.meta.get("stopped", {}).get("reason") == "interrupted":
             raise KeyboardInterrupt
         return True
