@@ -34,6 +34,18 @@ def named(method: str):
 APART = [method for method in invariance.CASES if named(method).samples_apart]
 
 
+def test_attacks_and_counterfactuals_can_be_stopped_early():
+    assert {"attack-input", "attack-latent", "explanation-robustness", "latent-counterfactual"} <= {*APART}
+
+
+@pytest.mark.parametrize("method", ["attack-input", "latent-counterfactual"])
+def test_where_all_samples_fix_where_a_verdict_turns_none_is_finished_before_the_others(method):
+    inputs = dict(invariance.request_of(method).inputs)
+    inputs |= {"generated": torch.arange(5) % 2} if method == "attack-input" else {"real": IMAGES}
+    asked = make_request(find_explainer(method, EXPLAINERS), inputs, options=invariance.CASES[method])
+    assert not build_explainer(invariance.subject(method), asked).samples_apart
+
+
 def request(method: str = "kernel-shap", count: int = 5, **options: object):
     return make_request(find_explainer(method, EXPLAINERS), IMAGES[:count], options=QUICK | options)
 
@@ -155,7 +167,7 @@ def test_an_interrupt_before_anything_is_finished_is_one():
 
 def test_a_method_without_interim_results_is_left_when_its_time_is_up():
     built, clock = named("directions"), Clock()
-    with pytest.raises(BudgetSpent, match=r"directions was left.*interim"):
+    with pytest.raises(BudgetSpent, match=r"before directions had a result.*no interim one"):
         drive_within(built, execute=ticking(built, clock), limits=Limits(seconds=3.0), clock=clock)
     assert clock.now <= 5
 

@@ -35,8 +35,9 @@ class ExplanationRobustnessOptions(Options):
     """Options of ``explanation-robustness``.
 
     ``map``: saliency (the gradient) or input-x-gradient. ``budget``: largest change of a pixel in 1/255 of the range
-    (plain units where there is none). ``tolerance``: how far f may move, as a share of its spread over the samples.
-    ``steps`` of the climb, each with ``directions`` pairs of probes.
+    (plain units where there is none). ``tolerance``: how far f may move, as a share of what the strongest single step
+    of that budget would move it by, to first order (the budget times the sum of the gradient's sizes). ``steps`` of the
+    climb, each with ``directions`` pairs of probes.
     """
 
     map: Literal["saliency", "input-x-gradient"] = "saliency"
@@ -64,25 +65,27 @@ class ExplanationRobustness(Explainer):
         self.radius = torch.tensor([self.options.budget * budget_unit(subject.value_range)], dtype=torch.float64)
         self.ball = {"norm": "linf", "value_range": subject.value_range}
 
+    @property
+    def samples_apart(self) -> bool:
+        """Whether each sample's map is attacked apart from the others: always."""
+        return True
+
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
-        """Measure the spread of f over the samples, which bounds its moves, and list one chunk a sample."""
+        """Check the callable and list one chunk a sample."""
         if previous is not None:
             return []
         check_callable(self.subject, self.x, companion(self.x, self.subject.value_range), gradient=True)
-        with self.subject.quiet():
-            f_N = self._f_and_map(self.x, None)[0]
-        spread = float(f_N.max() - f_N.min()) or float(f_N.abs().max()) or 1.0
-        work = {"allowed": self.options.tolerance * spread}
-        return [Chunk(round=0, index=row, explanation=row, part=0, work=work) for row in range(len(self.x))]
+        return [Chunk(round=0, index=row, explanation=row, part=0) for row in range(len(self.x))]
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Attack one sample's map; returns the maps, the changed input, and what random steps reach."""
-        x, rng, allowed = self.x[chunk.explanation][None], chunk.rng(self.request.seed), chunk.work["allowed"]
+        x, rng = self.x[chunk.explanation][None], chunk.rng(self.request.seed)
         f_1, gradient, map_1 = self._f_map_gradient(x, meter)
         if not gradient.any():
             raise ZeroGradientError(
                 "the gradient", "not be exactly zero over a whole sample", "zeros", "explain raw logits"
             )
+        allowed = self.options.tolerance * float(self.radius) * float(gradient.double().abs().sum())
         wide = x.repeat_interleave(RANDOM_STEPS, dim=0)
         noisy = moves.noise(wide, self.radius.repeat(RANDOM_STEPS), rng=rng, **self.ball)
         noisy = self._keep_output(noisy, wide, f_1, meter)
@@ -171,11 +174,10 @@ class ExplanationRobustness(Explainer):
         f_n, gradient = self._f_and_map(rows, meter)
         return f_n, gradient, gradient * rows if self.options.map == "input-x-gradient" else gradient
 
-    def _f_and_map(self, rows: Tensor, meter: Meter | None) -> tuple[Tensor, Tensor]:
+    def _f_and_map(self, rows: Tensor, meter: Meter) -> tuple[Tensor, Tensor]:
         """Return f [n], float64, and its gradient at rows, on the CPU."""
-        if meter is not None:
-            meter.rows_forward += len(rows)
-            meter.rows_backward += len(rows)
+        meter.rows_forward += len(rows)
+        meter.rows_backward += len(rows)
         values, slopes = [], []
         for part in rows.split(self.micro_batch):
             with torch.enable_grad():

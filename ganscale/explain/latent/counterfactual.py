@@ -57,6 +57,11 @@ class LatentCounterfactual(LatentExplainer):
     options: CounterfactualOptions
     primary = ("flip_rate",)
 
+    @property
+    def samples_apart(self) -> bool:
+        """Whether each latent is searched apart: unless all images together fix where the critic's verdict turns."""
+        return self._by_classifier or self.real is None
+
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
         """Return one chunk for every few latents; decides from which verdict to which each goes."""
         if previous is not None:
