@@ -1,9 +1,9 @@
 """What workers buy an explanation, and what handing work to them costs: ``python -m benchmarks.fan_out [--rounds N]``.
 
 KernelSHAP of EfficientNet-Lite0 (images of a small run, enlarged to 224x224), all scores included. The contenders
-take turns: in this process on one thread and on two, without Ray, and on one and on two Ray workers of one thread, which
-are there already. Each call packs the job and opens the networks anew, as a command does. All ways must give the same
-bytes, but for two threads, whose last bits may differ.
+take turns: in this process on one thread and on two, without Ray, and on one and on two Ray workers of one thread each,
+which are there already. Each call packs the job and opens the networks anew, as a command does. All ways must give the
+same bytes, but for two threads, whose last bits may differ.
 """
 
 from __future__ import annotations
