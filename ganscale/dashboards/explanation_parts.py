@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ganscale.dashboards.animation import TRAVERSAL_GIF
+from ganscale.dashboards.animation import MOVING
 from ganscale.dashboards.enlarging import DENSITY
 from ganscale.dashboards.explanation_words import BETTER, READING, alt_of, caption_of
 from ganscale.dashboards.layout import BANNER, decides, method_title, number, score_title, target_words, verdict
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ganscale.explain.types import Explanation, Score
 
 _SHOWN_ELSEWHERE = ("warnings", "summary", "interim")
+_MOVES = {"traversal": "walks", "counterfactuals": "pictures", "ways": "ways", "attributes": "attributes"}
 _PARTS_OF_MADE = {"Options": "options", "Cost": "cost", "Versions": "versions"}
 
 
@@ -55,16 +56,16 @@ def panel_figures(explanation: Explanation, panels: Mapping[str, np.ndarray]) ->
 
 
 def moving_part(explanation: Explanation, directory: Path) -> str:
-    """Return the walks of ``directory`` as a moving picture that plays only once it is asked for, or nothing."""
-    path = directory / TRAVERSAL_GIF
-    if not path.is_file():
-        return ""
-    sigmas = explanation.values["sigmas"]
-    reach = number(float(sigmas.abs().max()))
-    caption = f"All walks at once, from −{reach} σ to {reach} σ and back; random directions are grey."
-    alt = f"{method_title(explanation.method)}, moving: {caption} The same pictures stand still in the panel above."
-    moving = figure(picture_file(path, alt), caption, kind="panel")
-    return details("Watch the walks move (closing this stops them)", moving)
+    """Return the GIFs of ``directory``, each playing only once it is asked for; nothing where there are none."""
+    title = method_title(explanation.method)
+    parts = []
+    for name, moving in MOVING.items():
+        path = directory / f"{name}.gif"
+        if path.is_file():
+            alt = f"{title}, moving: {moving.caption} The panel above has the same pictures standing still."
+            shown = figure(picture_file(path, alt), moving.caption, kind="panel")
+            parts.append(details(f"Watch the {_MOVES[name]} move (closing this stops them)", shown))
+    return "\n".join(parts)
 
 
 def score_table(explanation: Explanation) -> str:

@@ -125,6 +125,16 @@ READING |= {
         "each layer of the generator. Likeness says that two layers carry the same, not that one learned of the other."
     ),
 }
+READING |= {
+    "feature-maps": (
+        "Maps of the channels that vary most in each layer: where a layer looks, not what for. Early layers should "
+        "still show the picture; a map that does not tell its own picture from another's shows nothing."
+    ),
+    "feature-vis": (
+        "What excites a unit most when any input is allowed, beside the real pictures that excite it most. Trust a "
+        "name for the unit only where both say the same: what ascent finds may lie far from every real image."
+    ),
+}
 READING["exact-shapley"] = READING["kernel-shap"]
 #: Panel -> what it shows.
 CAPTIONS: dict[str, str] = {
@@ -139,6 +149,8 @@ CAPTIONS: dict[str, str] = {
     "probe": "Meant against predicted classes.",
     "ways": "Ways through latent space from one verdict to another.",
     "dissection": "The best unit of each concept, and a picture without it.",
+    "concepts": "How well each unit fits each concept, and how many units detect one, by layer.",
+    "layer-effects": "How much editing each layer changes pixels, logit and verdict, and how that grows with the edit.",
     "layers": "Pictures as they are and with each layer edited.",
     "mixing": "Layouts down, styles across.",
     "feature-maps": "Maps of each layer's most varied channels.",

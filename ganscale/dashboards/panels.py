@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ganscale.dashboards.animation import TRAVERSAL_GIF, traversal_gif
+from ganscale.dashboards.animation import write_gifs
 from ganscale.dashboards.attacked_maps import attacked_maps_panel
 from ganscale.dashboards.attacks import attack_curves_panel, attack_examples_panel
 from ganscale.dashboards.attributes import attributes_panel
@@ -100,14 +100,13 @@ def draw_panels(explanation: Explanation, *, with_scores: bool = True) -> dict[s
 def write_panels(
     explanation: Explanation, directory: str | Path, panels: Mapping[str, np.ndarray] | None = None
 ) -> list[Path]:
-    """Save every panel as ``NAME.png`` in ``directory``, walks as ``traversal.gif`` too, and return the paths.
+    """Save every panel as ``NAME.png`` in ``directory``, and what moves as ``NAME.gif``; return the paths.
 
     ``panels`` are those of ``draw_panels`` where they were drawn already.
     """
     drawn = draw_panels(explanation) if panels is None else panels
     written = [save_png(Path(directory) / f"{name}.png", panel) for name, panel in drawn.items()]
-    moving = traversal_gif(explanation, Path(directory) / TRAVERSAL_GIF)
-    return written if moving is None else [*written, moving]
+    return [*written, *write_gifs(explanation, directory)]
 
 
 def score_panel(explanation: Explanation) -> np.ndarray:

@@ -77,6 +77,24 @@ def test_walks_move_there_and_back(tmp_path: Path):
     assert not np.array_equal(frames[0], frames[4])
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "name"),
+    [
+        ("latent-counterfactual", {"steps": 5}, "counterfactuals.gif"),
+        ("probe-classifier", {"draws": 16}, "ways.gif"),
+        ("attfind", {}, "attributes.gif"),
+    ],
+)
+def test_every_way_through_latent_space_moves(method: str, options: dict, name: str, tmp_path: Path):
+    explanation = explain(subject(), inputs(), method, **options)
+    [path] = [path for path in write_panels(explanation, tmp_path) if path.suffix == ".gif"]
+    assert path.name == name
+    with Image.open(path) as moving:
+        first = np.asarray(moving.convert("RGB"), dtype=float)
+        moving.seek(moving.n_frames // 2)
+        assert np.abs(np.asarray(moving.convert("RGB"), dtype=float) - first).max() > 100, "the far end differs"
+
+
 def test_a_map_is_white_where_it_is_zero_and_red_where_it_is_largest():
     plane = np.zeros((14, 14))
     plane[:7], plane[10:] = 2.0, -2.0
