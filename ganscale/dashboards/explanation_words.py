@@ -151,6 +151,8 @@ CAPTIONS: dict[str, str] = {
     "dissection": "The best unit of each concept, and a picture without it.",
     "concepts": "How well each unit fits each concept, and how many units detect one, by layer.",
     "layer-effects": "How much editing each layer changes pixels, logit and verdict, and how that grows with the edit.",
+    "concepts": "How well each unit fits each concept, and how many units detect one, by layer.",
+    "layer-effects": "How much editing each layer changes pixels, logit and verdict, and how that grows with the edit.",
     "layers": "Pictures as they are and with each layer edited.",
     "mixing": "Layouts down, styles across.",
     "feature-maps": "Maps of each layer's most varied channels.",

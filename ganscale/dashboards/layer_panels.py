@@ -1,6 +1,6 @@
-"""Panels of a generator's layers: what becomes of pictures when one layer after the other is edited.
+"""Panels of a generator's layers: what becomes of pictures when one layer after the other is edited, and by how much.
 
-Legend: L layers, n samples, E kinds of edit.
+Legend: L layers, n samples, E kinds of edit, A amounts of an edit.
 """
 
 from __future__ import annotations

@@ -17,12 +17,14 @@ from ganscale.dashboards.attacks import attack_curves_panel, attack_examples_pan
 from ganscale.dashboards.attributes import attributes_panel
 from ganscale.dashboards.class_panels import class_wall, probe_panel, ways_panel
 from ganscale.dashboards.codes import code_map_panel, factor_matrix_panel, reconstruction_panel
+from ganscale.dashboards.concepts import concepts_panel
 from ganscale.dashboards.counterfactual import counterfactual_panel
 from ganscale.dashboards.curves import faithfulness_panel, logit_panel
 from ganscale.dashboards.dissection import dissection_panel
 from ganscale.dashboards.feature_panels import maps_panel, vis_panel
 from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.latent_attacks import latent_attack_panel
+from ganscale.dashboards.layer_effects import effects_panel
 from ganscale.dashboards.layer_panels import layer_panel, mixing_panel
 from ganscale.dashboards.layout import (
     MARGIN,
@@ -74,7 +76,9 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "attack-examples": (("adversarial", "shown_budget"), attack_examples_panel),
     "attributes": (("attribute_walks", "attribute_answers"), attributes_panel),
     "dissection": (("shown_concepts", "unit_images", "without"), dissection_panel),
+    "concepts": (("iou", "units_by_layer"), concepts_panel),
     "layers": (("layer_plain", "layer_edited"), layer_panel),
+    "layer-effects": (("layer_plain", "layer_edited"), effects_panel),
     "mixing": (("mixing_matrix", "mixing_sources"), mixing_panel),
     "classes": (("class_images", "class_probability"), class_wall),
     "probe": (("probe_matrix",), probe_panel),

@@ -148,3 +148,31 @@ def test_a_layer_without_a_map_is_refused():
         explain(pair, latents(2), "dissect", layer="0")
     with pytest.raises(LayerError, match="have a hidden layer with a map"):
         explain(pair, latents(2), "dissect")
+
+
+def test_each_figure_is_counted_to_a_unit_that_detects_it(dissection):
+    found, _, _ = dissection
+    assert found.meta["layers"] == ["figures"]
+    assert found.meta["units_in_layers"] == [LATENT]
+    assert (found.values["units_by_layer"][0] >= 1).all()
+    assert found.values["units_by_layer"].sum() <= LATENT, "a unit counts once, for the concept it fits best"
+    assert found.values["iou"][: len(KINDS)].argmax(dim=1).tolist() == list(range(len(KINDS)))
+
+
+def test_units_are_counted_in_every_hidden_layer_with_a_map():
+    class Deeper(OneChannelAFigure):
+        def __init__(self) -> None:
+            super().__init__()
+            self.silent = nn.Conv2d(LATENT, 3, 1)
+            with torch.no_grad():
+                self.silent.weight.zero_()
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            figures = self.figures(z)
+            return self.to_image(figures + self.silent(figures).sum(dim=1, keepdim=True) * 0).clamp(-1, 1)
+
+    pair = Subject(name="figures", fn=by_quarter, generator=Deeper(), segmenter=by_quarter, concepts=KINDS)
+    found = explain(pair, latents(48), "dissect", layer="figures", ablate=1)
+    assert found.meta["layers"] == ["figures", "silent"]
+    assert found.values["units_by_layer"][0].sum() >= len(KINDS)
+    assert found.values["units_by_layer"][1].sum() == 0, "a layer that says the same everywhere detects nothing"

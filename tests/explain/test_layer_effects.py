@@ -66,6 +66,22 @@ def test_taking_a_part_of_a_layer_away_is_between_nothing_and_all():
     assert 0 < half < whole
 
 
+def test_the_curve_of_an_edit_starts_at_nothing_and_holds_the_whole_edit():
+    for method, shares in (("layer-ablation", [0, 0.25, 0.5, 0.75, 1]), ("layer-noise", [0, 0.25, 0.5, 1, 2])):
+        found = explain(subject(), latents(8), method, amount=0.8)
+        assert found.values["curve_amounts"].tolist() == pytest.approx([0.8 * share for share in shares])
+        curve = found.values["curve_pixels"]
+        assert not curve[:, 0].any()
+        assert torch.equal(curve[:, shares.index(1)], found.values["effect_pixels"][:, 0])
+
+
+def test_noise_in_a_linear_generator_moves_the_picture_in_proportion():
+    linear = nn.Sequential(nn.Linear(LATENT, SIDE * SIDE), nn.Unflatten(1, (1, SIDE, SIDE)))
+    found = explain(subject(linear), latents(8), "layer-noise")
+    curve, amounts = found.values["curve_pixels"][0], found.values["curve_amounts"]
+    assert torch.allclose(curve / curve[-1], amounts / amounts[-1], rtol=1e-5)  # float32 pictures
+
+
 def test_the_mean_of_a_layer_is_what_every_picture_gets():
     pair = subject()
     found = explain(pair, latents(6), "layer-ablation", layers="picture").values["layer_edited"][0]

@@ -35,6 +35,7 @@ LOOKED_AT = 64  # latents from which thresholds are taken
 RANDOM_SETS = 8
 LEAST_PIXELS = 50  # of a concept in either half, below which nothing is said about it
 SHOWN, TOP_IMAGES = 6, 3
+FITS = 0.04  # IoU above which a unit is said to detect a concept (Bau et al. 2017, arXiv:1704.05796, section 2.2)
 
 
 class DissectOptions(Options):
@@ -54,12 +55,18 @@ class Dissect(LatentExplainer):
     primary = ("iou_held_out",)
 
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
-        """Return one chunk for every few latents, then one for each concept that appeared."""
+        """Return one chunk for every few latents and each layer, then one for each concept that appeared."""
         if previous is None:
-            thresholds_TU = self._thresholds()
+            starts = range(0, len(self.z), ROWS_A_CHUNK)
+            work = [
+                (part, first, {"layer": layer, "thresholds": thresholds_TU})
+                for part, layer in enumerate(self._counted)
+                for thresholds_TU in [self._thresholds(layer)]
+                for first in starts
+            ]
             return [
-                Chunk(round=0, index=index, explanation=first, part=0, work={"thresholds": thresholds_TU})
-                for index, first in enumerate(range(0, len(self.z), ROWS_A_CHUNK))
+                Chunk(round=0, index=index, explanation=first, part=part, work=what)
+                for index, (part, first, what) in enumerate(work)
             ]
         if previous.round > 0:
             return []
@@ -86,6 +93,7 @@ class Dissect(LatentExplainer):
         share_K = np.array([removed[k]["removed"] for k in seen])
         random_KR = np.array([removed[k]["random"] for k in seen])
         has = np.isfinite(share_K)
+        by_layer = [self._fit(partial, part) for part in range(len(self._counted))]
         scores = {"iou_held_out": against_control(value_K, control_K, better="higher")}
         if has.any():
             scores["pixels_removed"] = against_random(share_K[has], random_KR[has], better="higher")
@@ -95,6 +103,10 @@ class Dissect(LatentExplainer):
             "iou_permuted": torch.from_numpy(found["held_permuted"]),
             "best_unit": torch.from_numpy(best_K.copy()),
             "thresholds": torch.from_numpy(found["thresholds"]),
+            "units_by_layer": torch.from_numpy(np.array([_fitting(one["held"], seen) for one in by_layer])),
+            "units_by_layer_permuted": torch.from_numpy(
+                np.array([_fitting(one["held_permuted"], seen) for one in by_layer])
+            ),
             "removed": torch.from_numpy(_put(every, seen, share_K)),
             "removed_random": torch.from_numpy(_put(every, seen, random_KR.mean(axis=1) if len(seen) else share_K)),
             "removed_by_random_sets": torch.from_numpy(random_KR),
@@ -106,6 +118,9 @@ class Dissect(LatentExplainer):
             "concepts": list(names),
             "seen": [names[k] for k in seen],
             "ablated_units": self.options.ablate,
+            "layers": self._counted,
+            "units_in_layers": [len(one["held"]) for one in by_layer],
+            "fits_above": FITS,
             "thresholds": f"quantiles {QUANTILES} and shares {SHARES} from median to maximum",
         }
         return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
@@ -132,18 +147,28 @@ class Dissect(LatentExplainer):
             raise LayerError("layer", "have a map (C, h, w)", f"{self.options.layer} of {tuple(shape)}", "name another")
         return self.options.layer, shape[0]
 
-    def _maps(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def _counted(self) -> list[str]:
+        """Return the layer that is dissected, then the other hidden layers with maps, in order of use."""
+        with self.subject.quiet(), torch.no_grad():
+            shapes = used_layers(self.subject.generator, self.z[:2].to(self.subject.device))
+        maps = [name for name, shape in shapes.items() if len(shape) == 3 and min(shape[1:]) > 1]
+        hidden = [name for name in maps[:-1] if not any(name.startswith(f"{other}.") for other in maps)]
+        chosen = self._layer[0]
+        return [chosen, *(name for name in hidden if name != chosen)]
+
+    def _maps(self, z: Tensor, layer: str | None = None) -> tuple[Tensor, Tensor]:
         """Return images [n, C, H, W] and the units' maps enlarged to them [n, U, H, W]."""
         generator, images = self.subject.generator, []
-        output = layer_output(generator, self._layer[0], lambda: images.append(generator(z)))
+        output = layer_output(generator, layer or self._layer[0], lambda: images.append(generator(z)))
         return images[0], interpolate(output.float(), images[0].shape[2:], mode="bilinear", align_corners=False)
 
-    def _thresholds(self) -> np.ndarray:
+    def _thresholds(self, layer: str) -> np.ndarray:
         """Return each unit's quantiles over pixels of the first latents and levels between, float64 [T, U]."""
         self.images(self.z[:2])
         with self.subject.quiet(), torch.no_grad():
             z = self.z[:LOOKED_AT].to(self.subject.device)
-            flat = torch.cat([self._maps(part)[1] for part in z.split(ROWS_A_CHUNK)]).transpose(0, 1).flatten(1)
+            flat = torch.cat([self._maps(part, layer)[1] for part in z.split(ROWS_A_CHUNK)]).transpose(0, 1).flatten(1)
         levels = np.quantile(flat.double().cpu().numpy(), (*QUANTILES, 1.0), axis=1)
         middle, most = levels[0], levels[-1]
         return np.concatenate([levels[:-1], [middle + share * (most - middle) for share in SHARES]])
@@ -152,7 +177,7 @@ class Dissect(LatentExplainer):
         """Return pixel counts of a few latents, for each half (0 choosing, 1 judging) and for permuted masks."""
         rows = np.arange(chunk.explanation, min(chunk.explanation + ROWS_A_CHUNK, len(self.z)))
         z = self.z[rows].to(self.subject.device)
-        images, maps = self._maps(z)
+        images, maps = self._maps(z, chunk.work["layer"])
         meter.rows_forward += 2 * len(z)
         masks = self.concepts(images).float().flatten(2)  # [n, K, HW]
         away = masks.roll(1, dims=0)  # each image under the mask of another
@@ -171,9 +196,9 @@ class Dissect(LatentExplainer):
         kept = {name: torch.stack(part).round().to(torch.int32).cpu().numpy() for name, part in counts.items()}
         return {**kept, "thresholds": chunk.work["thresholds"]}
 
-    def _fit(self, partial: Partial) -> dict[str, Any]:
+    def _fit(self, partial: Partial, of_layer: int = 0) -> dict[str, Any]:
         """Return IoUs on the judging half at thresholds chosen on the other, and the units' order a concept."""
-        parts = [data for _, _, data in partial.of_round(0)]
+        parts = [data for _, part, data in partial.of_round(0) if part == of_layer]
         names = ("both", "both_permuted", "above", "mask")
         total = {name: sum(part[name].astype(np.int64) for part in parts) for name in names}
         found: dict[str, Any] = {"thresholds": parts[0]["thresholds"]}
@@ -229,6 +254,16 @@ class Dissect(LatentExplainer):
                     rows["without"].append(self.subject.generator(z[top[:1]])[0].cpu())
         stacked = {name: torch.stack(part) for name, part in rows.items() if part}
         return {**stacked, "shown_concepts": torch.tensor([int(k) for k in shown], dtype=torch.int64)}
+
+
+def _fitting(iou_UK: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return for each concept how many units detect it: it is their best of those seen, with an IoU above FITS [K]."""
+    counts = np.zeros(iou_UK.shape[1], dtype=np.int64)
+    if len(seen):
+        best = seen[iou_UK[:, seen].argmax(axis=1)]
+        fits = iou_UK[np.arange(len(best)), best] > FITS
+        np.add.at(counts, best[fits], 1)
+    return counts
 
 
 def _put(every: np.ndarray, places: np.ndarray, values: np.ndarray) -> np.ndarray:

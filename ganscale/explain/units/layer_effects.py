@@ -92,6 +92,7 @@ class LayerEffect(LayerMethod):
     """Base of the methods that disturb layers. Subclasses write ``edits`` and set ``edit_names``."""
 
     edit_names: ClassVar[tuple[str, ...]]
+    shares: ClassVar[tuple[float, ...]]  # of the shown edit's amount, beside the whole: the points of its curve
 
     @abstractmethod
     def edits(self, outputs: dict[str, Tensor], rng: np.random.Generator) -> dict[str, dict[str, Edit]]:
@@ -164,15 +165,21 @@ class LayerAblation(LayerEffect):
     options: LayerAblationOptions
     primary = ("effect_spread",)
     edit_names = ("mean", "zero")
+    shares = (0.25, 0.5, 0.75)
 
     def edits(self, outputs: dict[str, Tensor], rng: np.random.Generator) -> dict[str, dict[str, Edit]]:
-        """Return the edits to the mean and to zero."""
-        a = self.options.amount
+        """Return the edits to the mean and to zero, and a part of the way to the mean."""
 
-        def towards(goal: Tensor) -> Edit:
+        def towards(goal: Tensor, share: float = 1.0) -> Edit:
+            a = self.options.amount * share
             return lambda output: output * (1 - a) + goal.to(output) * a
 
-        return {name: {"mean": towards(self._means[name]), "zero": towards(torch.zeros(()))} for name in outputs}
+        found = {}
+        for name in outputs:
+            mean = self._means[name]
+            parts = {_part("mean", share): towards(mean, share) for share in self.shares}
+            found[name] = {"mean": towards(mean), "zero": towards(torch.zeros(())), **parts}
+        return found
 
     @cached_property
     def _means(self) -> dict[str, Tensor]:
@@ -201,16 +208,21 @@ class LayerNoise(LayerEffect):
     options: LayerNoiseOptions
     primary = ("effect_spread",)
     edit_names = ("noise",)
+    shares = (0.25, 0.5, 2.0)
 
     def edits(self, outputs: dict[str, Tensor], rng: np.random.Generator) -> dict[str, dict[str, Edit]]:
-        """Return the noises, drawn for these rows."""
+        """Return the noises, drawn for these rows; the parts of a curve are the same noise, smaller or larger."""
 
-        def noisy(name: str, output: Tensor) -> Edit:
-            drawn = torch.from_numpy(rng.standard_normal(tuple(output.shape))).to(output)
-            noise = drawn * self._spreads[name].to(output) * self.options.amount
+        def added(noise: Tensor) -> Edit:
             return lambda current: current + noise
 
-        return {name: {"noise": noisy(name, output)} for name, output in outputs.items()}
+        found = {}
+        for name, output in outputs.items():
+            drawn = torch.from_numpy(rng.standard_normal(tuple(output.shape))).to(output)
+            noise = drawn * self._spreads[name].to(output) * self.options.amount
+            parts = {_part("noise", share): added(noise * share) for share in self.shares}
+            found[name] = {"noise": added(noise), **parts}
+        return found
 
     @cached_property
     def _spreads(self) -> dict[str, Tensor]:
@@ -236,14 +248,31 @@ def _layer_result(explainer: LayerEffect, partial: Partial, shown: str) -> Expla
     effects = explainer._effects(partial)
     layers, ways = explainer._layers, list(explainer.edit_names)
     pixels_LN = effects["pixels"][:, ways.index(shown)]
+    amounts, curve_LAN = _curve(explainer, effects["pixels"], ways.index(shown))
     rng = np.random.default_rng(np.random.SeedSequence(explainer.request.seed, spawn_key=(1, 0)))
     score, shuffled = against_shuffled(pixels_LN, rng)
     scores = {"effect_spread": score}
     values = {
-        **{f"effect_{key}": torch.from_numpy(array.mean(axis=2)) for key, array in effects.items()},
+        **{f"effect_{key}": torch.from_numpy(array[:, : len(ways)].mean(axis=2)) for key, array in effects.items()},
+        "curve_amounts": torch.tensor(amounts, dtype=torch.float64),
+        "curve_pixels": torch.from_numpy(curve_LAN.mean(axis=2)),
+        "curve_error": torch.from_numpy(curve_LAN.std(axis=2) / np.sqrt(max(curve_LAN.shape[2] - 1, 1))),
         "effect_pixels_rows": torch.from_numpy(pixels_LN.copy()),
         "shuffled_spread": torch.from_numpy(shuffled),
         **explainer._pictures(shown),
     }
     meta = {"layers": layers, "edits": ways, "shown_edit": shown, "amount": explainer.options.amount}
     return explainer.explanation(partial, values=values, inputs={"z": explainer.z}, scores=scores, meta=meta)
+
+
+def _part(way: str, share: float) -> str:
+    return f"{way} × {share:g}"
+
+
+def _curve(explainer: LayerEffect, effect_LEN: np.ndarray, shown: int) -> tuple[list[float], np.ndarray]:
+    """Return the amounts of the shown edit in rising order, from 0 on, and its effects at them [L, A, N]."""
+    base = len(explainer.edit_names)
+    places = [(1.0, shown), *((share, base + place) for place, share in enumerate(explainer.shares))]
+    chosen = [effect_LEN[:, place] for _, place in sorted(places)]
+    amounts = [0.0, *(explainer.options.amount * share for share, _ in sorted(places))]
+    return amounts, np.stack([np.zeros_like(chosen[0]), *chosen], axis=1)
