@@ -25,6 +25,7 @@ from ganscale.explain import faithfulness
 from ganscale.explain.base import SCORING, Explainer, Meter, Options
 from ganscale.explain.cells import cell_sums, compose, grid_segments, make_baseline, spread, width_of
 from ganscale.explain.errors import CallableError, ExplainOptionError, ZeroGradientError
+from ganscale.explain.inpainting import Inpainting, draw_bank
 from ganscale.explain.latent_path import PRIOR_DRAWS
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.shuffling import has_weights, shuffled_weights
@@ -42,6 +43,8 @@ class AttributionOptions(Options):
 
     ``baseline``: auto (the low end of the range; zero where there is none), low, mid, mean, blur, zero, or a number;
     of a latent prior: the mean over draws of the normal prior, which auto is for methods that can take it.
+    ``fill``: what is put where cells are absent, in deletion curves and in coalitions: the baseline, or what the
+    generator would draw there (the best fitting of ``bank`` images that it made).
     ``cells``: cells a side for images; vectors have one player a feature. ``regions``: grid, slic (cells x cells
     superpixels of each image), or auto (slic from 64 pixels a side). ``curve_points``: points of deletion curves.
     ``shakes``: moved copies of each sample whose maps are compared with its own. ``shuffled_network``: whether the map
@@ -51,6 +54,8 @@ class AttributionOptions(Options):
     baseline: (
         Literal["auto", "low", "mid", "mean", "blur", "zero", "prior"] | Annotated[float, Field(allow_inf_nan=False)]
     ) = "auto"
+    fill: Literal["baseline", "generator"] = "baseline"
+    bank: Annotated[int, Field(ge=2, le=65536)] = 256
     cells: Annotated[int, Field(ge=2, le=64)] = 7
     regions: Literal["auto", "grid", "slic"] = "grid"
     curve_points: Annotated[int, Field(ge=2, le=4096)] = 16
@@ -102,6 +107,7 @@ class AttributionExplainer(Explainer):
         check_range(self.baseline, subject.value_range)
         self.segments = self._segments()
         self.players = int(self.segments.max()) + 1
+        self.inpainting = self._inpainting()
 
     @property
     def per_sample(self) -> bool:
@@ -213,9 +219,13 @@ class AttributionExplainer(Explainer):
         x, baseline, segments = self.x[row], self.baseline[row], self.segments_of(row)
         if self.draws is not None:
             return self._expect(x, present_nM, segments, meter)
-        return meter.evaluate(
-            self.subject.fn, len(present_nM), lambda part: compose(x, baseline, present_nM[part], segments)
-        )
+        best_n = None if self.inpainting is None else self.inpainting.best(x, present_nM, segments)
+
+        def build(part: slice) -> Tensor:
+            absent = baseline if best_n is None else self.inpainting.bank[best_n[part]]
+            return compose(x, absent, present_nM[part], segments)
+
+        return meter.evaluate(self.subject.fn, len(present_nM), build)
 
     def finish(self, partial: Partial) -> Explanation:
         """Assemble maps, curves and scores."""
@@ -240,7 +250,7 @@ class AttributionExplainer(Explainer):
                 "warnings": [*self.range_warnings, *maps.meta.get("warnings", []), *words],
                 "players": self.players,
                 "baseline": str(self.options.baseline) if self.draws is None else "prior",
-                "fill": "baseline",
+                "fill": self.options.fill,
                 "weighs": self.weighs if self.x.ndim == 4 and self.x.shape[2:].numel() > 1 else "features",
                 **{key: value for key, value in maps.meta.items() if key != "warnings"},
             },
@@ -256,6 +266,12 @@ class AttributionExplainer(Explainer):
             return None
         rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING + 4)))
         return torch.from_numpy(rng.standard_normal((PRIOR_DRAWS, *self.x.shape[1:]))).to(self.x.dtype)
+
+    def _inpainting(self) -> Inpainting | None:
+        if self.options.fill == "baseline":
+            return None
+        rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING + 5)))
+        return Inpainting(draw_bank(self.subject, self.options.bank, tuple(self.x.shape[1:]), rng))
 
     def _one_baseline(self) -> str | float:
         return "zero" if self.draws is not None else self.options.baseline

@@ -1,0 +1,54 @@
+"""What a generator would draw where parts of an image are missing: of many images it made, the one that fits best.
+
+The absent part of each coalition is taken from the generated image that is nearest (squared distance) to the sample on
+the parts that are present. Searching a bank is no inversion: the seam may show, yet what fills a hole is a piece of a
+plausible image and not a black or blurred block, at the price of one matrix product instead of one optimisation a row.
+
+Legend: K images of the bank, M players, n rows, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ganscale.explain.cells import cell_sums
+from ganscale.explain.errors import ExplainOptionError
+from ganscale.explain.subject import Subject
+
+IMAGES_A_PASS = 64
+
+
+class Inpainting:
+    """A bank of generated images [K, C, H, W], the most typical one (nearest to their mean) first."""
+
+    def __init__(self, bank: Tensor) -> None:
+        away_K = (bank - bank.mean(dim=0)).double().flatten(1).square().sum(dim=1)
+        self.bank = bank[away_K.argsort(stable=True)]
+
+    def best(self, x: Tensor, present_nM: np.ndarray, segments: Tensor) -> Tensor:
+        """Return which image of the bank fits what each coalition shows of sample ``x`` [C, H, W] best, int64 [n].
+
+        Of equally near ones the more typical; so where nothing is there, the most typical of all.
+        """
+        away_KM = cell_sums((self.bank - x).double().square(), segments)
+        return torch.from_numpy((present_nM.astype(float) @ away_KM.T).argmin(axis=1))
+
+
+def draw_bank(subject: Subject, count: int, shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
+    """Return ``count`` images of the subject's generator from the normal prior, on the CPU.
+
+    Raises ExplainOptionError where there is none, or where its images have not the ``shape`` (C, H, W).
+    """
+    latent, remedy = getattr(subject.generator, "latent", None), "leave fill out"
+    if subject.generator is None or latent is None or subject.domain != "x":
+        rule = "be baseline for what has no generator of such images"
+        raise ExplainOptionError("fill", rule, f"generator, for {subject.name}", remedy)
+    z = torch.from_numpy(rng.standard_normal((count, latent))).float()
+    with subject.quiet(), torch.no_grad():
+        bank = torch.cat([subject.generator(part.to(subject.device)).cpu() for part in z.split(IMAGES_A_PASS)])
+    if bank.shape[1:] != shape:
+        rule = f"be baseline for samples of shape {shape}"
+        raise ExplainOptionError("fill", rule, f"generator, of images {tuple(bank.shape[1:])}", remedy)
+    return bank
