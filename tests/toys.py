@@ -26,6 +26,17 @@ def peer(name: str):
         pytest.skip(f"peer {name} is not installed")
 
 
+def coffee() -> Tensor:
+    """Return scikit-image's photograph [1, 3, 224, 224] in [-1, 1]: short side 256, then a centre crop."""
+    picture = torch.from_numpy(peer("skimage.data").coffee().copy()).permute(2, 0, 1)[None].float()
+    height, width = picture.shape[2:]
+    scale = 256 / min(height, width)
+    size = (round(height * scale), round(width * scale))
+    small = nn.functional.interpolate(picture, size, mode="bicubic", antialias=True).clamp(0, 255)
+    top, left = (size[0] - 224) // 2, (size[1] - 224) // 2
+    return small[:, :, top : top + 224, left : left + 224] / 127.5 - 1
+
+
 class Linear:
     """f(x) = w . x + b over all elements of a row."""
 

