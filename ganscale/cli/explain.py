@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ganscale.runtime.explain_all import AllMade, Made
 
 ALL = "all"
+UNDEFINED = "undefined"
 KINDS = Name("kind of samples", ("both", "real", "generated"))
 
 
@@ -109,9 +111,12 @@ def _show(found: Explanation, written: Path, as_json: bool) -> None:
     else:
         rows = [("score", "value", "95 % interval", "control", "better", "n")]
         for name, score in found.scores.items():
-            interval = "" if score.low is None or score.high is None else f"{score.low:.4g} to {score.high:.4g}"
-            rows.append((name, f"{score.value:.4g}", interval, f"{score.control:.4g}", score.better, str(score.n)))
+            known = score.low is not None and score.high is not None and math.isfinite(score.high - score.low)
+            interval = f"{score.low:.4g} to {score.high:.4g}" if known else ""
+            rows.append((name, _shown(score.value), interval, _shown(score.control), score.better, str(score.n)))
         result(table(rows))
+        if any(row[1] == UNDEFINED for row in rows):
+            result("undefined: the score divides by zero, as where the output or the map is the same everywhere")
         if found.not_better_than_random:
             result("not better than random: a primary score does not beat its control")
         for words in found.meta["warnings"]:
@@ -121,12 +126,16 @@ def _show(found: Explanation, written: Path, as_json: bool) -> None:
         raise Interrupted(f"the explanation was stopped; what was finished is in {written}")
 
 
+def _shown(number: float) -> str:
+    return f"{number:.4g}" if math.isfinite(number) else UNDEFINED
+
+
 def _show_all(found: AllMade, as_json: bool) -> None:
     if as_json:
         made = [_facts(one) for one in found.made]
         result_json({"made": made, "report": found.report, "seconds": found.seconds, "budget": found.budget})
     else:
-        rows = [("method", "samples", "seconds", "deciding score", "control", "verdict")]
+        rows = [("method", "samples", "than chance", "deciding score v control")]
         rows += [_row(one) for one in found.made if one.explanation is not None]
         result(table(rows))
         for one in found.made:
@@ -142,10 +151,9 @@ def _row(made: Made) -> tuple[str, ...]:
     found = made.explanation
     name = next(iter(found.meta.get("primary") or found.scores))
     score = found.scores[name]
-    verdict = "not better than random" if found.not_better_than_random else "beats its control"
-    words = f"{name} {score.value:.4g}"
+    verdict = "not better" if found.not_better_than_random else "better"
     samples = " of ".join(str(count) for count in found.meta.get("stopped", {}).get("samples", [made.asked]))
-    return made.method, samples, f"{made.seconds:.1f}", words, f"{score.control:.4g}", verdict
+    return made.method, samples, verdict, f"{name} {_shown(score.value)} v {_shown(score.control)}"
 
 
 def _facts(made: Made) -> dict[str, Any]:

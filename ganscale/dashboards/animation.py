@@ -130,7 +130,8 @@ def _verdict(explanation: Explanation, verdict: int) -> str:
 
 def _ways(explanation: Explanation) -> list[_Walk]:
     names = explanation.meta["class_names"]
-    pairs = zip(explanation.values["way_ends"].tolist(), explanation.values["way_images"], strict=True)
+    # not every way is kept as pictures
+    pairs = zip(explanation.values["way_ends"].tolist(), explanation.values["way_images"], strict=False)
     return [_Walk(title=f"{names[first]} →\n{names[last]}", images=walk.float()) for (first, last), walk in pairs]
 
 

@@ -15,6 +15,7 @@ from ganscale.dashboards.thumbnails import THUMBNAIL
 from ganscale.files import replace_text
 
 INDEX = "index.html"
+RECORD = "all.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,11 +52,26 @@ def write_index(explanations: str | Path) -> Path | None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             damaged.append(directory.name)
     target = folder / INDEX
-    replace_text(target, _render(folder.absolute().parent.name, entries, damaged))
+    replace_text(target, _render(folder, entries, damaged))
     return target
 
 
-def _render(run: str, entries: list[tuple[_Entry, tuple[object, ...]]], damaged: list[str]) -> str:
+def left_out_section(explanations: Path, *, key: str) -> str:
+    """Return which methods `ganscale explain --method all` left out, and why; empty where there is nothing to say."""
+    try:
+        methods = json.loads((explanations / RECORD).read_text(encoding="utf-8"))["methods"]
+        missing = [(one["method"], one["left_out"]) for one in methods if "left_out" in one]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    rows = [row for row in missing if not any(explanations.glob(f"{row[0]}-[0-9]*"))]  # nor made since
+    if not rows:
+        return ""
+    listed = table(("method", "why"), rows, caption="Methods that were asked for and have no result")
+    return section(key, "Left out", listed)
+
+
+def _render(folder: Path, entries: list[tuple[_Entry, tuple[object, ...]]], damaged: list[str]) -> str:
+    run = folder.absolute().parent.name
     weak = sum(bool(entry.page.get("not_better_than_random")) for entry, _ in entries)
     verdicts = "all better than random" if not weak else f"{weak} not better than random"
     head = (
@@ -69,6 +85,7 @@ def _render(run: str, entries: list[tuple[_Entry, tuple[object, ...]]], damaged:
     listed = table(columns, [row for _, row in entries], caption=caption, numeric=(4, 5), kind="wide")
     lost = "\n".join(note(f"{name} cannot be read and is left out.") for name in damaged)
     main = section("all", "All explanations", listed, lost)
+    main += left_out_section(folder, key="left-out")
     return document(f"Explanations of {run}", f'{head}\n<main id="main">\n{main}\n</main>')
 
 

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ganscale.dashboards.explanation_index import write_index
+from ganscale.dashboards.explanation_index import left_out_section, write_index
 from ganscale.dashboards.explanation_page import PAGE, write_explanation_page
 from ganscale.dashboards.layout import measured_on, number
 from ganscale.dashboards.page import code, details, document, figure, note, picture_file, section, table, warning
@@ -64,6 +64,7 @@ def render(facts: RunFacts) -> str:
         f'<nav aria-label="Contents"><ul>{links}</ul></nav></header>'
     )
     body = "\n".join(section(title.lower(), title, text) for title, text in shown.items())
+    body += left_out_section(facts.path / "explanations", key="left-out")
     foot = f"<footer>Written by ganscale {escape(str(facts.page.get('versions', {}).get('ganscale', '')))}</footer>"
     return document(f"{facts.path.name} · ganscale report", f'{head}\n<main id="main">\n{body}\n</main>\n{foot}')
 

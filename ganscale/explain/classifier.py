@@ -127,13 +127,15 @@ class Classifier(nn.Module):
     def _try(self, example: Tensor) -> Tensor:
         if example.ndim != 4 or len(example) == 0:
             raise ExplainInputError("example images", "be [N, C, H, W]", tuple(example.shape), "give at least one")
-        shape, remedy = "x".join(map(str, example.shape[1:])), "use a classifier of such images"
+        low, high = self.value_range
+        wanted = f"{'x'.join(map(str, example.shape[1:]))} in [{low:g}, {high:g}]"
+        remedy = "use a classifier of such images; --classifier-range LOW,HIGH says another range"
         try:
             with torch.no_grad():
                 found = self._raw(example.to(self.device))
         except Exception as error:  # any framework's own kind; the cause stays attached
-            words = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-            raise CallableError(f"classifier {self.name}", f"take images of {shape}", words, remedy) from error
+            words = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:200]
+            raise CallableError(f"classifier {self.name}", f"take images of {wanted}", words, remedy) from error
         if not isinstance(found, Tensor) or found.ndim not in (1, 2) or len(found) != len(example):
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             rule = f"return one row of class scores an image, shape ({len(example)}, K)"

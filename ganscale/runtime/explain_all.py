@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ganscale.errors import GanscaleError, RunFailed
 from ganscale.explain import EXPLAINERS, BudgetSpent, Explanation, Limits
-from ganscale.files import remove_directory
+from ganscale.files import remove_directory, replace_text
 from ganscale.runtime.classifiers import find_classifier
 from ganscale.runtime.explain_fanout import actor_pool, explain_networks
 from ganscale.runtime.explain_run import keep, make_job
@@ -43,6 +44,14 @@ class Made:
     late: bool = False  # its share of the time did not do
     broken: bool = False
     enough: bool = False  # more samples did not do
+
+    def facts(self) -> dict[str, Any]:
+        """Return what explanations/all.json says of it."""
+        if self.explanation is None:
+            return {"method": self.method, "left_out": self.reason or "interrupted"}
+        stopped = self.explanation.meta.get("stopped", {})
+        facts = {"method": self.method, "path": self.path.name, "samples": self.asked, "seconds": self.seconds}
+        return facts | ({"stopped": stopped} if stopped else {})
 
     @property
     def can_grow(self) -> bool:
@@ -91,6 +100,7 @@ def explain_all(
             whole.further_goes()
         except KeyboardInterrupt:
             interrupted = True
+    whole.write_record()
     report = run.report()
     broken = [made for made in whole.made if made.broken]
     if broken:
@@ -130,6 +140,14 @@ class _All:
             return float("inf")
         report = 1.0 + REPORT * sum(made.drawing for made in self.made)
         return self.budget * (1 - SPARE) - self.spent() - report
+
+    def write_record(self) -> None:
+        """Write explanations/all.json: what was made, and why the rest was not."""
+        listed = [made.facts() for made in self.made]
+        page = {"budget_s": self.budget, "seconds": self.spent(), "target": self.request["target"], "methods": listed}
+        folder = self.run.path / "explanations"
+        folder.mkdir(exist_ok=True)
+        replace_text(folder / "all.json", json.dumps(page, indent=2))
 
     def first_goes(self) -> None:
         """Give every method its share of the time."""
@@ -174,15 +192,15 @@ class _All:
         try:
             job = make_job(self.run, made.method, num_samples=count, **self.request)
             found = explain_networks(job, workers=self.workers, limits=limits, actors=self.actors)
+            writing = time.monotonic()
+            path, drawing = keep(self.run, found)
         except Exception as error:  # one method's failure is no reason to lose the others
             if made.explanation is None:
                 self._left_out(made, count, error)
             return False
-        writing = time.monotonic()
-        earlier = made.path
-        made.path, made.drawing = keep(self.run, found)
-        if earlier is not None:
-            remove_directory(earlier)
+        if made.path is not None:
+            remove_directory(made.path)
+        made.path, made.drawing = path, drawing
         made.explanation, made.asked, made.reason, made.late = found, _count(found, count), "", False
         made.seconds, made.writing = time.monotonic() - began, time.monotonic() - writing
         cut = f" of {count}" if made.asked < count else ""
@@ -198,7 +216,7 @@ class _All:
         made.asked, made.reason = count, words if is_ours else f"{type(error).__name__}: {words}"
         made.late = isinstance(error, BudgetSpent)
         made.broken = not is_ours or (isinstance(error, RunFailed) and not made.late)
-        self.say(f"{made.method}: left out: {made.reason}")
+        self.say(f"{made.method}: {'put off' if made.late else 'left out'}: {made.reason}")
 
 
 def _count(explanation: Explanation, asked: int) -> int:

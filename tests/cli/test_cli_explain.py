@@ -29,6 +29,11 @@ halves.labels = ("upper", "lower")
 
 wrong_size = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
 
+def of_bytes(images):
+    if images.min() < 0:
+        raise ValueError("these are no bytes")
+    return images.flatten(1)[:, :2]
+
 def constant(images):
     return torch.zeros(len(images), 2)
 
@@ -69,6 +74,7 @@ def of(arguments: list[str], run: Path):
 
 
 REFUSED = {
+    "a method misspelt": ([*EXPLAIN, "--method", "lyme"], ["did you mean lime"]),
     "a class that is not there": (
         [*SHAP, "--classifier", "my_rules:halves", "--target", "class:uper"],
         ["did you mean upper", "0 upper, 1 lower"],
@@ -87,7 +93,11 @@ REFUSED = {
     "a module that is not there": ([*SHAP, "--classifier", "nothing:rule", "--target", "class:0"], ["nothing:rule"]),
     "a classifier of another size": (
         [*SHAP, "--classifier", "my_rules:wrong_size", "--target", "class:0"],
-        ["take images of 1x28x28"],
+        ["take images of 1x28x28 in [-1, 1]"],
+    ),
+    "a classifier of another range": (
+        [*SHAP, "--classifier", "my_rules:of_bytes", "--target", "class:0"],
+        ["in [-1, 1]", "ValueError: these are no bytes", "--classifier-range"],
     ),
     "a range that is none": ([*SHAP, "--classifier", "my_rules:halves", "--classifier-range", "1,0"], ["LOW,HIGH"]),
     "a range of nothing": ([*SHAP, "--classifier-range", "0,1"], ["--classifier"]),
@@ -136,6 +146,7 @@ def test_a_constant_function_is_explained_as_not_better_than_random(run):
     done = of([*SHAP, "--classifier", "my_rules:constant", "--target", "class:0"], run)
     assert done.exit_code == 0, done.stderr
     assert "not better than random" in done.stdout
+    assert "nan" not in done.stdout
 
 
 def test_a_users_function_is_explained_where_it_looks(run):
@@ -180,7 +191,7 @@ def test_an_interrupt_keeps_what_is_finished_and_nothing_half_written(run, monke
     done = call("explain", run, "--workers", 0, "--num-samples", 6, "--method", "kernel-shap", "--set", "cells=2")
     assert done.exit_code == 130, (done.output, done.exception)
     assert done.stderr.splitlines()[-1].startswith("interrupted: ")
-    (kept,) = (run / "explanations").iterdir()
+    (kept,) = (path for path in (run / "explanations").iterdir() if path.is_dir())
     found = Explanation.load(kept)
     assert 1 <= len(found.inputs["x"]) < 6
     assert found.meta["stopped"]["reason"] == "interrupted"
@@ -226,6 +237,9 @@ def test_all_methods_keep_their_budget_and_write_one_report(run, monkeypatch):
         assert len(list((run / "explanations").glob(f"{name}-*"))) == 1  # a further go takes the place of the first
     page = found.report.read_text()
     assert all(made[name].path.name in page for name in served)
+    for said in (page, (run / "explanations" / "index.html").read_text()):
+        assert "of-latents" in said  # which was left out,
+        assert "must be a function of the latent" in said  # and why
 
 
 def test_time_that_is_left_buys_more_samples_until_no_more_fit(run, monkeypatch):
@@ -254,6 +268,25 @@ def test_time_that_is_left_buys_more_samples_until_no_more_fit(run, monkeypatch)
     assert {one.method: one.asked for one in found.made} == {name: each[-1] for name, each in counts.items()}
 
 
+def test_an_explanation_that_cannot_be_drawn_takes_no_other_with_it(run, monkeypatch):
+    plain = explain_all.keep
+
+    def keep(run, found):
+        if found.method == "kernel-shap":
+            raise ZeroDivisionError("nothing to draw")
+        return plain(run, found)
+
+    monkeypatch.setattr(explain_all, "keep", keep)
+    few = {name: EXPLAINERS[name] for name in ("kernel-shap", "directions")}
+    monkeypatch.setattr(explain_all, "EXPLAINERS", few)
+    done = of([*EXPLAIN, "--method", "all"], run)
+    assert done.exit_code == 1
+    assert "kernel-shap: ZeroDivisionError: nothing to draw" in done.stderr
+    assert "directions-001" in (run / "report.html").read_text()
+    listed = json.loads((run / "explanations" / "all.json").read_text())["methods"]
+    assert ["left_out" in one for one in listed] == [True, False]
+
+
 def test_a_method_that_breaks_takes_no_other_with_it(run, monkeypatch):
     class Broken(EXPLAINERS["kernel-shap"]):
         name = "kernel-shap"
@@ -267,7 +300,7 @@ def test_a_method_that_breaks_takes_no_other_with_it(run, monkeypatch):
     done = of([*EXPLAIN, "--method", "all"], run)
     assert done.exit_code == 1
     assert "kernel-shap: ZeroDivisionError: nothing to share" in done.stderr
-    assert [path.name for path in (run / "explanations").iterdir()] == ["directions-001"]
+    assert [path.name for path in (run / "explanations").iterdir() if path.is_dir()] == ["directions-001"]
     assert "directions-001" in (run / "report.html").read_text()
 
 
