@@ -167,6 +167,8 @@ CAPTIONS: dict[str, str] = {
     "neighbours": "Each query and its nearest real images.",
     "membership": "How well training images can be told from held-out ones.",
     "alignment": "Likeness of generator and critic layers, and the gradient that reaches each.",
+    "side-by-side": "Maps and filters of layers of generator and critic that are of one size.",
+    "unit-logits": "What each unit of the generator adds to the logit of the critic.",
     "scores": "The scores of this explanation.",
 }
 

@@ -17,7 +17,7 @@ from ganscale.dashboards.layout import (
     score_table,
     scores_height,
 )
-from ganscale.dashboards.palette import INK, MUTED, SERIES
+from ganscale.dashboards.palette import DIVERGING, INK, SERIES
 
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
@@ -113,26 +113,27 @@ def alignment_panel(explanation: Explanation, *, with_scores: bool = True) -> np
     banner = explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
     below, side = scores_height(explanation) if with_scores else 6, 250
-    canvas = Canvas(2 * MARGIN + 3 * (side + 120), top + side + 140 + below)
+    canvas = Canvas(2 * MARGIN + 3 * (side + 70) + 60, top + side + 120 + below)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     for place, (name, title) in enumerate((("cka", "Same image"), ("cka_shuffled", "Control: another image"))):
-        axes = canvas.axes(MARGIN + 100 + place * (side + 100), y + 20, side, side)
-        shown = axes.imshow(values[name].numpy(), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+        axes = canvas.axes(MARGIN + 100 + place * (side + 20), y + 20, side, side)
+        shown = axes.imshow(values[name].numpy(), cmap=DIVERGING, vmin=-1, vmax=1, aspect="auto")
         axes.grid(visible=False)
-        axes.set_xticks(range(len(d)), d, rotation=60, ha="right", fontsize=9 * _POINT)
-        axes.set_yticks(range(len(g)), g if place == 0 else [""] * len(g), fontsize=9 * _POINT)
+        axes.set_xticks(range(len(d)), d, rotation=30, ha="right", fontsize=10 * _POINT)
+        axes.set_yticks(range(len(g)), g if place == 0 else [""] * len(g), fontsize=10 * _POINT)
         for (i, j), value in np.ndenumerate(values[name].numpy()):
             if len(g) * len(d) <= 64:
                 ink = "white" if abs(value) > 0.6 else INK.light
-                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=10 * _POINT, color=ink)
+                axes.text(
+                    j, i, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=10 * _POINT, color=ink
+                )
         canvas.label_axes(axes, title=title, x="layer of D", y="layer of G" if place == 0 else "")
         if place:
-            bar = canvas.figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02)
-            bar.ax.tick_params(labelsize=9 * _POINT, colors=MUTED.light)
-    bars = canvas.axes(MARGIN + 150 + 2 * (side + 100), y + 20, side - 30, side)
+            canvas.scale(axes, shown, words="CKA")
+    bars = canvas.axes(MARGIN + 220 + 2 * (side + 20), y + 20, side - 30, side)
     bars.bar(range(len(g)), values["gradient_by_layer"].numpy(), color=SERIES["vermilion"].light)
-    bars.set_xticks(range(len(g)), g, rotation=60, ha="right", fontsize=9 * _POINT)
-    canvas.label_axes(bars, title="Gradient of D in G", x="", y="L2 norm")
+    bars.set_xticks(range(len(g)), g, rotation=30, ha="right", fontsize=10 * _POINT)
+    canvas.label_axes(bars, title="Gradient of D in G", x="layer of G", y="L2 norm")
     if with_scores:
-        score_table(canvas, y + side + 130, explanation)
+        score_table(canvas, y + side + 110, explanation)
     return canvas.array()

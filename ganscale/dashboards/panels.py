@@ -38,6 +38,7 @@ from ganscale.dashboards.layout import (
 )
 from ganscale.dashboards.likeness import alignment_panel, membership_panel, neighbours_panel
 from ganscale.dashboards.maps import attribution_panel
+from ganscale.dashboards.networks import side_by_side_panel, unit_logits_panel
 from ganscale.dashboards.palette import INK, LINE, MUTED, SURFACE
 from ganscale.dashboards.randomisation import randomisation_panel, retraining_panel
 from ganscale.dashboards.traversal import traversal_panel
@@ -73,6 +74,8 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "neighbours": (("neighbour_images", "features_distance"), neighbours_panel),
     "membership": (("roc_nearest", "nearest_distance"), membership_panel),
     "alignment": (("cka", "gradient_by_layer"), alignment_panel),
+    "side-by-side": (("shown_image", "channels_g0"), side_by_side_panel),
+    "unit-logits": (("units_logit_0",), unit_logits_panel),
     "attack-examples": (("adversarial", "shown_budget"), attack_examples_panel),
     "attributes": (("attribute_walks", "attribute_answers"), attributes_panel),
     "dissection": (("shown_concepts", "unit_images", "without"), dissection_panel),

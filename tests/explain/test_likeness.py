@@ -14,6 +14,7 @@ from ganscale.explain.likeness.cka import Sums
 from ganscale.explain.likeness.conv_interaction import watched
 from ganscale.explain.likeness.membership import auc, caught_at
 from ganscale.explain.likeness.retrieval import best_of, merge_best
+from ganscale.explain.likeness.units_to_logit import score_of_units
 
 
 def images(count: int, seed: int = 0, side: int = 14) -> torch.Tensor:
@@ -145,3 +146,49 @@ def test_layers_are_found_by_their_calls_and_the_gradient_at_the_last_is_that_of
     assert float(found.values["gradient_by_layer"][1]) == pytest.approx(truth, rel=1e-4)
     assert not found.not_better_than_random
     assert list(watched(critic, images(2))[1]) == ["0", "2", "5"]
+
+
+class Wired(torch.nn.Module):
+    """A generator whose channel 2 of ``hidden`` alone reaches the picture; the critic adds the picture up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = torch.nn.Conv2d(6, 4, 1)
+        self.last = torch.nn.Conv2d(4, 1, 1, bias=False)
+        with torch.no_grad():
+            self.last.weight.zero_()
+            self.last.weight[0, 2] = -3.0
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.last(self.hidden(z[:, :, None, None].expand(-1, -1, 4, 4)))
+
+
+def test_the_unit_that_alone_reaches_the_critic_carries_its_whole_logit():
+    critic = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1, bias=False), torch.nn.Flatten(), torch.nn.Linear(16, 1))
+    critic.append(torch.nn.Flatten(0))
+    with torch.no_grad():
+        for layer in (critic[0], critic[2]):
+            layer.weight.fill_(1.0)
+        critic[2].bias.zero_()
+    generator = Wired()
+    z = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+    subject = Subject(name="pair", fn=critic, generator=generator, critic=critic, value_range=None)
+    found = explain(subject, z, "conv-interaction")
+    assert found.meta["layers_of_units"] == ["hidden"], "the last layer's channel is the picture, no unit"
+    effect = dict(zip(found.values["units_0"].tolist(), found.values["units_logit_0"].tolist(), strict=True))
+    truth = float(critic(generator(z)).detach().double().mean())  # nothing is left without it
+    assert effect[2] == pytest.approx(truth, rel=1e-5)  # float32 networks
+    assert [effect[unit] for unit in (0, 1, 3)] == [0.0, 0.0, 0.0]
+    assert found.values["filters_g1"].flatten().tolist() == [-3.0]
+    assert torch.equal(found.values["shown_image"], generator(z[:1])[0].detach())
+
+
+def test_units_are_scored_on_latents_that_did_not_choose_them():
+    rng = np.random.default_rng(0)
+    effect = rng.normal(size=(40, 64))  # units that do nothing in the mean
+    assert not score_of_units(effect, np.random.default_rng(1)).beats_control
+    effect[7] += 2.0
+    effect[8] -= 2.0
+    found = score_of_units(effect, np.random.default_rng(1))
+    assert found.beats_control
+    assert found.value == pytest.approx(2 * 2.0 / 5, abs=0.2), "two of the five best move it by 2"

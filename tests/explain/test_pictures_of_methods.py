@@ -19,7 +19,7 @@ PANELS = {
     "disentanglement": {"factor-matrix"},
     "retrieval": {"neighbours"},
     "membership": {"membership"},
-    "conv-interaction": {"alignment"},
+    "conv-interaction": {"alignment", "side-by-side", "unit-logits"},
 }
 
 

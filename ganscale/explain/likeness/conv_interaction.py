@@ -1,13 +1,15 @@
 """Convolutional layers of generator and critic side by side: which are alike, and what gradient of D reaches G where.
 
 Both networks see the same images G(z); a layer's features are its channels' means over the map. Layers are compared by
-debiased CKA; the control pairs each generator layer with the critic's features of another image.
+debiased CKA; the control pairs each generator layer with the critic's features of another image. Then each channel of
+the generator is set to zero: what it does to the critic's logit.
 
-Legend: N latents, n of a chunk, L_G, L_D layers, C channels.
+Legend: N latents, n of a chunk, L_G, L_D layers, C channels, U units.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,16 +19,25 @@ from torch import Tensor, nn
 from ganscale.explain.base import Explainer, Meter
 from ganscale.explain.errors import ExplainInputError, LayerError
 from ganscale.explain.likeness.cka import Sums
+from ganscale.explain.likeness.units_to_logit import (
+    MOST_UNITS,
+    ROWS,
+    effects_of_units,
+    most_varied,
+    score_of_units,
+    shown_channels,
+)
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
 from ganscale.explain.types import Explanation, Score
 
 A_CHUNK = 32
+UNITS_A_CHUNK = 16
 WIDEST = 128  # numbers of a layer without a map
 
 
 class ConvInteraction(Explainer):
-    """CKA of each generator layer with each critic layer, and D's gradient at each generator layer."""
+    """CKA of each generator layer with each critic layer, D's gradient and each channel's part of D's logit."""
 
     name = "conv-interaction"
     summary = "layers of generator and critic side by side: CKA of every pair, and the gradient of D that reaches G"
@@ -44,13 +55,50 @@ class ConvInteraction(Explainer):
             raise ExplainInputError("inputs['z']", rule, len(self.z), "use --num-samples 64")
 
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
-        """Return one chunk for every few latents."""
+        """Return one chunk for every few latents, then one for every few units of each generator layer."""
         if previous is not None:
             return []
         starts = range(0, len(self.z), A_CHUNK)
-        return [Chunk(round=0, index=index, explanation=start, part=0) for index, start in enumerate(starts)]
+        units = [
+            (layer, start)
+            for layer, name in enumerate(self._hidden)
+            for start in range(0, len(self._units(name)), UNITS_A_CHUNK)
+        ]
+        return [
+            *(Chunk(round=0, index=index, explanation=start, part=0) for index, start in enumerate(starts)),
+            *(
+                Chunk(round=0, index=len(starts) + index, explanation=start, part=1 + layer)
+                for index, (layer, start) in enumerate(units)
+            ),
+        ]
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        """Return what a few latents or a few units give."""
+        return self._align(chunk, meter) if chunk.part == 0 else self._take_away(chunk, meter)
+
+    @cached_property
+    def _first(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the layers of either network put out on the first latents, without gradients."""
+        with self.subject.quiet(), torch.no_grad():
+            images, of_g = watched(self.subject.generator, self.z[:A_CHUNK].to(self.subject.device))
+            return of_g, watched(self.subject.critic, images)[1]
+
+    @property
+    def _hidden(self) -> list[str]:
+        """The generator's layers whose channels are units: the last one's are the image's own, where it has others."""
+        return list(self._first[0])[:-1] or list(self._first[0])
+
+    def _units(self, layer: str) -> np.ndarray:
+        return most_varied(self._first[0][layer], MOST_UNITS)
+
+    def _take_away(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        layer = self._hidden[chunk.part - 1]
+        units = self._units(layer)[chunk.explanation : chunk.explanation + UNITS_A_CHUNK]
+        z = self.z[:ROWS].to(self.subject.device)
+        meter.rows_forward += 2 * len(z) * (1 + len(units))
+        return {"units": units, "effect": effects_of_units(self.subject, z, layer, units)}
+
+    def _align(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Return the sums of a few latents' features, those of shuffled pairs, and squared gradients by layer."""
         z = self.z[chunk.explanation : chunk.explanation + A_CHUNK].to(self.subject.device)
         meter.rows_forward += 2 * len(z)
@@ -72,7 +120,7 @@ class ConvInteraction(Explainer):
 
     def finish(self, partial: Partial) -> Explanation:
         """Add the sums up, align every pair, and compare with the shuffled pairs."""
-        found = [data for _, _, data in partial.of_round(0)]
+        found = [data for _, part, data in partial.of_round(0) if part == 0]
         names_g, names_d = found[0]["names"]
         sums, shuffled = ([data[which] for data in found] for which in ("sums", "shuffled"))
         cka, control = (_total(one).debiased() for one in (sums, shuffled))
@@ -87,7 +135,9 @@ class ConvInteraction(Explainer):
             "cka_generator": cka[: len(names_g), : len(names_g)],
             "cka_critic": cka[len(names_g) :, len(names_g) :],
             "gradient_by_layer": gradient,
+            **self._pictures(),
         }
+        effects = self._effects(partial, values)
         return self.explanation(
             partial,
             values={name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in values.items()},
@@ -100,10 +150,44 @@ class ConvInteraction(Explainer):
                     control=float(best_chance.mean()),
                     n=len(self.z),
                     better="higher",
-                )
+                ),
+                "best_units_on_logit": score_of_units(effects, self._rng()),
             },
-            meta={"layers_generator": names_g, "layers_critic": names_d},
+            meta={
+                "layers_generator": names_g,
+                "layers_critic": names_d,
+                "layers_of_units": self._hidden,
+                "latents_of_units": min(ROWS, len(self.z)),
+            },
         )
+
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(1, 0)))
+
+    def _effects(self, partial: Partial, values: dict[str, np.ndarray]) -> np.ndarray:
+        """Return the effects of all units [U, N], and put those of each layer into ``values``."""
+        every = []
+        for place in range(len(self._hidden)):
+            parts = [data for _, part, data in partial.of_round(0) if part == 1 + place]
+            effect_UN = np.concatenate([data["effect"] for data in parts])
+            values[f"units_{place}"] = np.concatenate([data["units"] for data in parts])
+            values[f"units_logit_{place}"] = effect_UN.mean(axis=1)
+            values[f"units_logit_error_{place}"] = effect_UN.std(axis=1, ddof=1) / np.sqrt(effect_UN.shape[1])
+            every.append(effect_UN)
+        return np.concatenate(every)
+
+    def _pictures(self) -> dict[str, np.ndarray]:
+        """Return the first image, and maps and filters of a few channels of every layer with a map."""
+        subject = self.subject
+        with subject.quiet(), torch.no_grad():
+            image = subject.generator(self.z[:1].to(subject.device))[0].cpu().numpy()
+        kept = {"shown_image": image}
+        for which, network, layers in zip("gd", (subject.generator, subject.critic), self._first, strict=True):
+            for place, (name, output) in enumerate(layers.items()):
+                if output.ndim == 4 and min(output.shape[2:]) > 1:
+                    for key, array in shown_channels(network, name, output).items():
+                        kept[f"{key}_{which}{place}"] = array
+        return kept
 
 
 def watched(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
