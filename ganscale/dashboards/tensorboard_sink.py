@@ -89,7 +89,7 @@ class TensorBoardSink:
     def write_explanation(
         self, explanation: Explanation, step: int, panels: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """Write the panels of one explanation as images, and each score beside its control.
+        """Write the panels of one explanation as images, each score beside its control, and codes for the projector.
 
         ``panels`` are those of ``draw_panels`` where they were drawn already.
         """
@@ -103,6 +103,10 @@ class TensorBoardSink:
                 number = getattr(score, part)
                 if number is not None and np.isfinite(number):
                     self._scalar(f"explanation_score/{method}/{name}/{part}", float(number), step)
+        if "codes" in explanation.values:
+            from ganscale.dashboards.projector import write_codes
+
+            write_codes(explanation, self._writer.get_logdir(), step)
         self._writer.flush()
 
     def close(self) -> None:

@@ -60,9 +60,10 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
-        self.events.clear()
-        self.call("Page.navigate", url=url)
-        self.wait_for(lambda: any(event.get("method") == "Page.loadEventFired" for event in self.events))
+        for address in ("about:blank", url):  # first away: from #one to #other of a page nothing would load
+            self.events.clear()
+            self.call("Page.navigate", url=address)
+            self.wait_for(lambda: any(event.get("method") == "Page.loadEventFired" for event in self.events))
 
     def run(self, script: str) -> Any:
         """Return the value of a JavaScript expression on the page, by value; promises are awaited."""

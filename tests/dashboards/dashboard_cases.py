@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ganscale.config import override
 from ganscale.data.pixels import save_png
-from ganscale.explain import Explanation, Subject, Target
+from ganscale.explain import Explanation, Subject, Target, explain
 from ganscale.presets import preset
 
 NASTY = "<script>alert('x')</script>&\"quoted\""
@@ -40,6 +40,33 @@ class Stripes(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """[N, D] -> [N, 1, H, W]"""
         return torch.tanh(self.project(z)).reshape(-1, 1, SIDE, SIDE)
+
+
+class Quarters(nn.Module):
+    """An autoencoder whose code is the brightness of the four quarters."""
+
+    latent = 4
+
+    def encode(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, 4]"""
+        return nn.functional.adaptive_avg_pool2d(x.mean(dim=1, keepdim=True), 2).flatten(1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[N, 4] -> [N, 3, H, W]"""
+        return nn.functional.interpolate(z.reshape(-1, 1, 2, 2), size=SIDE).repeat(1, 3, 1, 1)
+
+
+def red_codes(count: int = 60) -> Explanation:
+    """Codes of red pictures of three classes, the class being the quarter that is black."""
+    labels = torch.arange(count) % 3
+    x = torch.full((count, 3, SIDE, SIDE), -1.0)
+    x[:, 0] = 1.0
+    for image, label in zip(x, labels.tolist(), strict=True):
+        row, column = (SIDE // 2 * place for place in divmod(label, 2))
+        image[0, row : row + SIDE // 2, column : column + SIDE // 2] = -1.0
+    x = (x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3))).clamp(-1, 1)
+    subject = Subject(name="quarters", fn=lambda x: x.flatten(1).sum(1), generator=Quarters())
+    return explain(subject, {"x": x, "labels": labels}, "autoencoder")
 
 
 def critic_subject() -> Subject:

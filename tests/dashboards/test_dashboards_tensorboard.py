@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dashboard_cases import NASTY, evaluation_values
+from dashboard_cases import NASTY, SIDE, evaluation_values, red_codes
+from google.protobuf import text_format
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from ganscale.config import RunConfig, override
 from ganscale.dashboards import TensorBoardSink
@@ -180,6 +182,39 @@ def test_explanations_come_with_panels_and_controls(tmp_path, shapley: Explanati
             8000,
             pytest.approx(getattr(deletion, part), rel=1e-6),
         )  # events are float32
+
+
+def test_codes_come_back_as_points_with_classes_and_pictures(tmp_path):
+    found = red_codes(count=10)
+    with TensorBoardSink(tmp_path) as sink:
+        sink.write_explanation(found, 8000)
+    config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    [entry] = config.embeddings
+    points = np.loadtxt(tmp_path / entry.tensor_path, delimiter="\t")
+    np.testing.assert_allclose(points, found.values["codes"], rtol=1e-5, atol=1e-6)  # six digits are written
+    head, *rows = (tmp_path / entry.metadata_path).read_text().splitlines()
+    assert head == "class\timage"
+    assert rows[:4] == ["0\t1", "1\t2", "2\t3", "0\t4"]
+    with Image.open(tmp_path / entry.sprite.image_path) as sheet:
+        assert sheet.size == (4 * SIDE, 4 * SIDE), "ten pictures on four by four places"
+        tile = np.asarray(sheet)[SIDE : 2 * SIDE, SIDE : 2 * SIDE]  # the sixth
+    assert list(entry.sprite.single_image_dim) == [SIDE, SIDE]
+    assert (tile == found.values["code_images"][5].numpy().transpose(1, 2, 0)).all()
+
+
+def test_codes_of_a_later_checkpoint_stand_beside_the_earlier_ones_and_new_ones_replace_their_own(tmp_path):
+    found = red_codes(count=10)
+    with TensorBoardSink(tmp_path) as sink:
+        for step in (8000, 16000, 8000):
+            sink.write_explanation(found, step, panels={})
+    config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    assert [entry.tensor_name.rpartition(" at ")[2] for entry in config.embeddings] == ["8 kimg", "16 kimg"]
+
+
+def test_what_has_no_codes_writes_none(tmp_path, shapley: Explanation):
+    with TensorBoardSink(tmp_path) as sink:
+        sink.write_explanation(shapley, 8000, panels={})
+    assert not (tmp_path / "projector_config.pbtxt").exists()
 
 
 def test_every_tag_of_a_real_run_is_in_the_table_with_its_description(tmp_path):

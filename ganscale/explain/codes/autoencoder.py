@@ -27,6 +27,7 @@ from ganscale.metrics.image_quality import WINDOW
 A_CHUNK = 32
 REAL, HELD_OUT = 512, 128
 SHOWN = 8
+PICTURE = 32  # pixels
 BEST_PSNR = 100.0  # dB; an exact copy has no finite one
 
 
@@ -101,6 +102,7 @@ class AutoencoderExplainer(Explainer):
             "reconstructed": self.judged[:shown],
             "mean_image": mean,
             "codes": torch.from_numpy(codes_MD),
+            "code_images": small_pictures(self.judged),
             "code_map": torch.from_numpy(code_map_M2),
             "code_share": torch.from_numpy(share_D),
             **{f"{key}_of_each": torch.from_numpy(value) for key, value in mine.items()},
@@ -131,6 +133,13 @@ def encode(encoder: Any, x: Tensor, meter: Meter) -> Tensor:
     if code.ndim != 2 or len(code) != len(x) or not torch.isfinite(code).all():
         raise CallableError("the encoder", "return finite codes [n, D]", tuple(code.shape), "look at its weights")
     return code
+
+
+def small_pictures(x: Tensor) -> Tensor:
+    """Return images in [-1, 1] as uint8, at most ``PICTURE`` pixels a side: they stand for their codes."""
+    step = max(1, -(-max(x.shape[2:]) // PICTURE))
+    shrunk = torch.nn.functional.avg_pool2d(x.float(), step, ceil_mode=True) if step > 1 else x.float()
+    return ((shrunk + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def principal_components(x: Tensor, kept: int) -> tuple[Tensor, Tensor]:

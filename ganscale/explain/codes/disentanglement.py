@@ -15,7 +15,7 @@ import torch
 
 from ganscale.explain.base import Explainer, Meter
 from ganscale.explain.codes import measures
-from ganscale.explain.codes.autoencoder import encode
+from ganscale.explain.codes.autoencoder import encode, small_pictures
 from ganscale.explain.errors import ExplainInputError
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
@@ -57,7 +57,8 @@ class Disentanglement(Explainer):
         rng = chunk.rng(self.request.seed)
         own = self._measure(codes_ND, chunk.explanation)
         shuffled = self._measure(codes_ND[rng.permutation(len(codes_ND))], chunk.explanation)
-        return {"own": own, "shuffled": shuffled, "code_spread": codes_ND.std(axis=0)}
+        found = {"own": own, "shuffled": shuffled, "code_spread": codes_ND.std(axis=0)}
+        return found | ({"codes": codes_ND} if chunk.explanation == 0 else {})
 
     def _measure(self, codes_ND: np.ndarray, factor: int) -> dict[str, Any]:
         factor_N = self.factors_NF[:, factor]
@@ -84,6 +85,8 @@ class Disentanglement(Explainer):
         names = {"importance": "factor_importance", "information": "factor_information"}
         values = {names.get(name, f"factor_{name}"): torch.from_numpy(own[name]) for name in (*PARTS, *NUMBERS)}
         values["shuffled_importance"] = torch.from_numpy(shuffled["importance"])
+        values["codes"] = torch.from_numpy(found[0]["codes"])
+        values |= {"code_images": small_pictures(self.known), "code_factors": torch.from_numpy(self.factors_NF)}
         values["code_spread"] = torch.from_numpy(found[0]["code_spread"])
         kept = {key: tensor for key, tensor in self.request.inputs.items() if not key.startswith("known")}
         return self.explanation(
