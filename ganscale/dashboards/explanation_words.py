@@ -156,6 +156,7 @@ CAPTIONS: dict[str, str] = {
     "layers": "Pictures as they are and with each layer edited.",
     "mixing": "Layouts down, styles across.",
     "feature-maps": "Maps of each layer's most varied channels.",
+    "feature-maps-over-time": "The same channels at earlier checkpoints and now.",
     "feature-vis": "What units like best, beside the pictures that excite them most.",
     "attack-curves": "How many verdicts hold, and by how much, as the budget grows.",
     "attack-examples": "Samples before and after the attack, and the difference.",

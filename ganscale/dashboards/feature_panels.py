@@ -12,6 +12,8 @@ from ganscale.dashboards.layout import NETWORKS, number
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
+ROWS_OVER_TIME = 3  # channels of a layer
+
 
 def maps_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
     """Draw a layer a row: the picture, then the maps of the layer's most varied channels; uint8 RGB [H, W, 3]."""
@@ -27,6 +29,31 @@ def maps_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndar
         rows.append(Row(title=name, tiles=tiles, notes=(size, f"|r| with picture {depicted}", f"with others {other}")))
     lines = [f"Layers of {NETWORKS[meta['network']]}, the most varied channels first; red above zero, blue below."]
     return gallery(explanation, rows, lines, with_scores=with_scores)
+
+
+def maps_over_time_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+    """Draw the first channels of each layer a row, one column a checkpoint; uint8 RGB [H, W, 3].
+
+    ``with_scores`` changes nothing: the maps of today have the scores.
+    """
+    values, meta = explanation.values, explanation.meta
+    run = meta.get("run")
+    times = [f"{images / 1000:.4g} kimg" for images in values["past_times"].tolist()]
+    times.append("now" if run is None else f"{run['images'] / 1000:.4g} kimg")
+    drawn = [*values["past_images"].double().numpy(), values["map_images"][0].double().numpy()]
+    rows = [Row(title="picture", tiles=[Tile(values=image) for image in drawn], notes=("G of the same z",))]
+    for place, name in enumerate(meta["layers"]):
+        now, past = values[f"map_{place}"][0].double().numpy(), values[f"past_{place}"].double().numpy()
+        for slot, channel in enumerate(values[f"channels_{place}"].tolist()[:ROWS_OVER_TIME]):
+            tiles = [Tile(values=plane) for plane in (*past[:, slot], now[slot])]
+            size = f"{now.shape[1]} × {now.shape[2]}"
+            rows.append(Row(title=name, tiles=tiles, notes=(f"channel {channel}", size)))
+    what = "the same latent" if meta["network"] == "G" else "the picture of today"
+    lines = [
+        f"Layers of {NETWORKS[meta['network']]} on {what}, as training went on; one scale a row, white is zero.",
+        "Channels are those that vary most now.",
+    ]
+    return gallery(explanation, rows, lines, columns=times, with_scores=False)
 
 
 def _maps(maps: np.ndarray, channels: list[int]) -> list[Tile]:

@@ -21,7 +21,7 @@ from ganscale.dashboards.concepts import concepts_panel
 from ganscale.dashboards.counterfactual import counterfactual_panel
 from ganscale.dashboards.curves import faithfulness_panel, logit_panel
 from ganscale.dashboards.dissection import dissection_panel
-from ganscale.dashboards.feature_panels import maps_panel, vis_panel
+from ganscale.dashboards.feature_panels import maps_over_time_panel, maps_panel, vis_panel
 from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.latent_attacks import latent_attack_panel
 from ganscale.dashboards.layer_effects import effects_panel
@@ -87,6 +87,7 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
     "probe": (("probe_matrix",), probe_panel),
     "ways": (("way_images", "way_probability"), ways_panel),
     "feature-maps": (("map_images", "map_0"), maps_panel),
+    "feature-maps-over-time": (("past_times", "past_0"), maps_over_time_panel),
     "feature-vis": (("vis_images", "vis_best"), vis_panel),
     "counterfactuals": (("path", "path_probability", "pixel_counterfactual"), counterfactual_panel),
 }

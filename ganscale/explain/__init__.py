@@ -38,7 +38,7 @@ from ganscale.explain.occlusion import Occlusion
 from ganscale.explain.plan import Chunk, Fold, Partial, Request, drive, fold
 from ganscale.explain.roar import Roar
 from ganscale.explain.store import next_directory
-from ganscale.explain.subject import IMAGE_RANGE, Subject, subject_of_run
+from ganscale.explain.subject import IMAGE_RANGE, Earlier, Subject, subject_of_run
 from ganscale.explain.types import Explanation, Score, Target
 from ganscale.explain.units import UNITS
 
@@ -48,6 +48,7 @@ __all__ = [
     "Chunk",
     "Classifier",
     "ClassifierSource",
+    "Earlier",
     "Explainer",
     "Explanation",
     "Fold",

@@ -26,6 +26,15 @@ IMAGE_RANGE = (-1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Earlier:
+    """Generator and critic, in eval mode, as they were after ``images`` images of training."""
+
+    images: int
+    generator: nn.Module
+    critic: nn.Module
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
     """What is explained.
 
@@ -36,6 +45,7 @@ class Subject:
     "z" where it is a function of the latent; ``score_images`` is then the same of images, where that exists.
     ``companions`` [g - 1, ...] are the rows that stand beside each row in a critic that looks across its batch.
     ``segmenter`` maps images to the masks [n, K, H, W] (above a half: inside) of the ``concepts``, K names.
+    ``earlier`` are the networks as they were before, the oldest first, for methods that look back.
     """
 
     name: str
@@ -51,6 +61,7 @@ class Subject:
     companions: Tensor | None = None
     segmenter: Callable[[Tensor], Tensor] | None = None
     concepts: tuple[str, ...] = ()
+    earlier: tuple[Earlier, ...] = ()
 
     @property
     def modules(self) -> list[nn.Module]:

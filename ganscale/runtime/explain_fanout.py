@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ganscale.errors import GanscaleError, ResourceError, RunFailed
 from ganscale.explain import (
     Chunk,
     ClassifierSource,
+    Earlier,
     Explainer,
     Explanation,
     Limits,
@@ -55,6 +56,7 @@ class Job:
     reference: torch.Tensor | None = None
     companions: torch.Tensor | None = None
     names: Mapping[str, list[str]] = field(default_factory=dict)  # of the data's classes and factors
+    earlier: tuple[Networks, ...] = ()  # of the run's checkpoints before this one
 
     def explainer(self) -> Explainer:
         """Build the explainer, in the driver and anew in every worker; raises the errors of target and method."""
@@ -62,15 +64,18 @@ class Job:
         subject = subject_of(
             self.networks, self.target, classifier=classifier, reference=self.reference, companions=self.companions
         )
-        return build_explainer(subject, self.request)
+        before = tuple(Earlier(images=one.images, generator=one.generator, critic=one.critic) for one in self.earlier)
+        return build_explainer(replace(subject, earlier=before), self.request)
 
     def packed(self) -> bytes:
         """Return the job as bytes that any worker can open; raises CallableError where it cannot travel."""
         import cloudpickle
 
-        fields = {name: getattr(self, name) for name in self.__slots__ if name != "networks"}
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields["networks"] = self.networks.to_arrays()
+        fields["earlier"] = [one.to_arrays() for one in self.earlier]
         try:
-            return cloudpickle.dumps(fields | {"networks": self.networks.to_arrays()})
+            return cloudpickle.dumps(fields)
         except Exception as error:  # each object that cannot be pickled has its own kind of error
             words = f"{type(error).__name__}: {error}".splitlines()[0][:120]
             remedy = "use workers=0, or give package.module:function"
@@ -82,7 +87,8 @@ class Job:
         import cloudpickle
 
         fields = cloudpickle.loads(packed)
-        return cls(**fields | {"networks": Networks(**fields["networks"])})
+        earlier = tuple(Networks(**one) for one in fields["earlier"])
+        return cls(**fields | {"networks": Networks(**fields["networks"]), "earlier": earlier})
 
     def _example(self) -> torch.Tensor:
         data = self.networks.config.data

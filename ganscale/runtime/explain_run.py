@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ganscale.dashboards import TensorBoardSink
     from ganscale.data.dataset import Dataset
-    from ganscale.runtime.run import Run
+    from ganscale.runtime.run import Networks, Run
 
 SAMPLES = ("both", "real", "generated")
 COMPANIONS = 3  # a group of four, the usual one of minibatch standard deviation
@@ -102,16 +102,31 @@ def make_job(
     served = "classifier" in (*explainer.needs, *wanted)
     wants = classifier is None and (served or asked.kind == "class" or _of_classifier(asked))
     source = find_classifier(IN_DOMAIN if wants else classifier, run.config.data) if wants or classifier else None
+    request = make_request(explainer, inputs, seed=seed, options=options)
     others = _real(dataset, 1 + COMPANIONS, seed, purpose="explain beside")[0]
     return Job(
         networks=networks,
-        request=make_request(explainer, inputs, seed=seed, options=options),
+        request=request,
         target=target,
         classifier=source,
         reference=others[:1],
         companions=others[1:] if looks_across_its_batch(networks.critic, others) else None,
+        earlier=_earlier(run, request.options.get("checkpoints", 1) - 1),
         names={"classes": list(dataset.class_names), "factors": list(getattr(dataset, "factor_names", ()))},
     )
+
+
+def _earlier(run: Run, count: int) -> tuple[Networks, ...]:
+    """Return the networks of up to ``count`` checkpoints before the one explained, evenly spread, the oldest first."""
+    if count < 1:
+        return ()
+    from ganscale.runtime.run import load
+    from ganscale.training import checkpoint as checkpoints
+
+    before = [load(path).networks for path in checkpoints.names(run.path / "checkpoints")]
+    before = [networks for networks in before if networks.images < run.networks.images]
+    places = np.unique(np.linspace(0, len(before) - 1, min(count, len(before))).round().astype(int))
+    return tuple(before[place] for place in places)
 
 
 def keep(run: Run, explanation: Explanation, board: TensorBoardSink | None = None) -> tuple[Path, float]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 import toys
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
-from ganscale.explain import Subject, explain
-from ganscale.explain.errors import ExplainTargetError, LayerError
+from ganscale.explain import Earlier, Subject, explain
+from ganscale.explain.errors import ExplainOptionError, ExplainTargetError, LayerError
 
 LATENT, SIDE = 6, 14
 
@@ -38,6 +41,40 @@ def test_maps_are_those_of_a_forward_pass_by_hand():
         assert torch.equal(found.values[f"map_{place}"], by_hand[:4, channels])
     spread = hidden.double().transpose(0, 1).flatten(1).std(dim=1)
     assert found.values["channels_0"].tolist() == spread.argsort(descending=True)[:3].tolist()
+
+
+def test_earlier_maps_are_those_of_the_earlier_networks_in_the_channels_of_today():
+    pair, torch_state = subject(), torch.random.get_rng_state()
+    old_generator, old_critic = copy.deepcopy(pair.generator), copy.deepcopy(pair.critic)
+    with torch.no_grad():
+        for network in (old_generator, old_critic):
+            for parameter in network.parameters():
+                parameter.mul_(0.5)
+    before = Earlier(images=1000, generator=old_generator.eval(), critic=old_critic.eval())
+    past = replace(pair, earlier=(before,))
+    found = explain(past, latents(5), "feature-maps", channels=3, checkpoints=2)
+    first = latents(5)[:1]
+    with torch.no_grad():
+        drawn = old_generator(first)
+        hidden = old_generator.hidden(torch.relu(old_generator.start(first)).unflatten(1, (4, 7, 7)))
+        seen = old_critic[0](pair.generator(first))
+    assert found.values["past_times"].tolist() == [1000]
+    assert torch.equal(found.values["past_images"][0], drawn[0])
+    assert torch.equal(found.values["past_0"][0], hidden[0, found.values["channels_0"]])
+    critic = explain(past, latents(5), "feature-maps", network="D", checkpoints=2)
+    of_today = seen[0, critic.values["channels_0"]]  # drawn alone here, with four others there: float32 rounding
+    assert torch.allclose(critic.values["past_0"][0], of_today, rtol=0, atol=1e-6)
+    plain = explain(pair, latents(5), "feature-maps", channels=3)
+    assert torch.equal(plain.values["map_0"], found.values["map_0"])
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+
+
+def test_what_is_asked_of_checkpoints_that_are_not_there_is_said():
+    found = explain(subject(), latents(5), "feature-maps", checkpoints=3)
+    assert "past_times" not in found.values
+    assert found.meta["warnings"] == ["3 checkpoints were asked for, 1 are kept (checkpoint.keep)"]
+    with pytest.raises(ExplainOptionError, match="be 1 for a classifier"):
+        explain(subject(), latents(5), "feature-maps", network="C", checkpoints=3)
 
 
 def test_maps_of_a_critic_are_of_the_generators_pictures():

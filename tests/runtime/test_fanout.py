@@ -8,10 +8,12 @@ import os
 import signal
 
 import pytest
+import torch
 from tiny_runs import descendants, tiny_config
 
 from ganscale.errors import ResourceError, UserError
 from ganscale.runtime import explain_fanout, launch
+from ganscale.runtime.explain_run import make_job
 from ganscale.runtime.local import ray_session
 
 METHOD, SAMPLES = "kernel-shap", 3
@@ -56,6 +58,19 @@ def test_an_explanation_is_written_with_scores_pictures_and_its_cost(run, alone)
 @pytest.mark.parametrize("method", ["directions", "integrated-gradients"])
 def test_the_other_methods_run_here_too(run, method):
     assert run.explain(method, num_samples=2, workers=0).scores
+
+
+def test_earlier_checkpoints_are_looked_at_and_travel_with_the_job(run):
+    found = run.explain("feature-maps", options={"checkpoints": 5}, num_samples=4, workers=0)
+    assert found.values["past_times"].tolist() == [256]
+    assert "2 are kept" in found.meta["warnings"][0]
+    assert not torch.equal(found.values["past_0"][0], found.values["map_0"][0])
+    job = make_job(run, "feature-maps", target="critic", num_samples=4, seed=0, options={"checkpoints": 2})
+    (there,) = explain_fanout.Job.unpacked(job.packed()).earlier
+    (here,) = job.earlier
+    assert there.images == here.images
+    for name, weight in here.critic.state_dict().items():
+        assert torch.equal(there.critic.state_dict()[name], weight)
 
 
 @pytest.mark.parametrize(

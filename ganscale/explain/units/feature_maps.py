@@ -3,7 +3,10 @@
 How far a map depicts its own picture is measured as the correlation of its strength with the picture's edges and
 brightness, place by place; the control is the same with the pictures exchanged.
 
-Legend: N latents, S channels shown, L layers, h height, w width of a map.
+With ``checkpoints`` the same channels are also looked at as they were earlier in training: of a generator on the same
+latents, of a critic on the pictures of today.
+
+Legend: N latents, S channels shown, L layers, T earlier times, h height, w width of a map.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ganscale.explain.base import Meter, Options
-from ganscale.explain.errors import LayerError
+from ganscale.explain.errors import ExplainOptionError, LayerError
 from ganscale.explain.latent.base import LatentExplainer
 from ganscale.explain.plan import Chunk, Partial
 from ganscale.explain.scores import against_random
 from ganscale.explain.types import Explanation
-from ganscale.explain.units.networks import layers_with_maps, maps_of
+from ganscale.explain.units.networks import layers_with_maps, maps_at, maps_of
 
 SHOWN_ROWS = 4
 PERMUTATIONS = 20
@@ -34,6 +37,9 @@ class FeatureMapsOptions(Options):
     network: Literal["G", "D", "C"] = Field("G", description="whose layers: G, D or C")
     layers: str = Field("auto", description="auto (all with maps), or dotted names with commas between")
     channels: Annotated[int, Field(ge=1, le=64)] = Field(8, description="channels shown of each layer")
+    checkpoints: Annotated[int, Field(ge=1, le=16)] = Field(
+        1, description="checkpoints shown: this one and earlier ones"
+    )
 
 
 class FeatureMaps(LatentExplainer):
@@ -49,6 +55,9 @@ class FeatureMaps(LatentExplainer):
         """Return one chunk a layer."""
         if previous is not None:
             return []
+        if self.options.network == "C" and self.options.checkpoints > 1:
+            remedy = "leave it out, or look at G or D"
+            raise ExplainOptionError("checkpoints", "be 1 for a classifier", self.options.checkpoints, remedy)
         rows = self._rows()
         if self.options.layers == "auto":
             names = layers_with_maps(self, self.options.network, rows)
@@ -69,11 +78,14 @@ class FeatureMaps(LatentExplainer):
         varied = maps.double().transpose(0, 1).flatten(1).std(dim=1)
         channels = varied.argsort(descending=True, stable=True)[: self.options.channels]
         chosen = maps[:, channels]
+        past = maps_at(self, self.options.network, chunk.work["layer"], rows[:1])
+        meter.rows_forward += len(past)
         depicted, permuted = self._depicts(chosen, chunk.rng(self.request.seed))
         return {
             "layer": chunk.work["layer"],
             "channels": channels.numpy(),
             "maps": chosen[:SHOWN_ROWS].float().numpy(),
+            "past": [one[0, channels].float().numpy() for one in past],
             "depicted": depicted,
             "permuted": permuted,
         }
@@ -86,10 +98,21 @@ class FeatureMaps(LatentExplainer):
         for place, data in enumerate(found):
             values[f"map_{place}"] = torch.from_numpy(data["maps"])
             values[f"channels_{place}"] = torch.from_numpy(data["channels"])
+            if data["past"]:
+                values[f"past_{place}"] = torch.from_numpy(np.stack(data["past"]))
+        before = self.subject.earlier
+        if before:
+            with self.subject.quiet(), torch.no_grad():
+                drawn = [one.generator(self.z[:1].to(self.subject.device))[0].cpu() for one in before]
+            values["past_images"] = torch.stack(drawn)
+            values["past_times"] = torch.tensor([one.images for one in before], dtype=torch.int64)
         values["depicted"] = torch.tensor([float(data["depicted"].mean()) for data in found])
         values["depicted_permuted"] = torch.from_numpy(np.stack([data["permuted"].mean(axis=0) for data in found]))
         scores = {"depicts_its_picture": against_random(depicted, permuted, better="higher")}
         meta = {"network": self.options.network, "layers": [data["layer"] for data in found]}
+        if len(before) + 1 < self.options.checkpoints:
+            kept = f"{len(before) + 1} are kept (checkpoint.keep)"
+            meta["warnings"] = [f"{self.options.checkpoints} checkpoints were asked for, {kept}"]
         return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
 
     def _rows(self) -> Tensor:

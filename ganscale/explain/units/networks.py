@@ -44,6 +44,17 @@ def maps_of(explainer: LatentExplainer, which: str, layer: str, rows: Tensor) ->
     return torch.cat(parts)
 
 
+def maps_at(explainer: LatentExplainer, which: str, layer: str, rows: Tensor) -> list[Tensor]:
+    """Return the layer's outputs [n, C, ...] on these rows at each earlier time of the subject, on the CPU."""
+    found = []
+    for before in explainer.subject.earlier:
+        network = before.generator if which == "G" else before.critic
+        with explainer.subject.quiet(), torch.no_grad():
+            device = next(network.parameters()).device
+            found.append(layer_output(network, layer, lambda: network(rows.to(device))).cpu())  # noqa: B023 - at once
+    return found
+
+
 def layers_with_maps(explainer: LatentExplainer, which: str, rows: Tensor) -> list[str]:
     """Return the layers whose output has more than one place, in order of use."""
     network, call = network_of(explainer, which), caller_of(explainer, which)
