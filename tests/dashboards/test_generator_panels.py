@@ -45,7 +45,7 @@ def subject() -> Subject:
 def inputs() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {
-        "z": torch.randn(9, LATENT, generator=generator),  # more ways than are kept as pictures
+        "z": torch.randn(16, LATENT, generator=generator),  # more ways than are kept as pictures
         "real": torch.rand(12, 1, SIDE, SIDE, generator=generator) * 2 - 1,
         "real_labels": torch.arange(12) % 3,
     }
