@@ -125,6 +125,14 @@ def class_name(explanation: Explanation, label: int) -> str:
 
 def baseline_words(explanation: Explanation) -> str:
     """Return in words what stood for an absent part."""
+    words = _baseline_words(explanation)
+    if explanation.meta.get("fill") != "generator":
+        return words
+    drawn = f"what the generator would draw there, the best fitting of {explanation.meta['options']['bank']} images"
+    return drawn if "coalitions" in explanation.meta else f"{words}; in the curves {drawn}"
+
+
+def _baseline_words(explanation: Explanation) -> str:
     choice = str(explanation.meta.get("baseline", "zero"))
     words = BASELINES.get(choice, f"the value {choice}")
     value_range = explanation.meta.get("value_range")

@@ -25,7 +25,7 @@ from ganscale.explain import faithfulness
 from ganscale.explain.base import SCORING, Explainer, Meter, Options
 from ganscale.explain.cells import cell_sums, compose, grid_segments, make_baseline, spread, width_of
 from ganscale.explain.errors import CallableError, ExplainOptionError, ZeroGradientError
-from ganscale.explain.inpainting import Inpainting, draw_bank
+from ganscale.explain.inpainting import Inpainting, draw_later
 from ganscale.explain.latent_path import PRIOR_DRAWS
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.shuffling import has_weights, shuffled_weights
@@ -271,7 +271,7 @@ class AttributionExplainer(Explainer):
         if self.options.fill == "baseline":
             return None
         rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING + 5)))
-        return Inpainting(draw_bank(self.subject, self.options.bank, tuple(self.x.shape[1:]), rng))
+        return Inpainting(draw_later(self.subject, self.options.bank, tuple(self.x.shape[1:]), rng))
 
     def _one_baseline(self) -> str | float:
         return "zero" if self.draws is not None else self.options.baseline

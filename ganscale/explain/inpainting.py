@@ -9,6 +9,9 @@ Legend: K images of the bank, M players, n rows, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,11 +24,17 @@ IMAGES_A_PASS = 64
 
 
 class Inpainting:
-    """A bank of generated images [K, C, H, W], the most typical one (nearest to their mean) first."""
+    """Finds the image of a bank that fits; ``draw`` makes the bank [K, C, H, W] when it is first asked."""
 
-    def __init__(self, bank: Tensor) -> None:
-        away_K = (bank - bank.mean(dim=0)).double().flatten(1).square().sum(dim=1)
-        self.bank = bank[away_K.argsort(stable=True)]
+    def __init__(self, draw: Callable[[], Tensor]) -> None:
+        self._draw = draw
+
+    @cached_property
+    def bank(self) -> Tensor:
+        """The images, the most typical one (nearest to their mean) first."""
+        drawn = self._draw()
+        away_K = (drawn - drawn.mean(dim=0)).double().flatten(1).square().sum(dim=1)
+        return drawn[away_K.argsort(stable=True)]
 
     def best(self, x: Tensor, present_nM: np.ndarray, segments: Tensor) -> Tensor:
         """Return which image of the bank fits what each coalition shows of sample ``x`` [C, H, W] best, int64 [n].
@@ -36,19 +45,22 @@ class Inpainting:
         return torch.from_numpy((present_nM.astype(float) @ away_KM.T).argmin(axis=1))
 
 
-def draw_bank(subject: Subject, count: int, shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
-    """Return ``count`` images of the subject's generator from the normal prior, on the CPU.
+def draw_later(subject: Subject, count: int, shape: tuple[int, ...], rng: np.random.Generator) -> Callable[[], Tensor]:
+    """Return what draws ``count`` images of the subject's generator from the normal prior, on the CPU.
 
-    Raises ExplainOptionError where there is none, or where its images have not the ``shape`` (C, H, W).
+    Raises ExplainOptionError, at once, where there is no generator, or where its images have not the ``shape``
+    (C, H, W).
     """
     latent, remedy = getattr(subject.generator, "latent", None), "leave fill out"
     if subject.generator is None or latent is None or subject.domain != "x":
         rule = "be baseline for what has no generator of such images"
         raise ExplainOptionError("fill", rule, f"generator, for {subject.name}", remedy)
     z = torch.from_numpy(rng.standard_normal((count, latent))).float()
-    with subject.quiet(), torch.no_grad():
-        bank = torch.cat([subject.generator(part.to(subject.device)).cpu() for part in z.split(IMAGES_A_PASS)])
-    if bank.shape[1:] != shape:
-        rule = f"be baseline for samples of shape {shape}"
-        raise ExplainOptionError("fill", rule, f"generator, of images {tuple(bank.shape[1:])}", remedy)
-    return bank
+
+    def draw(z: Tensor = z) -> Tensor:
+        with subject.quiet(), torch.no_grad():
+            return torch.cat([subject.generator(part.to(subject.device)).cpu() for part in z.split(IMAGES_A_PASS)])
+
+    if (made := tuple(draw(z[:1]).shape[1:])) != shape:
+        raise ExplainOptionError("fill", f"be baseline for samples of shape {shape}", f"generator, of {made}", remedy)
+    return draw

@@ -33,7 +33,7 @@ CASES = {
     "integrated-gradients": {},
     "kernel-shap": {"num_coalitions": 300},
     "exact-shapley": {},
-    "lime": {"num_coalitions": 300},
+    "lime": {"num_coalitions": 300, "fill": "generator"},
     "mprt": {"of": "input-x-gradient"},
     "roar": {"of": "input-x-gradient", "repeats": 2, "epochs": 1},
     "occlusion": {"window": 2},

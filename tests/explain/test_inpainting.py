@@ -11,6 +11,7 @@ import torch
 import toys
 from torch import nn
 
+from ganscale.dashboards.layout import baseline_words
 from ganscale.explain import Subject, explain
 from ganscale.explain.cells import grid_segments
 from ganscale.explain.errors import ExplainOptionError
@@ -56,7 +57,8 @@ def test_any_cell_tells_a_generator_of_whole_pictures_what_the_others_are():
     assert black.values["segment_weights"][0][left].abs().max() < 1e-6
     shares = found.values["segment_weights"][0][left]  # yet any tells as much as another what belongs where f looks
     torch.testing.assert_close(shares, torch.full_like(shares, (filled - empty) / 9), atol=1e-6, rtol=0)
-    assert (found.meta["fill"], black.meta["fill"]) == ("generator", "baseline")
+    assert baseline_words(found) == "what the generator would draw there, the best fitting of 256 images"
+    assert "black" in baseline_words(black)
 
 
 def test_the_shares_of_whole_pictures_are_the_shapley_values_of_that_game():
@@ -73,7 +75,7 @@ def test_the_image_that_is_taken_is_the_nearest_of_all_on_the_cells_that_are_the
     segments = grid_segments((2, SIDE, SIDE), 4)
     present = np.random.default_rng(0).random((25, 16)) < 0.5
     present[0] = False
-    inpainting = Inpainting(bank)
+    inpainting = Inpainting(lambda: bank)
     best = inpainting.best(x, present, segments)
     for row, there in enumerate(present):
         mask = torch.from_numpy(there)[segments]
