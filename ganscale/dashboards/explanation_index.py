@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ganscale.dashboards.explanation_page import PAGE
+from ganscale.dashboards.explanation_words import subject_of
 from ganscale.dashboards.layout import BANNER, method_title, number, score_title
 from ganscale.dashboards.page import Html, document, link, note, picture_file, section, table
 from ganscale.dashboards.thumbnails import THUMBNAIL
@@ -122,4 +123,4 @@ def _value(score: dict[str, Any], key: str) -> float | None:
 def _target(page: dict[str, Any]) -> str:
     from ganscale.explain.types import Target
 
-    return str(Target(**page["target"])) if page["method"] != "directions" else "latent space"
+    return subject_of(page["method"], page["meta"]) or str(Target(**page["target"]))

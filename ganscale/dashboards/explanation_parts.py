@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ganscale.dashboards.animation import MOVING
 from ganscale.dashboards.enlarging import DENSITY
-from ganscale.dashboards.explanation_words import BETTER, READING, alt_of, caption_of
+from ganscale.dashboards.explanation_words import BETTER, READING, alt_of, caption_of, subject_of
 from ganscale.dashboards.layout import BANNER, decides, method_title, number, score_title, target_words, verdict
 from ganscale.dashboards.page import Html, details, figure, picture_file, png_array, table, warning
 
@@ -26,7 +26,7 @@ _PARTS_OF_MADE = {"Options": "options", "Cost": "cost", "Versions": "versions"}
 
 def about(explanation: Explanation) -> str:
     """Return in words what was explained."""
-    return target_words(explanation) if explanation.method != "directions" else "the generator's latent space"
+    return subject_of(explanation.method, explanation.meta) or target_words(explanation)
 
 
 def warnings(explanation: Explanation) -> str:
@@ -114,6 +114,8 @@ def made_in_parts(explanation: Explanation) -> str:
 def _words(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_words(entry)}" for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_words(entry) for entry in value)
     if isinstance(value, float):
         return number(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from ganscale.dashboards.layout import decides, method_title, number, score_title
+from ganscale.dashboards.layout import LOOKED_AT, decides, method_title, number, score_title
 from ganscale.dashboards.maps import is_picture
 
 if TYPE_CHECKING:
@@ -151,8 +151,6 @@ CAPTIONS: dict[str, str] = {
     "dissection": "The best unit of each concept, and a picture without it.",
     "concepts": "How well each unit fits each concept, and how many units detect one, by layer.",
     "layer-effects": "How much editing each layer changes pixels, logit and verdict, and how that grows with the edit.",
-    "concepts": "How well each unit fits each concept, and how many units detect one, by layer.",
-    "layer-effects": "How much editing each layer changes pixels, logit and verdict, and how that grows with the edit.",
     "layers": "Pictures as they are and with each layer edited.",
     "mixing": "Layouts down, styles across.",
     "feature-maps": "Maps of each layer's most varied channels.",
@@ -172,6 +170,15 @@ CAPTIONS: dict[str, str] = {
     "unit-logits": "What each unit of the generator adds to the logit of the critic.",
     "scores": "The scores of this explanation.",
 }
+
+
+def subject_of(method: str, meta: Mapping[str, Any]) -> str | None:
+    """Return in words what was looked at, where that is no single output; None where the target says it."""
+    if method == "directions":
+        return "the generator's latent space"
+    if meta.get("judge") == "classifier":
+        return f"the verdicts of {meta.get('classifier', {}).get('classifier', 'the classifier')}"
+    return f"the {LOOKED_AT[method]}" if method in LOOKED_AT else None
 
 
 def caption_of(panel: str, explanation: Explanation) -> str:

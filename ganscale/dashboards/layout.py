@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ganscale.dashboards.figures import Canvas
@@ -69,7 +70,7 @@ SCORE_TITLES = {
 }
 NETWORKS = {"G": "the generator", "D": "the critic", "C": "the classifier"}
 #: What a method that takes no target looks at.
-_LOOKED_AT = {
+LOOKED_AT = {
     "dissect": "generator",
     "layer-ablation": "generator",
     "layer-noise": "generator",
@@ -111,7 +112,7 @@ def score_title(name: str) -> str:
 def origin_words(explanation: Explanation) -> str:
     """Return what was looked at, and of which run at which time, as far as the explanation knows."""
     run = explanation.meta.get("run")
-    what = _LOOKED_AT.get(explanation.method, f"target {explanation.target}")
+    what = LOOKED_AT.get(explanation.method, f"target {explanation.target}")
     if explanation.method in ("feature-maps", "feature-vis"):
         what = NETWORKS[explanation.meta["network"]].removeprefix("the ")
     return what if run is None else f"{what} · {run['name']} at {run['images'] / 1000:g} kimg"
@@ -247,6 +248,7 @@ def score_table(canvas: Canvas, y: int, explanation: Explanation) -> None:
     bottom = y + _ROW * (len(scores) + 1) + 8
     canvas.box(MARGIN, y, canvas.width - 2 * MARGIN, bottom - y, fill=SURFACE.light, line=LINE.light)
     left = MARGIN + 10
+    room = {title: after - x for (title, x), (_, after) in pairwise(_COLUMNS)}
     for title, x in _COLUMNS:
         canvas.text(left + x, y + 7, title, size=11, bold=True, colour=MUTED.light)
     for row, (name, score) in enumerate(scores.items()):
@@ -265,5 +267,5 @@ def score_table(canvas: Canvas, y: int, explanation: Explanation) -> None:
             last = title == _COLUMNS[-1][0]
             colour = (SERIES["blue"].light if good else SERIES["vermilion"].light) if last else INK.light
             bold = title == "score" and decides(explanation, name)
-            room = (_COLUMNS[1][1] - 8) / (_LETTER * (1.13 if bold else 1) * len(cell)) if title == "score" else 1.0
-            canvas.text(left + x, top, cell, size=12 * min(1.0, room), colour=colour, bold=bold)
+            fits = (room.get(title, math.inf) - 8) / (_LETTER * (1.13 if bold else 1) * len(cell))
+            canvas.text(left + x, top, cell, size=12 * min(1.0, fits), colour=colour, bold=bold)

@@ -68,7 +68,7 @@ def _enter(path: Path, entry: EmbeddingInfo) -> Path:
 
 def _labels(explanation: Explanation, count: int) -> str:
     """Return the labels as the projector wants them: one column bare, more of them under a row of names."""
-    values, names = explanation.values, explanation.meta.get("class_names", [])
+    values, names = explanation.values, explanation.meta.get("names", {}).get("classes", [])
     columns: dict[str, list[str]] = {}
     if "code_labels" in values and bool((values["code_labels"] >= 0).any()):
         labels = values["code_labels"].tolist()
