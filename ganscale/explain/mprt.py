@@ -62,6 +62,11 @@ class Mprt(Explainer):
         ends = [round((stage + 1) * len(layers) / count) for stage in range(count)]
         self.stages = [layers[:end] for end in ends]
 
+    @property
+    def samples_apart(self) -> bool:
+        """Whether each sample is explained apart: as by the base method."""
+        return self.base.samples_apart
+
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
         """Return the base method's chunks, once for every map: the own one, the moved inputs', each stage's."""
         if previous is not None:

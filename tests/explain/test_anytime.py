@@ -34,8 +34,9 @@ def named(method: str):
 APART = [method for method in invariance.CASES if named(method).samples_apart]
 
 
-def test_attacks_and_counterfactuals_can_be_stopped_early():
-    assert {"attack-input", "attack-latent", "explanation-robustness", "latent-counterfactual"} <= {*APART}
+def test_attacks_and_counterfactuals_and_the_randomised_network_can_be_stopped_early():
+    attacks = {"attack-input", "attack-latent", "explanation-robustness"}
+    assert attacks | {"latent-counterfactual", "mprt"} <= {*APART}
 
 
 @pytest.mark.parametrize("method", ["attack-input", "latent-counterfactual"])
