@@ -121,7 +121,7 @@ def _show(found: Explanation, written: Path, as_json: bool) -> None:
             result("not better than random: a primary score does not beat its control")
         for words in found.meta["warnings"]:
             note(f"note: {words}")
-        note(f"wrote {written}")
+        note(f"wrote {written}; its page is explanation.html there")
     if found.meta.get("stopped", {}).get("reason") == "interrupted":
         raise Interrupted(f"the explanation was stopped; what was finished is in {written}")
 

@@ -204,7 +204,8 @@ thead th{color:var(--muted);font-weight:600;font-size:.85rem}
 tbody th{font-weight:500}
 th small,td small{display:block;color:var(--muted);font-weight:400;line-height:1.4}
 .wide td,.wide th{vertical-align:middle}.wide img{max-width:none;border:1px solid var(--rule);border-radius:6px}
-@media (max-width: 720px){.wide img{width:96px}.wide th,.wide td{padding-right:12px}}
+@media (max-width: 720px){.wide img{width:72px}.wide th,.wide td{padding-right:10px}
+  .wide .good,.wide .bad{white-space:normal}}
 .num{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 code{font:.88em/1.5 ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace;overflow-wrap:anywhere;
   background:var(--surface);border-radius:4px;padding:1px 5px}
