@@ -60,9 +60,10 @@ def code_map_panel(explanation: Explanation, *, with_scores: bool = True) -> np.
     """
     values = explanation.values
     lines = ["Each dot is the code of one image on the first two principal axes of the codes."]
-    top = heading_height(lines=len(lines), banner=False)
+    banner = explanation.not_better_than_random
+    top = heading_height(lines=len(lines), banner=banner)
     canvas = Canvas(2 * MARGIN + 2 * (_SIDE + 105), top + _SIDE + 70)
-    y = heading(canvas, f"{method_title(explanation.method)}: map of the codes", lines, banner=False, of=explanation)
+    y = heading(canvas, f"{method_title(explanation.method)}: map of the codes", lines, banner=banner, of=explanation)
     axes = canvas.axes(MARGIN + 50, y + 20, _SIDE, _SIDE)
     at, labels = values["code_map"].numpy(), values.get("code_labels")
     known = labels is not None and bool((labels >= 0).any())
@@ -98,7 +99,7 @@ def factor_matrix_panel(explanation: Explanation, *, with_scores: bool = True) -
     most = max(float(values[name].max()) for name, _ in pairs)
     factors = _factors(explanation)
     for place, (name, title) in enumerate(pairs):
-        axes = canvas.axes(MARGIN + 70 + place * (_SIDE + 30), y + 20, _SIDE, _SIDE)
+        axes = canvas.axes(MARGIN + 92 + place * (_SIDE + 24), y + 20, _SIDE, _SIDE)
         shown = axes.imshow(values[name].numpy().T, cmap="Blues", vmin=0, vmax=most, aspect="auto")
         axes.grid(visible=False)
         axes.set_yticks(range(len(factors)), factors if place == 0 else [""] * len(factors))

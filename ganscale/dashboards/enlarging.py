@@ -35,21 +35,28 @@ def enlarge(image_HWC: np.ndarray, *, side: int, grid: np.ndarray | None = None)
     """Bring uint8 [H, W, 3] to at most ``side`` CSS pixels, as device pixels.
 
     Small images grow by a whole factor, nearest neighbour, so that each pixel stays a square; larger ones shrink with
-    an antialiasing filter. ``grid`` [H, W] of region numbers draws thin lines between regions (enlarged images only).
+    an antialiasing filter. ``grid`` [H, W] of region numbers draws lines between regions.
     """
     height, width = image_HWC.shape[:2]
     if max(height, width) > side * DENSITY:
         ratio = side * DENSITY / max(height, width)
         size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-        return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.LANCZOS))
-    times = factor(height, width, side=side)
-    large = image_HWC.repeat(times, axis=0).repeat(times, axis=1)
-    if grid is None or times < 3:
-        return large
-    regions = grid.repeat(times, axis=0).repeat(times, axis=1)
+        large = np.array(Image.fromarray(image_HWC).resize(size, Image.Resampling.LANCZOS))
+    else:
+        times = factor(height, width, side=side)
+        large = image_HWC.repeat(times, axis=0).repeat(times, axis=1)
+    return large if grid is None else _outlined(large, grid)
+
+
+def _outlined(image_HWC: np.ndarray, grid_HW: np.ndarray) -> np.ndarray:
+    """Draw lines between the regions of a grid of any size, one device pixel wide, darker or lighter than the image."""
+    rows, columns = (np.arange(size) * of // size for size, of in zip(image_HWC.shape[:2], grid_HW.shape, strict=True))
+    regions = grid_HW[np.ix_(rows, columns)]
     edge = np.zeros(regions.shape, dtype=bool)
     edge[:, 1:] |= regions[:, 1:] != regions[:, :-1]
     edge[1:, :] |= regions[1:, :] != regions[:-1, :]
-    large = large.copy()
-    large[edge] = (0.65 * large[edge] + 0.35 * 110).astype(np.uint8)
-    return large
+    drawn = image_HWC.copy()
+    ground = image_HWC[edge].astype(np.float64)
+    line = np.where(ground.mean(axis=-1, keepdims=True) > 100, 40.0, 220.0)
+    drawn[edge] = np.rint(0.65 * ground + 0.35 * line).astype(np.uint8)
+    return drawn

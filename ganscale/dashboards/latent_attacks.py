@@ -117,8 +117,9 @@ def _gallery(canvas: Canvas, y: int, explanation: Explanation, shown: int) -> No
             height, width = (edge / DENSITY for edge in pixels.shape[:2])
             canvas.box(left - 1, above - 1, width + 2, height + 2, line=LINE.light)
             canvas.image(left, above, pixels)
-            if logits is not None and place != 1:
-                value = explanation.values["clean_logits"][row] if place == 0 else logits[row, place - 2, -1]
+            if logits is not None:
+                first = (explanation.values["clean_logits"][row], explanation.values["random_logits"][row, 0, -1])
+                value = first[place] if place < len(first) else logits[row, place - 2, -1]
                 canvas.text(left, above + SIDE + 3, f"D {number(float(value), signed=True)}", size=11)
 
 

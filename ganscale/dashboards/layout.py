@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MARGIN = 18
 BANNER = "not better than random"
 _LETTER = 6.3  # CSS pixels that a letter of a line takes, at most
+_DIGIT = 7.3  # the same of a number
 _SMALLEST = 0.6  # of a line's size, where it is too long for a narrow panel
 _HEAD, _LINE, _BANNER, _ROW = 26, 17, 32, 21
 _COLUMNS = (("score", 0), ("value", 255), ("interval (95 %)", 335), ("control", 480), ("better", 560), ("verdict", 632))
@@ -267,5 +268,6 @@ def score_table(canvas: Canvas, y: int, explanation: Explanation) -> None:
             last = title == _COLUMNS[-1][0]
             colour = (SERIES["blue"].light if good else SERIES["vermilion"].light) if last else INK.light
             bold = title == "score" and decides(explanation, name)
-            fits = (room.get(title, math.inf) - 8) / (_LETTER * (1.13 if bold else 1) * len(cell))
+            letter = _DIGIT if title != "score" else _LETTER * (1.13 if bold else 1)
+            fits = (room.get(title, math.inf) - 8) / (letter * len(cell))
             canvas.text(left + x, top, cell, size=12 * min(1.0, fits), colour=colour, bold=bold)

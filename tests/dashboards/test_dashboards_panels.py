@@ -95,6 +95,19 @@ def test_small_images_grow_by_whole_squares_and_large_ones_shrink():
     assert max(enlarge(np.zeros((600, 900, 3), dtype=np.uint8), side=SIDE).shape) == SIDE * DENSITY
 
 
+@pytest.mark.parametrize("side", [12, 28, 64, 100, 300])
+@pytest.mark.parametrize("ground", [0, 140, 255])
+def test_regions_are_outlined_on_images_of_any_size_and_brightness(side, ground):
+    image = np.full((side, side, 3), ground, dtype=np.uint8)
+    regions = (np.arange(side) >= side // 2).astype(int)[:, None] + np.zeros(side, dtype=int)
+    drawn = enlarge(image, side=SIDE, grid=regions)
+    plain = enlarge(image, side=SIDE)
+    line = np.abs(drawn.astype(int) - plain).max(axis=-1)
+    assert drawn.shape == plain.shape
+    assert (line > 0).sum() == drawn.shape[1], "one line across, one device pixel wide"
+    assert line[drawn.shape[0] // 2].min() > 25, "that can be seen"
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_images_of_any_channel_count_become_rgb(channels):
     pixels = rgb(np.ones((channels, 5, 7)))

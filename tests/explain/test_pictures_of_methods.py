@@ -1,17 +1,40 @@
-"""Each attack, code and likeness has pictures of its own, drawn from what was saved, pictures or not."""
+"""Each method's pictures are drawn from what was saved, say what they show, and let nothing run into anything else."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 import test_explain_invariance as invariance
 import torch
 import toys
+from matplotlib.text import Text
 
-from ganscale.dashboards.panels import draw_panels
-from ganscale.explain import build_explainer, drive, explain
+from ganscale.dashboards.enlarging import DENSITY
+from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.layout import BANNER, method_title, score_title
+from ganscale.dashboards.palette import DIVERGING
+from ganscale.dashboards.panels import PANELS, draw_panels
+from ganscale.explain import Explanation, Score, build_explainer, drive, explain
 
-PANELS = {
+WANTED = {
+    "directions": {"traversal"},
+    "mprt": {"randomisation"},
+    "roar": {"retraining"},
+    "latent-counterfactual": {"counterfactuals"},
+    "attfind": {"attributes"},
+    "class-generation": {"classes"},
+    "probe-classifier": {"probe", "ways"},
+    "dissect": {"dissection", "concepts"},
+    "layer-ablation": {"layers", "layer-effects"},
+    "layer-noise": {"layers", "layer-effects"},
+    "layer-swap": {"layers", "layer-effects"},
+    "style-mixing": {"layers", "layer-effects", "mixing"},
+    "feature-maps": {"feature-maps"},
+    "feature-vis": {"feature-vis"},
     "attack-input": {"attack-curves", "attack-examples"},
     "attack-latent": {"latent-attacks"},
     "explanation-robustness": {"attacked-maps"},
@@ -21,17 +44,153 @@ PANELS = {
     "membership": {"membership"},
     "conv-interaction": {"alignment", "side-by-side", "unit-logits"},
 }
+SLACK = 1.0  # device pixels by which boxes of glyphs may touch: a box is taller than its letters
 
 
-@pytest.mark.parametrize("method", PANELS)
-def test_a_method_draws_its_own_panels(method: str):
-    found = drive(build_explainer(invariance.subject(), invariance.request_of(method)))
-    panels = draw_panels(found)
-    assert panels.keys() == PANELS[method]
+@dataclass
+class Drawn:
+    """An explanation as it came back from its files, its panels, and the canvases they were drawn on."""
+
+    found: Explanation
+    panels: dict[str, np.ndarray]
+    canvases: list[Canvas]
+
+
+def draw(found: Explanation) -> Drawn:
+    """Draw all panels, and keep the canvases so that their words and places can be read."""
+    canvases: list[Canvas] = []
+    plain = Canvas.array
+
+    def array(canvas: Canvas) -> np.ndarray:
+        canvases.append(canvas)
+        return plain(canvas)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Canvas, "array", array)
+        return Drawn(found, draw_panels(found), canvases)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Drawn]:
+    """What each method draws of explanations that were saved and read again, with what a run writes about itself."""
+    kept: dict[str, Drawn] = {}
+
+    def of(method: str) -> Drawn:
+        if method not in kept:
+            made = drive(build_explainer(invariance.subject(method), invariance.request_of(method)))
+            made.meta["run"] = {"name": "a-run", "images": 24_000}
+            made.meta["names"] = {"classes": [f"kind {k}" for k in range(10)], "factors": []}
+            directory = tmp_path_factory.mktemp(method) / "saved"
+            made.save(directory)
+            kept[method] = draw(Explanation.load(directory))
+        return kept[method]
+
+    return of
+
+
+def words_of(canvas: Canvas) -> list[str]:
+    axes = [title for one in canvas.figure.axes for title in (one.get_title(loc="left"), one.get_xlabel())]
+    return [text.get_text() for text in canvas.figure.texts] + axes
+
+
+@pytest.mark.parametrize("method", WANTED)
+def test_a_method_draws_its_panels_from_its_saved_files_alone(method: str, drawn):
+    panels = drawn(method).panels
+    assert panels.keys() == WANTED[method]
     for panel in panels.values():
         assert panel.dtype == np.uint8
         assert panel.shape[2] == 3
-        assert len(np.unique(panel)) > 10  # something is drawn
+        assert len(np.unique(panel)) > 10, "something is drawn"
+
+
+@pytest.mark.parametrize("method", WANTED)
+def test_each_panel_has_its_title_and_what_was_looked_at_and_one_has_every_score(method: str, drawn):
+    one = drawn(method)
+    for canvas in one.canvases:
+        words = words_of(canvas)
+        assert any(text.startswith(method_title(method)) for text in words)
+        assert any(text.endswith("a-run at 24 kimg") for text in words), "which run, and when"
+    tables = [" ".join(words_of(canvas)) for canvas in one.canvases]
+    for name in one.found.scores:
+        assert any(f"{score_title(name)} (n = " in table for table in tables), name
+
+
+@pytest.mark.parametrize("method", WANTED)
+def test_every_panel_carries_the_banner_exactly_where_a_deciding_score_is_beaten(method: str, drawn):
+    one = drawn(method)
+    beaten = one.found.not_better_than_random
+    turned = draw(replace(one.found, scores={name: _scored(beats=beaten) for name in one.found.scores}))
+    for shown, expected in ((one, beaten), (turned, not beaten)):
+        for canvas in shown.canvases:
+            assert any(BANNER in text for text in words_of(canvas)) == expected
+        assert collisions(shown.canvases) == []
+
+
+def _scored(*, beats: bool) -> Score:
+    return Score(value=1.0 if beats else 0.0, control=0.5, n=3, better="higher")
+
+
+@pytest.mark.parametrize("method", WANTED)
+def test_signed_colours_are_centred_at_zero_and_others_start_there(method: str, drawn):
+    for canvas in drawn(method).canvases:
+        for axes in canvas.figure.axes:
+            for image in axes.get_images():
+                low, high = image.get_clim()
+                assert low == (-high if image.get_cmap().name == DIVERGING else 0)
+
+
+def collisions(canvases: list[Canvas]) -> list[str]:
+    """Return which words stand on others, on a picture or over the edge."""
+    found: list[str] = []
+    for canvas in canvases:
+        boxes = _boxes(canvas)
+        wide, tall = canvas.width * DENSITY, canvas.height * DENSITY
+        outside = [words for words, (x0, y0, x1, y1) in boxes if x0 < 0 or y0 < 0 or x1 > wide or y1 > tall]
+        found += [f"over the edge: {words}" for words in outside]
+        found += [f"{a} | {b}" for (a, one), (b, two) in combinations(boxes, 2) if _overlap(one, two)]
+        for paste in canvas._pastes:
+            picture = (paste.x, paste.y, paste.x + paste.pixels.shape[1], paste.y + paste.pixels.shape[0])
+            found += [f"on a picture: {words}" for words, box in boxes if _overlap(box, picture)]
+    return found
+
+
+def _boxes(canvas: Canvas) -> list[tuple[str, tuple[float, ...]]]:
+    """Return all words with their boxes in device pixels from the upper left; slanted ones have none that is true."""
+    texts = [*canvas.figure.texts]
+    for axes in canvas.figure.axes:
+        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            low, high = sorted(limits)
+            texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+        texts += [axes.xaxis.label, axes.yaxis.label, axes._left_title]
+    return [
+        (text.get_text(), _box(canvas, text)) for text in texts if text.get_text() and text.get_rotation() in (0, 90)
+    ]
+
+
+def _box(canvas: Canvas, text: Text) -> tuple[float, float, float, float]:
+    box, height = text.get_window_extent(canvas._agg.get_renderer()), canvas.height * DENSITY
+    return box.x0 + SLACK, height - box.y1 + SLACK, box.x1 - SLACK, height - box.y0 - SLACK
+
+
+def _overlap(one: tuple[float, ...], two: tuple[float, ...]) -> bool:
+    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
+
+
+def test_words_on_words_are_found():
+    canvas = Canvas(300, 100)
+    canvas.text(10, 10, "one above", size=12)
+    canvas.text(10, 40, "another below", size=12)
+    canvas.array()
+    assert collisions([canvas]) == []
+    canvas.text(40, 14, "across", size=12)
+    canvas.text(290, 70, "over the edge", size=12)
+    canvas.array()
+    assert collisions([canvas]) == ["over the edge: over the edge", "one above | across"]
+
+
+def test_every_panel_belongs_to_a_tested_method():
+    attributions = {"maps", "curves"}
+    assert set().union(*WANTED.values(), attributions, {"feature-maps-over-time"}) == PANELS.keys()
 
 
 def test_attacks_on_what_is_no_picture_are_drawn_without_one():
