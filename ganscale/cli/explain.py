@@ -96,10 +96,12 @@ def explain(
 
         _show_all(explain_all(explained, budget=budget, say=note, **options), as_json)
         return
+    from ganscale.cli.progress import Counting
     from ganscale.explain import Limits
 
     limits = Limits(seconds=budget, rows=rows, width=width)
-    found = explained.explain(method, options=chosen, limits=limits, **options)
+    with Counting() as shown:
+        found = explained.explain(method, options=chosen, limits=limits, on_progress=shown, **options)
     # one process explains a run at a time: the newest directory of the method is the one just written
     _show(found, max((explained.path / "explanations").glob(f"{method}-*")), as_json)
 
@@ -112,7 +114,7 @@ def _show(found: Explanation, written: Path, as_json: bool) -> None:
         rows = [("score", "value", "95 % interval", "control", "better", "n")]
         for name, score in found.scores.items():
             known = score.low is not None and score.high is not None and math.isfinite(score.high - score.low)
-            interval = f"{score.low:.4g} to {score.high:.4g}" if known else ""
+            interval = f"{score.low:.3g} to {score.high:.3g}" if known else ""
             rows.append((name, _shown(score.value), interval, _shown(score.control), score.better, str(score.n)))
         result(table(rows))
         if any(row[1] == UNDEFINED for row in rows):

@@ -1,14 +1,16 @@
-"""What a launch shows while it trains: a bar on a terminal, one plain line per tick elsewhere."""
+"""What is shown while something takes long: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 from ganscale.cli.output import note
 
+QUIET_S = 10.0  # between two plain lines of what is counted
 LOSSES = {"loss/critic": "critic", "loss/generator": "generator"}
 
 
@@ -76,3 +78,42 @@ class Progress:
             note(event["words"])
         else:
             self._bar.console.print(event["words"], highlight=False, markup=False)
+
+
+class Counting:
+    """A context that is told how many samples (sweeps, chunks) are done of how many, and shows it on stderr."""
+
+    def __init__(self) -> None:
+        self._bar, self._task = None, None
+        self._said = self._began = time.monotonic()
+
+    def __enter__(self) -> Counting:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """Show that ``done`` of ``total`` are finished."""
+        now = time.monotonic()
+        left = (now - self._began) * (total - done) / done
+        words = f"{done} of {total} {what}, about {clock(left)} left"
+        if sys.stderr.isatty():
+            self._show(done, total, words)
+        elif done < total and now - self._said >= QUIET_S:
+            self._said = now
+            note(words)
+
+    def _show(self, done: int, total: int, words: str) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = (BarColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(words, total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total, description=words)

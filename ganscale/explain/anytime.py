@@ -20,6 +20,7 @@ from ganscale.explain.types import Explanation
 
 MOST_WAVES = 16  # of samples: each plans its scores anew
 Key = tuple[int, int, int]  # round, explanation, part of a chunk
+OnProgress = Callable[[int, int, str], None]
 Execute = Callable[[list[Chunk]], Iterable[tuple[int, Partial]]]
 
 
@@ -56,14 +57,18 @@ def drive_within(
     limits: Limits | None = None,
     at_once: int = 1,
     clock: Callable[[], float] = time.monotonic,
+    on_progress: OnProgress | None = None,
 ) -> Explanation:
     """Run an explainer within ``limits`` and return what was finished; ``at_once`` samples are begun together.
 
     An interrupt (Ctrl-C) after the first samples ends it in the same way. ``meta["stopped"]`` then says why and what is
     there. Raises ExplainOptionError for a width of a method that draws nothing, BudgetSpent where the time was up
     before a method that has no interim result was done, and KeyboardInterrupt where nothing can be kept.
+    ``on_progress(done, total, what)`` is told of samples, sweeps or chunks, whichever are finished one after the other.
     """
-    return _Drive(explainer, execute, limits or Limits(), at_once, clock).run()
+    drive = _Drive(explainer, execute, limits or Limits(), at_once, clock)
+    drive.tell = on_progress or drive.tell
+    return drive.run()
 
 
 class _Drive:
@@ -75,6 +80,7 @@ class _Drive:
         self.began = clock()
         self.at_once = 1 if limits.rows is not None else at_once  # so that rows alone decide where it ends
         self.done: dict[Key, Partial] = {}
+        self.tell: OnProgress = lambda done, total, what: None
 
     def run(self) -> Explanation:
         """Choose the way that fits the method and the limits."""
@@ -95,22 +101,20 @@ class _Drive:
         size = max(self.at_once, -(-len(starts) // MOST_WAVES) if self.limits.rows is None else 1)
         ends = [*starts[size::size], total]
         finished, kept, reason = 0, None, None
-        for end in ends:
-            if finished and (reason := self._no_more(end - finished, finished)):
-                break
-            part = self.explainer if end == total else self.explainer.first(end)
-            mine = [chunk for chunk in chunks if chunk.explanation < end]
-            try:
-                self._rounds(part, mine, can_stop=finished > 0)
-            except _Enough:
-                reason = "seconds"
-                break
-            except KeyboardInterrupt:
-                if not finished:
-                    raise
-                reason = "interrupted"
-                break
-            finished, kept = end, (part, self._folded)
+        try:
+            for end in ends:
+                if finished and (reason := self._no_more(end - finished, finished)):
+                    break
+                part = self.explainer if end == total else self.explainer.first(end)
+                self._rounds(part, [chunk for chunk in chunks if chunk.explanation < end], can_stop=finished > 0)
+                kept, finished = (part, self._folded), end
+                self.tell(finished, total, "samples")
+        except _Enough:
+            reason = "seconds"
+        except KeyboardInterrupt:
+            if not finished:
+                raise
+            reason = "interrupted"
         part, partial = kept
         explanation = part.finish(partial)
         return _marked(explanation, reason, {"samples": [finished, total]}) if reason else explanation
@@ -137,6 +141,7 @@ class _Drive:
                 reason = "interrupted"
                 break
             reached.update(dict.fromkeys(wide, sweep))
+            self.tell(sweep + 1, last + 1, "sweeps")
             drawn = [chunk for chunk in own if sweeps[chunk.index] <= reached[chunk.explanation]]
             widths = dict(zip(reached, explainer.interval_widths(self._fold_of(drawn)), strict=True))
             share = 1 / (2 + len(chunks) / len(own))  # the controls and the scores take as long again
@@ -163,8 +168,11 @@ class _Drive:
     def _run(self, chunks: list[Chunk], *, can_stop: bool = True, deadline: bool = True) -> None:
         """Run chunks; past the deadline raise ``_Enough`` where something is kept already, else BudgetSpent."""
         by_index = {chunk.index: chunk for chunk in chunks}
+        before, is_whole = len(self.done), self.limits.width is None and not self.explainer.samples_apart
         for index, partial in self.execute(chunks) if chunks else ():
             self.done.setdefault(_key(by_index[index]), partial)
+            if is_whole:
+                self.tell(len(self.done), before + len(chunks), "chunks")
             late = deadline and self.limits.seconds is not None and self.clock() - self.began > self.limits.seconds
             if late and can_stop and len(self.done) and self.limits.width is None:
                 raise _Enough

@@ -104,6 +104,7 @@ def explain_networks(
     between: Callable[[], None] | None = None,
     limits: Limits | None = None,
     actors: Sequence[Any] | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Explanation:
     """Run ``job`` with ``workers`` Ray actors (0: in this process) within ``limits`` and return the explanation.
 
@@ -116,7 +117,9 @@ def explain_networks(
         packed = job.packed() if workers else b""
         with actor_pool(workers, address) if workers and actors is None else nullcontext(actors) as pool:
             execute = on_actors(pool, packed, record) if workers else here
-            explanation = drive_within(explainer, execute=execute, limits=limits, at_once=max(1, workers))
+            explanation = drive_within(
+                explainer, execute=execute, limits=limits, at_once=max(1, workers), on_progress=on_progress
+            )
     cost = {"workers": workers, "threads": THREADS, "seconds": time.perf_counter() - began}
     explanation.meta["names"] = dict(job.names)
     explanation.meta["cost"] |= cost | record.facts(workers) | {"peak_memory_mib": record.peak(peak_memory_mib())}

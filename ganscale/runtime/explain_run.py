@@ -56,6 +56,7 @@ def explain_run(
     actors: Sequence[Any] | None = None,
     between: Callable[[], None] | None = None,
     board: TensorBoardSink | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Explanation:
     """Do what ``Run.explain`` says; ``between`` is called before each chunk, and may raise to give up."""
     if workers < 0:
@@ -70,7 +71,15 @@ def explain_run(
         classifier=classifier,
         samples=samples,
     )
-    explanation = explain_networks(job, workers=workers, address=address, between=between, limits=limits, actors=actors)
+    explanation = explain_networks(
+        job,
+        workers=workers,
+        address=address,
+        between=between,
+        limits=limits,
+        actors=actors,
+        on_progress=on_progress,
+    )
     keep(run, explanation, board)
     return explanation
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +113,7 @@ class Run:
         samples: str = "both",
         limits: Limits | None = None,
         address: str | None = None,
+        on_progress: Callable[[int, int, str], None] | None = None,
     ) -> Explanation:
         """Explain the critic, the generator or a classifier, and write explanations/METHOD-001 and TensorBoard.
 
@@ -120,7 +121,8 @@ class Run:
         "package.module:function", a network or a function; by default, where one is needed, the one trained on the
         run's own data. The ``samples`` are real and generated images by turns ("both"), or one kind. ``workers`` actors
         under Ray share the work; 0 does it in this process, to the same bytes. ``limits`` ends it early: what is
-        finished is kept, also at Ctrl-C. Raises UserError for an unknown method, target or option.
+        finished is kept, also at Ctrl-C. ``on_progress(done, total, what)`` hears of samples, sweeps or chunks.
+        Raises UserError for an unknown method, target or option.
         """
         from ganscale.runtime.explain_run import explain_run
 
@@ -136,6 +138,7 @@ class Run:
             samples=samples,
             limits=limits,
             address=address or self.config.runtime.address,
+            on_progress=on_progress,
         )
         self.publish()
         return explanation

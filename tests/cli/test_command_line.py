@@ -15,6 +15,7 @@ from calls import FORM, call
 from ganscale.cli import main
 from ganscale.cli.group import explain
 from ganscale.cli.output import plain, table
+from ganscale.cli.progress import Counting
 from ganscale.errors import Interrupted, RunFailed, UserError
 
 USAGE_MISTAKES = {
@@ -130,3 +131,14 @@ def test_a_taken_port_is_refused_and_a_free_one_named(tmp_path, expect_refused):
         server.listen()
         port = server.getsockname()[1]
         expect_refused(call("dashboard", str(tmp_path), "--port", str(port)), str(port), "--port")
+
+
+def test_a_long_count_is_said_now_and_then_and_never_at_once(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("ganscale.cli.progress.time.monotonic", lambda: now[0])
+    with Counting() as shown:
+        for done in range(1, 41):
+            now[0] += 1.0
+            shown(done, 40, "samples")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"{done} of 40 samples, about 0:{40 - done} left" for done in (10, 20, 30)]

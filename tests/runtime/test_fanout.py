@@ -12,6 +12,7 @@ import torch
 from tiny_runs import descendants, tiny_config
 
 from ganscale.errors import ResourceError, UserError
+from ganscale.explain import Explanation
 from ganscale.runtime import explain_fanout, launch
 from ganscale.runtime.explain_run import make_job
 from ganscale.runtime.local import ray_session
@@ -124,6 +125,22 @@ def test_an_actor_killed_at_work_changes_no_byte(run, alone, monkeypatch):
     assert shared.meta["plan"]["chunks"] > 4  # so that some were in flight or waiting when the actor died
     assert tensors_hash(run) == tensors_hash_of(alone, run)
     assert shared.scores == alone.scores
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
+def test_ctrl_c_keeps_the_samples_that_actors_have_finished(run, alone):
+    heard = []
+
+    def interrupt(done, total, what):
+        heard.append((done, total, what))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    found = run.explain(METHOD, num_samples=SAMPLES, workers=1, on_progress=interrupt)
+    assert heard == [(1, SAMPLES, "samples")]
+    assert found.meta["stopped"] == {"reason": "interrupted", "samples": [1, SAMPLES]}
+    kept = Explanation.load(newest(run))
+    assert torch.equal(kept.values["attribution"], alone.values["attribution"][:1])  # bit for bit
 
 
 def actor_processes() -> list[int]:
