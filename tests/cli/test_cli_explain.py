@@ -196,6 +196,10 @@ def test_an_interrupt_keeps_what_is_finished_and_nothing_half_written(run, monke
     assert 1 <= len(found.inputs["x"]) < 6
     assert found.meta["stopped"]["reason"] == "interrupted"
     assert list(kept.glob("*.png"))
+    for page in (kept / "explanation.html", kept.parent / "index.html"):
+        assert found.meta["interim"] in page.read_text(encoding="utf-8"), (
+            "it says that it is not whole"
+        )
     assert str(kept) in done.stderr
 
 
