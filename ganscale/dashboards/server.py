@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from tensorboard import default, program
+from tensorboard.plugins.projector.metadata import PROJECTOR_FILENAME
+from werkzeug.test import Client
 
 from ganscale.errors import ResourceError, UserError
 
 DEFAULT_PORT = 6006
+_ASKS, _ASK_EVERY_S = 100, 0.1  # by then all events have been read, or there are so many that people wait anyway
 
 # TensorBoard keeps only ten images a tag by default, fewer than the grids of a usual run
 _SAMPLES = "images=200,scalars=10000,histograms=1000"
@@ -21,10 +25,12 @@ _SAMPLES = "images=200,scalars=10000,histograms=1000"
 class TensorBoardServer:
     """A running TensorBoard: ``url``, ``wait`` until Ctrl-C, ``stop``. A context manager that stops at its end."""
 
-    def __init__(self, url: str, server: program.TensorBoardServer) -> None:
+    def __init__(self, url: str, server: program.TensorBoardServer, app: Callable, logdir: Path) -> None:
         self.url = url
         self._server = server
-        self._stopped = False
+        self._stopped = threading.Event()
+        self.prepared = threading.Thread(target=_find_codes, args=(app, logdir, self._stopped), daemon=True)
+        self.prepared.start()
 
     def __enter__(self) -> TensorBoardServer:
         return self
@@ -43,9 +49,9 @@ class TensorBoardServer:
 
     def stop(self) -> None:
         """End the server and free its port; a second call does nothing."""
-        if self._stopped:
+        if self._stopped.is_set():
             return
-        self._stopped = True
+        self._stopped.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -68,11 +74,11 @@ def start_tensorboard(
         raise UserError("port", "be between 0 and 65535", port, f"for example --port {DEFAULT_PORT}")
     if port and _binding_error(host, port) == errno.EADDRINUSE:
         raise _taken(host, port)
-    made: list[program.TensorBoardServer] = []
+    made: list[tuple[program.TensorBoardServer, Callable]] = []
 
-    def make(wsgi_app: object, flags: object) -> program.TensorBoardServer:
-        made.append(program.WerkzeugServer(wsgi_app, flags))
-        return made[0]
+    def make(wsgi_app: Callable, flags: object) -> program.TensorBoardServer:
+        made.append((program.WerkzeugServer(wsgi_app, flags), wsgi_app))
+        return made[0][0]
 
     board = program.TensorBoard(plugins=default.get_plugins(), server_class=make)
     # the fast loader is another process that would outlive us; multifile: a run and its explanations write at one time
@@ -94,7 +100,17 @@ def start_tensorboard(
         ) from None
     if not quiet:
         print(f"TensorBoard of {directory} at {url} (Ctrl-C ends it)", flush=True)
-    return TensorBoardServer(url, made[0])
+    return TensorBoardServer(url, *made[0], directory)
+
+
+def _find_codes(app: Callable, logdir: Path, stopped: threading.Event) -> None:
+    """Ask for the projector until it is there: it looks for codes once it is asked, too late for a page that asks."""
+    client = Client(app)
+    if next(logdir.rglob(PROJECTOR_FILENAME), None) is None:
+        return
+    for _ in range(_ASKS):
+        if client.get("/data/plugins_listing").get_json()["projector"]["enabled"] or stopped.wait(_ASK_EVERY_S):
+            return
 
 
 def free_port(host: str, after: int) -> int:

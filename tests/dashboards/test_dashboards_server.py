@@ -10,6 +10,7 @@ import sys
 import urllib.request
 
 import pytest
+from dashboard_cases import red_codes
 
 from ganscale.dashboards import TensorBoardSink, start_tensorboard
 from ganscale.dashboards.server import free_port
@@ -43,6 +44,14 @@ def test_a_started_server_lists_its_plugins_and_the_run(tmp_path, capsys):
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind((HOST, port))  # stopping frees the port
+
+
+def test_the_projector_is_there_for_the_first_page_that_asks(tmp_path):
+    with TensorBoardSink(tmp_path / "run") as sink:
+        sink.write_explanation(red_codes(10), 1000, panels={})
+    with start_tensorboard(tmp_path, 0, quiet=True) as server:
+        server.prepared.join(60)
+        assert get(server.url + "data/plugins_listing")["projector"]["enabled"]
 
 
 def test_a_taken_port_is_refused_with_a_free_one(tmp_path):
