@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ganscale.dashboards.figures import Canvas
-from ganscale.dashboards.layout import MARGIN, heading, heading_height, method_title
+from ganscale.dashboards.layout import MARGIN, heading, heading_height, method_title, number
 from ganscale.dashboards.palette import INK
 
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
 MOST_UNITS = 48
-_POINT, _ROW, _NAMES, _LEAST, _UNIT, _COUNT = 0.72, 26, 110, 360, 16, 52
+_POINT, _ROW, _NAMES, _LEAST, _UNIT, _COUNT = 0.72, 26, 130, 360, 16, 52
 
 
 def concepts_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
@@ -28,34 +28,36 @@ def concepts_panel(explanation: Explanation, *, with_scores: bool = True) -> np.
     values, meta = explanation.values, explanation.meta
     seen = [meta["concepts"].index(name) for name in meta["seen"]]
     iou_UK, control_UK = (values[key].numpy()[:, seen] for key in ("iou", "iou_permuted"))
-    order = _order(iou_UK)[:MOST_UNITS] if seen else np.arange(0)
+    order = _order(iou_UK / iou_UK.max(axis=0).clip(1e-9)) if seen else np.arange(0)
     of = f"{len(order)} of {len(iou_UK)}" if len(order) < len(iou_UK) else f"all {len(order)}"
     lines = [
-        f"Left: IoU on held-out latents of {of} units of {meta['layer']} with each concept.",
-        f"Right: units that detect a concept (their best, IoU above {meta['fits_above']:g}); in brackets the control.",
+        f"Left: IoU on held-out latents of {of} units of {meta['layer']} with each concept; a row is over its largest.",
+        "Right: units that fit a concept better than any unit does the masks of other images; in brackets the reverse.",
     ]
     banner = explanation.not_better_than_random
     top, tall = heading_height(lines=len(lines), banner=banner), max(_ROW * len(seen), 60)
     wide, counted = max(_UNIT * len(order), _LEAST), _COUNT * 2 * len(meta["layers"])
     canvas = Canvas(max(2 * MARGIN + _NAMES + wide + 200 + counted, 860), top + 2 * tall + 140)
     y = heading(canvas, f"{method_title(explanation.method)}: units and concepts", lines, banner=banner, of=explanation)
-    most = max(float(iou_UK.max(initial=0)), float(control_UK.max(initial=0)), 1e-9)
-    names = [meta["concepts"][k] for k in seen]
+    most_K = np.maximum(iou_UK.max(axis=0, initial=1e-9), control_UK.max(axis=0, initial=1e-9))
+    names = [f"{meta['concepts'][k]}, {number(float(most))}" for k, most in zip(seen, most_K, strict=True)]
     for place, (matrix, title) in enumerate(((iou_UK, "Own masks"), (control_UK, "Control: masks of other images"))):
         axes = canvas.axes(MARGIN + _NAMES, y + 22 + place * (tall + 44), wide, tall)
-        shown = axes.imshow(matrix[order].T, cmap="Blues", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
+        shown = axes.imshow(
+            (matrix[order] / most_K).T, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
+        )
         axes.grid(visible=False)
         axes.set_yticks(range(len(names)), names, fontsize=11 * _POINT)
         axes.set_xticks(range(len(order)), order if place else [""] * len(order), rotation=90, fontsize=9 * _POINT)
         canvas.label_axes(axes, title=title, x="unit" if place else "", y="")
-        canvas.scale(axes, shown, words="IoU")
+        canvas.scale(axes, shown, words="of the row")
     _counts(canvas, (MARGIN + _NAMES + wide + 150, y + 22), explanation, seen, counted, tall)
     return canvas.array()
 
 
-def _order(iou_UK: np.ndarray) -> np.ndarray:
-    """Return the units by concept, the best fit of each first; units that fit nothing come last."""
-    best, value = iou_UK.argmax(axis=1), iou_UK.max(axis=1)
+def _order(fit_UK: np.ndarray) -> np.ndarray:
+    """Return the units by the concept that they fit best in its row, the best fit of each first."""
+    best, value = fit_UK.argmax(axis=1), fit_UK.max(axis=1)
     chosen = np.argsort(-value, kind="stable")[:MOST_UNITS]
     return chosen[np.lexsort((-value[chosen], best[chosen]))]
 

@@ -116,6 +116,10 @@ def origin_words(explanation: Explanation) -> str:
     what = LOOKED_AT.get(explanation.method, f"target {explanation.target}")
     if explanation.method in ("feature-maps", "feature-vis"):
         what = NETWORKS[explanation.meta["network"]].removeprefix("the ")
+    if explanation.method in ("latent-counterfactual", "attfind"):
+        what = f"generator and {explanation.meta['judge']}"
+    if explanation.method == "retrieval":
+        what = str(explanation.meta["of"])
     return what if run is None else f"{what} · {run['name']} at {run['images'] / 1000:g} kimg"
 
 

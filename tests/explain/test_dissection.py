@@ -150,13 +150,23 @@ def test_a_layer_without_a_map_is_refused():
         explain(pair, latents(2), "dissect")
 
 
-def test_each_figure_is_counted_to_a_unit_that_detects_it(dissection):
+def test_a_unit_is_counted_where_it_beats_every_unit_under_the_masks_of_other_images(dissection):
     found, _, _ = dissection
+    own, other = found.values["iou"], found.values["iou_permuted"]
     assert found.meta["layers"] == ["figures"]
     assert found.meta["units_in_layers"] == [LATENT]
-    assert (found.values["units_by_layer"][0] >= 1).all()
-    assert found.values["units_by_layer"].sum() <= LATENT, "a unit counts once, for the concept it fits best"
-    assert found.values["iou"][: len(KINDS)].argmax(dim=1).tolist() == list(range(len(KINDS)))
+    by_hand = [
+        [int((a[:, k] > b[:, k].max()).sum()) for k in range(len(KINDS))] for a, b in ((own, other), (other, own))
+    ]
+    assert found.values["units_by_layer"].tolist() == [by_hand[0]]
+    assert found.values["units_by_layer_permuted"].tolist() == [by_hand[1]]
+    assert by_hand == [[1] * len(KINDS), [0] * len(KINDS)], "the one that draws it, and none under other masks"
+
+
+def test_the_pictures_of_a_unit_are_those_of_its_concept(dissection):
+    found, _, _ = dissection
+    for place, k in enumerate(found.values["shown_concepts"].tolist()):
+        assert by_quarter(found.values["unit_images"][place])[:, k].flatten(1).any(dim=1).all()
 
 
 def test_units_are_counted_in_every_hidden_layer_with_a_map():
@@ -174,5 +184,5 @@ def test_units_are_counted_in_every_hidden_layer_with_a_map():
     pair = Subject(name="figures", fn=by_quarter, generator=Deeper(), segmenter=by_quarter, concepts=KINDS)
     found = explain(pair, latents(48), "dissect", layer="figures", ablate=1)
     assert found.meta["layers"] == ["figures", "silent"]
-    assert found.values["units_by_layer"][0].sum() >= len(KINDS)
+    assert found.values["units_by_layer"][0].tolist() == [1] * len(KINDS)
     assert found.values["units_by_layer"][1].sum() == 0, "a layer that says the same everywhere detects nothing"

@@ -35,7 +35,6 @@ LOOKED_AT = 64  # latents from which thresholds are taken
 RANDOM_SETS = 8
 LEAST_PIXELS = 50  # of a concept in either half, below which nothing is said about it
 SHOWN, TOP_IMAGES = 6, 3
-FITS = 0.04  # IoU above which a unit is said to detect a concept (Bau et al. 2017, arXiv:1704.05796, section 2.2)
 
 
 class DissectOptions(Options):
@@ -103,10 +102,8 @@ class Dissect(LatentExplainer):
             "iou_permuted": torch.from_numpy(found["held_permuted"]),
             "best_unit": torch.from_numpy(best_K.copy()),
             "thresholds": torch.from_numpy(found["thresholds"]),
-            "units_by_layer": torch.from_numpy(np.array([_fitting(one["held"], seen) for one in by_layer])),
-            "units_by_layer_permuted": torch.from_numpy(
-                np.array([_fitting(one["held_permuted"], seen) for one in by_layer])
-            ),
+            "units_by_layer": _counts([(one["held"], one["held_permuted"]) for one in by_layer]),
+            "units_by_layer_permuted": _counts([(one["held_permuted"], one["held"]) for one in by_layer]),
             "removed": torch.from_numpy(_put(every, seen, share_K)),
             "removed_random": torch.from_numpy(_put(every, seen, random_KR.mean(axis=1) if len(seen) else share_K)),
             "removed_by_random_sets": torch.from_numpy(random_KR),
@@ -120,7 +117,6 @@ class Dissect(LatentExplainer):
             "ablated_units": self.options.ablate,
             "layers": self._counted,
             "units_in_layers": [len(one["held"]) for one in by_layer],
-            "fits_above": FITS,
             "thresholds": f"quantiles {QUANTILES} and shares {SHARES} from median to maximum",
         }
         return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
@@ -242,10 +238,12 @@ class Dissect(LatentExplainer):
         with self.subject.quiet(), torch.no_grad():
             pairs = [self._maps(part) for part in z.split(ROWS_A_CHUNK)]
             images, maps = (torch.cat(part) for part in zip(*pairs, strict=True))
+            present = self.concepts(images).flatten(2).any(dim=2)
             for k in shown:
                 unit = int(best[k])
                 level = float(found["thresholds"][found["level"][unit, k], unit])
                 order = maps[:, unit].flatten(1).amax(dim=1).argsort(descending=True, stable=True)
+                order = torch.cat([order[present[order, k]], order[~present[order, k]]])  # the concept's pictures first
                 top = order[torch.arange(TOP_IMAGES) % len(order)]
                 rows["unit_images"].append(images[top].cpu())
                 rows["unit_regions"].append((maps[top, unit] > level).cpu())
@@ -256,14 +254,9 @@ class Dissect(LatentExplainer):
         return {**stacked, "shown_concepts": torch.tensor([int(k) for k in shown], dtype=torch.int64)}
 
 
-def _fitting(iou_UK: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Return for each concept how many units detect it: it is their best of those seen, with an IoU above FITS [K]."""
-    counts = np.zeros(iou_UK.shape[1], dtype=np.int64)
-    if len(seen):
-        best = seen[iou_UK[:, seen].argmax(axis=1)]
-        fits = iou_UK[np.arange(len(best)), best] > FITS
-        np.add.at(counts, best[fits], 1)
-    return counts
+def _counts(layers: list[tuple[np.ndarray, np.ndarray]]) -> Tensor:
+    """Return for each layer and concept how many units of the first IoUs [U, K] beat every one of the second [L, K]."""
+    return torch.from_numpy(np.array([(own > other.max(axis=0)).sum(axis=0) for own, other in layers]))
 
 
 def _put(every: np.ndarray, places: np.ndarray, values: np.ndarray) -> np.ndarray:
