@@ -232,7 +232,8 @@ def parse_options(explainer: type[Explainer], options: Mapping[str, Any]) -> Opt
     known = explainer.Options.model_fields
     for key in options:
         if key not in known:
-            remedy = f"{nearest(key, known)} (known: {', '.join(sorted(known))})"
+            remedy = nearest(key, known)
+            remedy += f" known: {', '.join(sorted(known))}" if remedy.startswith("did you mean") else ""
             raise ExplainOptionError(f"option of {explainer.name}", "be a known option", key, remedy)
     try:
         return explainer.Options.model_validate(dict(options))
