@@ -42,7 +42,7 @@ def write_codes(explanation: Explanation, log_dir: str | Path, step: int) -> Pat
     log_dir = Path(log_dir)
     name = f"{explanation.method}-kimg-{step // 1000:06d}"
     (log_dir / FOLDER).mkdir(parents=True, exist_ok=True)
-    entry = EmbeddingInfo(tensor_name=f"{explanation.method}, codes at {step / 1000:g} kimg")
+    entry = EmbeddingInfo(tensor_name=f"{explanation.method}, {_words(explanation)} at {step / 1000:g} kimg")
     entry.tensor_path, entry.metadata_path = f"{FOLDER}/{name}.tsv", f"{FOLDER}/{name}-labels.tsv"
     codes_ND = values["codes"].double().numpy()
     replace_text(log_dir / entry.tensor_path, _table(codes_ND.tolist()))
@@ -72,13 +72,21 @@ def _labels(explanation: Explanation, count: int) -> str:
     columns: dict[str, list[str]] = {}
     if "code_labels" in values and bool((values["code_labels"] >= 0).any()):
         labels = values["code_labels"].tolist()
-        columns["class"] = [names[label] if 0 <= label < len(names) else str(label) for label in labels]
+        columns["class"] = [_class(label, names) for label in labels]
     for factor, row in enumerate(values["code_factors"].T.tolist() if "code_factors" in values else []):
         columns[f"factor {factor + 1}"] = [f"{value:.4g}" for value in row]
     columns["image"] = [str(place + 1) for place in range(count)]
     if len(columns) == 1:
         return _table([[word] for word in columns["image"]])
     return _table([list(columns), *zip(*columns.values(), strict=True)])
+
+
+def _words(explanation: Explanation) -> str:
+    return "features" if explanation.method == "retrieval" else "codes"
+
+
+def _class(label: int, names: Sequence[str]) -> str:
+    return "generated" if label < 0 else names[label] if label < len(names) else str(label)
 
 
 def _table(rows: Sequence[Sequence[object]]) -> str:

@@ -13,7 +13,7 @@ from ganscale.explain.errors import ExplainInputError
 from ganscale.explain.likeness.cka import Sums
 from ganscale.explain.likeness.conv_interaction import watched
 from ganscale.explain.likeness.membership import auc, caught_at
-from ganscale.explain.likeness.retrieval import best_of, merge_best
+from ganscale.explain.likeness.retrieval import best_of, few_numbers, merge_best
 from ganscale.explain.likeness.units_to_logit import score_of_units
 
 
@@ -192,3 +192,16 @@ def test_units_are_scored_on_latents_that_did_not_choose_them():
     found = score_of_units(effect, np.random.default_rng(1))
     assert found.beats_control
     assert found.value == pytest.approx(2 * 2.0 / 5, abs=0.2), "two of the five best move it by 2"
+
+
+def test_a_map_of_features_has_each_image_once_and_keeps_who_is_near():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 400, generator=generator)
+    features[30:] += 3.0 * torch.randn(400, generator=generator) / 20 * 400**0.5  # a second crowd, far from the first
+    few = torch.from_numpy(few_numbers(features)).double()
+    assert few.shape == (60, 32)
+    apart = torch.cdist(few, few)
+    assert float(apart[:30, :30].max()) < float(apart[:30, 30:].min()), "two crowds stay two"
+    ratio = torch.pdist(few) ** 2 / torch.pdist(features.double()) ** 2
+    assert float(ratio.mean()) == pytest.approx(1, abs=0.15)  # 60 images: far less spread than one pair's quarter
+    assert (few_numbers(features[:, :8]) == features[:, :8].numpy()).all(), "few numbers stay as they are"

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ganscale.explain.base import Explainer, Meter, Options
+from ganscale.explain.codes.autoencoder import small_pictures
 from ganscale.explain.errors import ExplainInputError, ExplainTargetError
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
@@ -26,6 +27,7 @@ GALLERY = 2000
 A_CHUNK = 250
 SPACES = ("features", "pixels")
 SHOWN = 8
+MAPPED, NUMBERS = 500, 32  # images of the gallery whose features are kept, and numbers of each
 
 Found = tuple[np.ndarray, np.ndarray]  # distances [N, k] ascending, places [N, k]
 
@@ -79,10 +81,15 @@ class Retrieval(Explainer):
             "pixels": (self.x.flatten(1), part.flatten(1)),
             "features": (self._features(self.x), self._features(part)),
         }
-        return {
+        found: dict[str, Any] = {
             space: best_of(distances(queries, gallery), start, self.options.k)
             for space, (queries, gallery) in pairs.items()
         }
+        if start == 0:
+            found["query_codes"] = few_numbers(pairs["features"][0])
+        if start < MAPPED:
+            found["codes"] = few_numbers(pairs["features"][1][: MAPPED - start])
+        return found
 
     def finish(self, partial: Partial) -> Explanation:
         """Merge the parts and score the neighbours by what they share: with pixels, and in class."""
@@ -93,6 +100,7 @@ class Retrieval(Explainer):
             values |= {f"{space}_distance": torch.from_numpy(distance), f"{space}_neighbours": torch.from_numpy(place)}
         shown = merged["features"][1][:SHOWN]
         values["neighbour_images"] = torch.stack([self.gallery[torch.from_numpy(row)] for row in shown])
+        values |= self._map(found)
         inputs = {key: value for key, value in self.request.inputs.items() if not key.startswith("real")}
         return self.explanation(
             partial,
@@ -101,6 +109,18 @@ class Retrieval(Explainer):
             scores=self._scores(merged),
             meta={"of": self.options.of, "gallery": len(self.gallery), "copies": self._copies(merged["pixels"])},
         )
+
+    def _map(self, found: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return features of the queries and of the gallery's first images, to be looked at with their pictures."""
+        inputs, gallery = self.request.inputs, self.gallery[:MAPPED]
+        rows = [found[0]["query_codes"], *(data["codes"] for data in found if "codes" in data)]
+        seen = {
+            "codes": torch.from_numpy(np.concatenate(rows)),
+            "code_images": torch.cat([small_pictures(self.x), small_pictures(gallery)]),
+        }
+        if "labels" in inputs and "real_labels" in inputs:
+            seen["code_labels"] = torch.cat([inputs["labels"], inputs["real_labels"][:MAPPED]])
+        return seen
 
     def _scores(self, merged: dict[str, Found]) -> dict[str, Score]:
         ours, pixels = merged["features"][1], merged["pixels"][1]
@@ -155,6 +175,20 @@ def before_last(network: nn.Module, x: Tensor) -> Tensor:
     finally:
         handle.remove()
     return seen[-1].flatten(1)
+
+
+def few_numbers(features_NF: Tensor) -> np.ndarray:
+    """Return features as at most ``NUMBERS`` numbers each, float32: enough to be looked at, never to be measured by.
+
+    More are projected on fixed random directions, which keeps squared distances within a quarter (one standard
+    deviation; Johnson and Lindenstrauss 1984).
+    """
+    features = features_NF.double()
+    if features.shape[1] > NUMBERS:
+        generator = torch.Generator().manual_seed(0)
+        directions = torch.randn(features.shape[1], NUMBERS, generator=generator, dtype=torch.float64)
+        features = features @ directions / NUMBERS**0.5
+    return features.float().numpy()
 
 
 def distances(queries: Tensor, gallery: Tensor) -> np.ndarray:
