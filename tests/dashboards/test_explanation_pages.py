@@ -12,8 +12,9 @@ from dashboard_cases import NASTY, make_whole
 from test_dashboards_report import Page
 
 from ganscale.dashboards import write_explanation_page, write_index, write_panels, write_report
-from ganscale.dashboards.explanation_words import READING
+from ganscale.dashboards.explanation_words import CAPTIONS, READING
 from ganscale.dashboards.layout import BANNER, number, score_title
+from ganscale.dashboards.panels import PANELS
 from ganscale.explain import EXPLAINERS, Explanation
 
 
@@ -145,3 +146,7 @@ def test_a_run_without_explanations_has_no_index(bare_run):
 def test_every_method_says_how_to_read_it():
     silent = [name for name in EXPLAINERS if name not in READING]
     assert silent == []
+
+
+def test_every_panel_has_a_caption():
+    assert [name for name in PANELS if name not in CAPTIONS] == []
