@@ -18,9 +18,12 @@ from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.layout import BANNER, method_title, score_title
 from ganscale.dashboards.palette import DIVERGING
 from ganscale.dashboards.panels import PANELS, draw_panels
-from ganscale.explain import Explanation, Score, build_explainer, drive, explain
+from ganscale.explain import Earlier, Explanation, Score, build_explainer, drive, explain
 
 WANTED = {
+    "lime": {"maps", "curves"},
+    "saliency": {"maps", "curves"},
+    "grad-cam": {"maps", "curves"},
     "directions": {"traversal"},
     "mprt": {"randomisation"},
     "roar": {"retraining"},
@@ -176,6 +179,16 @@ def _overlap(one: tuple[float, ...], two: tuple[float, ...]) -> bool:
     return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
 
 
+def test_maps_over_time_collide_with_nothing():
+    pair, request = invariance.subject(), invariance.request_of("feature-maps")
+    before = Earlier(images=12_000, generator=pair.generator, critic=pair.critic)
+    asked = replace(request, options={**request.options, "checkpoints": 2})
+    shown = draw(drive(build_explainer(replace(pair, earlier=(before,)), asked)))
+    assert shown.panels.keys() == {"feature-maps", "feature-maps-over-time"}
+    assert collisions(shown.canvases) == []
+    assert any("12 kimg" in text for canvas in shown.canvases for text in words_of(canvas))
+
+
 def test_words_on_words_are_found():
     canvas = Canvas(300, 100)
     canvas.text(10, 10, "one above", size=12)
@@ -189,8 +202,7 @@ def test_words_on_words_are_found():
 
 
 def test_every_panel_belongs_to_a_tested_method():
-    attributions = {"maps", "curves"}
-    assert set().union(*WANTED.values(), attributions, {"feature-maps-over-time"}) == PANELS.keys()
+    assert set().union(*WANTED.values(), {"feature-maps-over-time"}) == PANELS.keys()
 
 
 def test_attacks_on_what_is_no_picture_are_drawn_without_one():
