@@ -140,9 +140,12 @@ def _show_all(found: AllMade, as_json: bool) -> None:
         rows = [("method", "samples", "than chance", "deciding score v control")]
         rows += [_row(one) for one in found.made if one.explanation is not None]
         result(table(rows))
+        left_out: dict[str, list[str]] = {}
         for one in found.made:
             if one.explanation is None:
-                result(f"{one.method}: left out: {one.reason or 'interrupted'}")
+                left_out.setdefault(one.reason or "interrupted", []).append(one.method)
+        for reason, methods in left_out.items():
+            result(f"{', '.join(methods)}: left out: {reason}")
         of = "" if found.budget is None else f" of {found.budget:.0f} s"
         note(f"{found.seconds:.0f} s{of}; wrote {found.report}")
     if found.interrupted:

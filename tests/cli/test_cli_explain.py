@@ -197,9 +197,7 @@ def test_an_interrupt_keeps_what_is_finished_and_nothing_half_written(run, monke
     assert found.meta["stopped"]["reason"] == "interrupted"
     assert list(kept.glob("*.png"))
     for page in (kept / "explanation.html", kept.parent / "index.html"):
-        assert found.meta["interim"] in page.read_text(encoding="utf-8"), (
-            "it says that it is not whole"
-        )
+        assert found.meta["interim"] in page.read_text(encoding="utf-8"), "it says that it is not whole"
     assert str(kept) in done.stderr
 
 
@@ -270,6 +268,23 @@ def test_time_that_is_left_buys_more_samples_until_no_more_fit(run, monkeypatch)
     counts = {name: [count for method, count in goes if method == name] for name in few}
     assert all(each == sorted(each) and len(each) > 1 for each in counts.values())
     assert {one.method: one.asked for one in found.made} == {name: each[-1] for name, each in counts.items()}
+
+
+def test_an_interrupt_of_all_methods_keeps_those_that_are_done_and_still_writes_the_report(run, monkeypatch):
+    def go(whole, made, *_):
+        if made.method == "occlusion":
+            raise KeyboardInterrupt
+        return plain(whole, made, *_)
+
+    plain = explain_all._All.go
+    monkeypatch.setattr(explain_all._All, "go", go)
+    few = {name: EXPLAINERS[name] for name in ("directions", "occlusion", "lime")}
+    monkeypatch.setattr(explain_all, "EXPLAINERS", few)
+    done = of([*EXPLAIN, "--method", "all"], run)
+    assert done.exit_code == 130
+    assert "occlusion, lime: left out: interrupted" in done.stdout
+    assert "directions-001" in (run / "report.html").read_text()
+    assert [path.name for path in (run / "explanations").iterdir() if path.is_dir()] == ["directions-001"]
 
 
 def test_an_explanation_that_cannot_be_drawn_takes_no_other_with_it(run, monkeypatch):
