@@ -132,6 +132,8 @@ def class_name(explanation: Explanation, label: int) -> str:
 def baseline_words(explanation: Explanation) -> str:
     """Return in words what stood for an absent part."""
     words = _baseline_words(explanation)
+    if explanation.method == "expected-gradients":
+        words = f"that of each other sample in turn; in the curves {words}"
     if explanation.meta.get("fill") != "generator":
         return words
     drawn = f"what the generator would draw there, the best fitting of {explanation.meta['options']['bank']} images"

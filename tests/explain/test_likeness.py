@@ -15,6 +15,7 @@ from ganscale.explain.likeness.conv_interaction import watched
 from ganscale.explain.likeness.membership import auc, caught_at
 from ganscale.explain.likeness.retrieval import best_of, few_numbers, merge_best
 from ganscale.explain.likeness.units_to_logit import score_of_units
+from ganscale.explain.targets import Beside
 
 
 def images(count: int, seed: int = 0, side: int = 14) -> torch.Tensor:
@@ -205,3 +206,26 @@ def test_a_map_of_features_has_each_image_once_and_keeps_who_is_near():
     ratio = torch.pdist(few) ** 2 / torch.pdist(features.double()) ** 2
     assert float(ratio.mean()) == pytest.approx(1, abs=0.15)  # 60 images: far less spread than one pair's quarter
     assert (few_numbers(features[:, :8]) == features[:, :8].numpy()).all(), "few numbers stay as they are"
+
+
+def test_layers_of_a_critic_that_looks_across_its_batch_are_those_of_each_row_beside_its_companions():
+    class Spread(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.end = torch.nn.Conv2d(1, 3, 3), torch.nn.Linear(3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            return self.end((x - x.mean(dim=0)).mean(dim=(2, 3)))[:, 0]
+
+    critic, companions, generator = Spread(), images(3), toys.ConvGenerator(6, 14)
+    z = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    _, seen = watched(Beside(critic, companions), generator(z))
+    assert torch.equal(seen["critic.conv"], torch.cat([critic.conv(row) for row in generator(z).split(1)]))
+    by_hand = [critic(torch.cat([row, companions]))[:1] for row in generator(z).split(1)]
+    assert torch.allclose(seen["critic.end"][:, 0], torch.cat(by_hand), atol=1e-6)  # float32
+    beside = Beside(critic, companions)
+    found = explain(
+        Subject(name="pair", fn=beside, generator=generator, critic=beside, value_range=None), z, "conv-interaction"
+    )
+    assert found.meta["layers_critic"] == ["critic.conv", "critic.end"]

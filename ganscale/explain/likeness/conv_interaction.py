@@ -29,6 +29,7 @@ from ganscale.explain.likeness.units_to_logit import (
 )
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
+from ganscale.explain.targets import Beside
 from ganscale.explain.types import Explanation, Score
 
 A_CHUNK = 32
@@ -196,13 +197,13 @@ def watched(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     Vectors of more than ``WIDEST`` numbers are left out: their cross moments would be larger than the network. Raises
     LayerError where nothing is left.
     """
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, list[Tensor]] = {}
 
     def hook_of(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             inner = any(other.startswith(f"{name}.") for other in seen)
             if isinstance(output, Tensor) and _narrow(output) and not inner:
-                seen.setdefault(name, output)
+                seen.setdefault(name, []).append(output)
 
         return hook
 
@@ -218,7 +219,9 @@ def watched(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             handle.remove()
     if not seen:
         raise LayerError("the network", "have layers with weights", type(network).__name__, "explain another")
-    return output, seen
+    if isinstance(network, Beside):  # called once a row, with its companions behind it
+        return output, {name: torch.cat([call[:1] for call in calls]) for name, calls in seen.items()}
+    return output, {name: calls[0] for name, calls in seen.items()}
 
 
 def _narrow(output: Tensor) -> bool:
