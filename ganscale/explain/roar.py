@@ -137,7 +137,8 @@ def _labels(inputs: dict[str, Tensor]) -> Tensor:
         raise ExplainInputError("inputs", "have labels, or be real and generated", sorted(inputs), "use --samples both")
     if len(found) < LEAST_SAMPLES or int(found.max()) < 1:
         got = f"{len(found)} samples of {int(found.max()) + 1} classes"
-        raise ExplainInputError("inputs", f"be {LEAST_SAMPLES} samples of 2 classes for roar", got, "--num-samples 200")
+        rule = f"be at least {LEAST_SAMPLES} samples of 2 classes for roar"
+        raise ExplainInputError("inputs", rule, got, "use --num-samples 200")
     return found
 
 
