@@ -87,9 +87,12 @@ def explain_all(
 
     Each method gets an even share of the time that is left; what it does not need goes to the others, and in the end to
     more samples. A method that the target does not fit is left out with the reason. Ctrl-C keeps what is finished and
-    still writes the report. Raises RunFailed, after the report, where a method failed in a way that is no refusal.
+    still writes the report. Raises the UserError family, before anything is written, where the target, the classifier
+    or the samples would be refused whatever the method; RunFailed, after the report, where a method failed in a way
+    that is no refusal.
     """
     whole = _All(run, target, num_samples, workers, seed, classifier, samples, budget, say)
+    whole.check()
     interrupted = False
     address = address or run.config.runtime.address
     with actor_pool(workers, address) if workers else nullcontext(None) as actors:
@@ -125,10 +128,15 @@ class _All:
         self.run, self.num_samples, self.workers, self.budget, self.say = run, num_samples, workers, budget, say
         self.actors: Any = None
         self.began = time.monotonic()
+        self.before = sum(path.is_dir() for path in (run.path / "explanations").glob("[!.]*"))  # are drawn as well
         self.made = [Made(method=method) for method in EXPLAINERS]
         if classifier is not None:
             classifier = find_classifier(classifier, run.config.data)
         self.request = {"target": target, "seed": seed, "classifier": classifier, "samples": samples, "options": {}}
+
+    def check(self) -> None:
+        """Refuse now what no method could serve; the method asked for here needs nothing of its own."""
+        make_job(self.run, "kernel-shap", num_samples=self.num_samples, **self.request).subject()
 
     def spent(self) -> float:
         """Return the seconds since the beginning."""
@@ -138,7 +146,9 @@ class _All:
         """Return the seconds that methods may still use: without those of the report, which draws all panels again."""
         if self.budget is None:
             return float("inf")
-        report = 1.0 + REPORT * sum(made.drawing for made in self.made)
+        drawn = [made.drawing for made in self.made if made.path is not None]
+        before = self.before * (sum(drawn) / len(drawn) if drawn else 0.0)
+        report = 1.0 + REPORT * (sum(drawn) + before)
         return self.budget * (1 - SPARE) - self.spent() - report
 
     def write_record(self) -> None:
@@ -204,9 +214,10 @@ class _All:
         made.explanation, made.asked, made.reason, made.late = found, _count(found, count), "", False
         made.seconds, made.writing = time.monotonic() - began, time.monotonic() - writing
         cut = f" of {count}" if made.asked < count else ""
-        why = " (its time was up)" if cut else ""
+        interrupted = found.meta.get("stopped", {}).get("reason") == "interrupted"
+        why = " (its time was up)" if cut and not interrupted else ""
         self.say(f"{made.method}: {made.asked}{cut} samples in {made.seconds:.1f} s{why}")
-        if found.meta.get("stopped", {}).get("reason") == "interrupted":
+        if interrupted:
             raise KeyboardInterrupt
         return True
 

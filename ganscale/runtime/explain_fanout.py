@@ -60,12 +60,16 @@ class Job:
 
     def explainer(self) -> Explainer:
         """Build the explainer, in the driver and anew in every worker; raises the errors of target and method."""
+        return build_explainer(self.subject(), self.request)
+
+    def subject(self) -> Subject:
+        """Return what is explained; raises the errors of the target."""
         classifier = None if self.classifier is None else self.classifier.open(self._example())
         subject = subject_of(
             self.networks, self.target, classifier=classifier, reference=self.reference, companions=self.companions
         )
         before = tuple(Earlier(images=one.images, generator=one.generator, critic=one.critic) for one in self.earlier)
-        return build_explainer(replace(subject, earlier=before), self.request)
+        return replace(subject, earlier=before)
 
     def packed(self) -> bytes:
         """Return the job as bytes that any worker can open; raises CallableError where it cannot travel."""

@@ -125,6 +125,14 @@ REFUSED = {
         ["explain", "RUN", "--method", "all", "--set", "cells=2"],
         ["--method all", "--budget"],
     ),
+    "a target that no method knows": (
+        ["explain", "RUN", "--method", "all", "--workers", "0", "--target", "clas:2"],
+        ["did you mean class"],
+    ),
+    "a class that no method finds": (
+        [*EXPLAIN, "--method", "all", "--classifier", "my_rules:halves", "--target", "class:uper"],
+        ["did you mean upper"],
+    ),
     "samples of no kind": ([*SHAP, "--samples", "fake"], ["generated"]),
 }
 
