@@ -139,6 +139,7 @@ READING["exact-shapley"] = READING["kernel-shap"]
 #: Panel -> what it shows.
 CAPTIONS: dict[str, str] = {
     "maps": "Input, signed map and overlay of each sample.",
+    "beeswarm": "What each number of the samples adds, a dot a sample, coloured by the number.",
     "randomisation": "How alike the map stays as layers are shuffled, and the maps after each layer.",
     "retraining": "Accuracy of networks trained without the map's first regions, beside random ones.",
     "curves": "What happens to f(x) as parts are removed or brought back in the map's order, beside random orders.",

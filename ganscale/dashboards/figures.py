@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from ganscale.dashboards.enlarging import DENSITY
@@ -104,8 +104,8 @@ class Canvas:
         axes.set_xlabel(x, fontsize=11 * _POINTS_PER_PIXEL, color=MUTED.light)
         axes.set_ylabel(y, fontsize=11 * _POINTS_PER_PIXEL, color=MUTED.light)
 
-    def scale(self, axes: Axes, shown: AxesImage, *, words: str = "") -> None:
-        """Draw the colour bar of an image at the right of its ``axes``, as tall as they are."""
+    def scale(self, axes: Axes, shown: ScalarMappable, *, words: str = "") -> None:
+        """Draw the colour bar of an image, or of coloured dots, at the right of its ``axes``, as tall as they are."""
         frame = axes.get_position()
         beside = self.figure.add_axes((frame.x1 + 8 / self.width, frame.y0, 12 / self.width, frame.height))
         bar = self.figure.colorbar(shown, cax=beside)

@@ -61,7 +61,7 @@ def attribution_panel(explanation: Explanation, *, with_scores: bool = True) -> 
     draw: Callable[..., None] = _picture_row if picture else _bar_row
     for block in range(blocks):
         x = MARGIN + block * (_BLOCK + 16)
-        for place, title in enumerate(("input", "map", "overlay") if picture else ("share of each feature",)):
+        for place, title in enumerate(("input", "map", "overlay") if picture else (_shares_title(explanation),)):
             canvas.text(x + _CAPTION + place * (SIDE + _GAP), y, title, size=12, bold=True, colour=MUTED.light)
     for place, sample in enumerate(_order(explanation, count)):
         block, row = divmod(place, rows)
@@ -71,6 +71,10 @@ def attribution_panel(explanation: Explanation, *, with_scores: bool = True) -> 
     if with_scores:
         score_table(canvas, y + _COLUMN_HEAD + rows * _ROW + 4, explanation)
     return canvas.array()
+
+
+def _shares_title(explanation: Explanation) -> str:
+    return "G(z), and the share of each number of z" if "images" in explanation.inputs else "share of each feature"
 
 
 def signed_map(explanation: Explanation, sample: int) -> np.ndarray:
@@ -163,7 +167,7 @@ def _bar_row(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: i
         if "images" in explanation.inputs:
             pixels = enlarge(rgb(explanation.inputs["images"][sample].numpy()), side=SIDE)
             canvas.image(x, y, pixels)
-            left += pixels.shape[1] // DENSITY + 12
+            left += pixels.shape[1] // DENSITY + 28
     axes = canvas.axes(left, y, x + 3 * SIDE - 10 - left, SIDE - 22)
     colours = ["#b2182b" if share >= 0 else "#2166ac" for share in shares]
     axes.bar(np.arange(len(shares)), shares, color=colours)

@@ -15,6 +15,7 @@ from ganscale.dashboards.animation import write_gifs
 from ganscale.dashboards.attacked_maps import attacked_maps_panel
 from ganscale.dashboards.attacks import attack_curves_panel, attack_examples_panel
 from ganscale.dashboards.attributes import attributes_panel
+from ganscale.dashboards.beeswarm import beeswarm_panel
 from ganscale.dashboards.class_panels import class_wall, probe_panel, ways_panel
 from ganscale.dashboards.codes import code_map_panel, factor_matrix_panel, reconstruction_panel
 from ganscale.dashboards.concepts import concepts_panel
@@ -58,9 +59,10 @@ __all__ = [
     "write_panels",
 ]
 
-#: Panel -> the values that an explanation must hold for it, and the function that draws it.
-PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
+#: Panel -> the values that an explanation must hold for it, and the function that draws it (None: it does not apply).
+PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray | None]]] = {
     "maps": (("attribution",), attribution_panel),
+    "beeswarm": (("attribution",), beeswarm_panel),
     "randomisation": (("similarity", "similarity_moved", "stage_maps"), randomisation_panel),
     "retraining": (("accuracy", "accuracy_random", "removed_share"), retraining_panel),
     "curves": (("deletion_curve", "insertion_curve", "random_curves", "curve_share"), faithfulness_panel),
@@ -99,9 +101,10 @@ def draw_panels(explanation: Explanation, *, with_scores: bool = True) -> dict[s
     ``with_scores=False`` leaves the table of scores out, for a page that writes it as text.
     """
     held = explanation.values.keys()
-    drawn = {
+    asked = {
         name: draw(explanation, with_scores=with_scores) for name, (needed, draw) in PANELS.items() if held >= {*needed}
     }
+    drawn = {name: panel for name, panel in asked.items() if panel is not None}
     return drawn or ({"scores": score_panel(explanation)} if with_scores else {})
 
 

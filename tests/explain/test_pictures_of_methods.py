@@ -18,7 +18,7 @@ from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.layout import BANNER, method_title, score_title
 from ganscale.dashboards.palette import DIVERGING
 from ganscale.dashboards.panels import PANELS, draw_panels
-from ganscale.explain import Earlier, Explanation, Score, build_explainer, drive, explain
+from ganscale.explain import Earlier, Explanation, Score, Target, build_explainer, drive, explain
 
 WANTED = {
     "lime": {"maps", "curves"},
@@ -179,6 +179,27 @@ def _overlap(one: tuple[float, ...], two: tuple[float, ...]) -> bool:
     return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
 
 
+def test_shares_of_many_latents_are_bars_beside_their_pictures_and_a_swarm_of_the_largest_first():
+    weight = torch.tensor([0.1, -3.0, 1.0])
+    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    found = explain(toys.Linear(weight), x, "input-x-gradient")
+    found = replace(
+        found, inputs={**found.inputs, "images": torch.zeros(12, 1, 28, 28)}, target=Target.parse("critic@G")
+    )
+    shown = draw(found)
+    assert shown.panels.keys() == {"maps", "beeswarm", "curves"}
+    assert collisions(shown.canvases) == []
+    swarm = shown.canvases[1].figure.axes[0]
+    assert [label.get_text() for label in swarm.get_yticklabels()] == ["z[1]", "z[2]", "z[0]"]
+    for dots, number in zip(swarm.collections, (1, 2, 0), strict=True):
+        places = dots.get_offsets()
+        assert np.allclose(places[:, 0], found.values["attribution"][:, number])
+        assert np.array_equal(dots.get_array(), x[:, number].double())
+        assert dots.norm.vmin == -dots.norm.vmax, "white is zero"
+    few = explain(toys.Linear(weight), x[:4], "input-x-gradient")
+    assert "beeswarm" not in draw(few).panels
+
+
 def test_maps_over_time_collide_with_nothing():
     pair, request = invariance.subject(), invariance.request_of("feature-maps")
     before = Earlier(images=12_000, generator=pair.generator, critic=pair.critic)
@@ -202,7 +223,7 @@ def test_words_on_words_are_found():
 
 
 def test_every_panel_belongs_to_a_tested_method():
-    assert set().union(*WANTED.values(), {"feature-maps-over-time"}) == PANELS.keys()
+    assert set().union(*WANTED.values(), {"feature-maps-over-time", "beeswarm"}) == PANELS.keys()
 
 
 def test_attacks_on_what_is_no_picture_are_drawn_without_one():
