@@ -163,7 +163,7 @@ class _All:
         """Give every method its share of the time."""
         for place, made in enumerate(self.made):
             if self.left() <= 0:
-                made.reason = f"the {self.budget:g} s were spent before its turn"
+                made.reason = f"nothing was left of the {self.budget:g} s"
                 continue
             self.go(made, self._first_count(made), max(LEAST_S, self.left() / (len(self.made) - place)))
 
