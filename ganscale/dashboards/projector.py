@@ -18,7 +18,8 @@ from PIL import Image
 from tensorboard.plugins.projector.metadata import PROJECTOR_FILENAME
 from tensorboard.plugins.projector.projector_config_pb2 import EmbeddingInfo, ProjectorConfig
 
-from ganscale.files import replace_text
+from ganscale.files import replace_text, written_aside
+from ganscale.progress import checkpoint_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,7 @@ def write_codes(explanation: Explanation, log_dir: str | Path, step: int) -> Pat
     if "codes" not in values:
         return None
     log_dir = Path(log_dir)
-    name = f"{explanation.method}-kimg-{step // 1000:06d}"
+    name = f"{explanation.method}-{checkpoint_name(step)}"
     (log_dir / FOLDER).mkdir(parents=True, exist_ok=True)
     entry = EmbeddingInfo(tensor_name=f"{explanation.method}, {_words(explanation)} at {step / 1000:g} kimg")
     entry.tensor_path, entry.metadata_path = f"{FOLDER}/{name}.tsv", f"{FOLDER}/{name}-labels.tsv"
@@ -51,7 +52,8 @@ def write_codes(explanation: Explanation, log_dir: str | Path, step: int) -> Pat
         sheet, tile = _sheet(values["code_images"].numpy())
         entry.sprite.image_path = f"{FOLDER}/{name}.png"
         entry.sprite.single_image_dim.extend([tile.shape[1], tile.shape[0]])  # width, height
-        Image.fromarray(sheet).save(log_dir / entry.sprite.image_path, format="PNG")
+        with written_aside(log_dir / entry.sprite.image_path) as aside:  # a TensorBoard may be reading
+            Image.fromarray(sheet).save(aside, format="PNG")
     return _enter(log_dir / PROJECTOR_FILENAME, entry)
 
 

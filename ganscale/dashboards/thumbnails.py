@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ganscale.dashboards.enlarging import DENSITY
+from ganscale.files import written_aside
 
 THUMBNAIL = "thumbnail.png"
 WIDTH, HEIGHT = 160, 100  # CSS pixels
@@ -27,5 +28,6 @@ def write_thumbnail(panels: Mapping[str, np.ndarray], directory: Path) -> Path |
     page[: cut.shape[0]] = cut
     small = Image.fromarray(page).resize((WIDTH * DENSITY, HEIGHT * DENSITY), Image.Resampling.LANCZOS)
     path = directory / THUMBNAIL
-    small.quantize(128, dither=Image.Dither.NONE).save(path, format="PNG")
+    with written_aside(path) as aside:
+        small.quantize(128, dither=Image.Dither.NONE).save(aside, format="PNG")
     return path

@@ -205,10 +205,12 @@ def test_codes_come_back_as_points_with_classes_and_pictures(tmp_path):
 def test_codes_of_a_later_checkpoint_stand_beside_the_earlier_ones_and_new_ones_replace_their_own(tmp_path):
     found = red_codes(count=10)
     with TensorBoardSink(tmp_path) as sink:
-        for step in (8000, 16000, 8000):
+        for step in (8192, 8000, 16000, 8000):
             sink.write_explanation(found, step, panels={})
     config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
-    assert [entry.tensor_name.rpartition(" at ")[2] for entry in config.embeddings] == ["8 kimg", "16 kimg"]
+    times = [entry.tensor_name.rpartition(" at ")[2] for entry in config.embeddings]
+    assert times == ["8 kimg", "16 kimg", "8.192 kimg"]
+    assert len({entry.tensor_path for entry in config.embeddings}) == 3, "each has points of its own"
 
 
 def test_what_has_no_codes_writes_none(tmp_path, shapley: Explanation):
