@@ -70,7 +70,7 @@ def code_map_panel(explanation: Explanation, *, with_scores: bool = True) -> np.
     if known:
         for label in np.unique(labels.numpy()):
             own = labels.numpy() == label
-            colour = colormaps["tab10"](int(label) % 10)
+            colour = colormaps["tab10"](int(label) % 10) if label >= 0 else SERIES["grey"].light
             axes.scatter(
                 *at[own].T, s=10, color=colour, label=class_name(explanation, int(label)), alpha=0.8, linewidths=0
             )

@@ -124,7 +124,9 @@ def origin_words(explanation: Explanation) -> str:
 
 
 def class_name(explanation: Explanation, label: int) -> str:
-    """Return a label's name where the run's data have names, else "class K"."""
+    """Return a label's name where the run's data have names, else "class K"; "generated" below 0."""
+    if label < 0:
+        return "generated"
     names = explanation.meta.get("names", {}).get("classes", [])
     return names[label] if label < len(names) else f"class {label}"
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
 from ganscale.dashboards.figures import blend, signed_colours
-from ganscale.dashboards.layout import MARGIN, number
+from ganscale.dashboards.layout import MARGIN, class_name, number
 from ganscale.dashboards.maps import SIDE, signed_map
 from ganscale.dashboards.palette import SERIES, WARNING_GROUND
 from ganscale.dashboards.panels import draw_panels, logit_panel, metric_panel, score_panel, write_panels
@@ -167,6 +167,11 @@ def test_metrics_and_logits_have_panels():
     empty = Histogram(edges=edges, counts=np.zeros(12, dtype=int))
     assert is_picture(logit_panel(filled, filled, images=1000))
     assert is_picture(logit_panel(filled, empty, images=1000))
+
+
+def test_an_image_of_no_class_is_never_called_by_the_last_name(shapley: Explanation):
+    named = replace(shapley, meta={**shapley.meta, "names": {"classes": ["shirt", "boot"]}})
+    assert [class_name(named, label) for label in (-1, 0, 1, 2)] == ["generated", "shirt", "boot", "class 2"]
 
 
 @pytest.mark.parametrize(
