@@ -50,7 +50,7 @@ def write_index(explanations: str | Path) -> Path | None:
             page = json.loads((directory / "explanation.json").read_text(encoding="utf-8"))
             entry = _Entry(directory=directory, page=page)
             entries.append((entry, _row(entry)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
             damaged.append(directory.name)
     target = folder / INDEX
     replace_text(target, _render(folder, entries, damaged))
@@ -74,7 +74,7 @@ def left_out_section(explanations: Path, *, key: str) -> str:
 def _render(folder: Path, entries: list[tuple[_Entry, tuple[object, ...]]], damaged: list[str]) -> str:
     run = folder.absolute().parent.name
     weak = sum(bool(entry.page.get("not_better_than_random")) for entry, _ in entries)
-    verdicts = "all better than random" if not weak else f"{weak} not better than random"
+    verdicts = f"{weak} not better than random" if weak or not entries else "all better than random"
     head = (
         f'<header><nav aria-label="This run">{link("../report.html", "Report of the run")}</nav>\n'
         f"<h1>Explanations of {escape(run)}</h1>\n"
