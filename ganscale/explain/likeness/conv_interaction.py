@@ -61,15 +61,16 @@ class ConvInteraction(Explainer):
             return []
         starts = range(0, len(self.z), A_CHUNK)
         units = [
-            (layer, start)
-            for layer, name in enumerate(self._hidden)
-            for start in range(0, len(self._units(name)), UNITS_A_CHUNK)
+            (part, start, {"layer": layer, "units": units[start : start + UNITS_A_CHUNK]})
+            for part, layer in enumerate(self._hidden, 1)
+            for units in [most_varied(self._first[0][layer], MOST_UNITS)]  # once: workers' last bits may differ
+            for start in range(0, len(units), UNITS_A_CHUNK)
         ]
         return [
             *(Chunk(round=0, index=index, explanation=start, part=0) for index, start in enumerate(starts)),
             *(
-                Chunk(round=0, index=len(starts) + index, explanation=start, part=1 + layer)
-                for index, (layer, start) in enumerate(units)
+                Chunk(round=0, index=len(starts) + index, explanation=start, part=part, work=work)
+                for index, (part, start, work) in enumerate(units)
             ),
         ]
 
@@ -89,12 +90,8 @@ class ConvInteraction(Explainer):
         """The generator's layers whose channels are units: the last one's are the image's own, where it has others."""
         return list(self._first[0])[:-1] or list(self._first[0])
 
-    def _units(self, layer: str) -> np.ndarray:
-        return most_varied(self._first[0][layer], MOST_UNITS)
-
     def _take_away(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
-        layer = self._hidden[chunk.part - 1]
-        units = self._units(layer)[chunk.explanation : chunk.explanation + UNITS_A_CHUNK]
+        layer, units = chunk.work["layer"], chunk.work["units"]
         z = self.z[:ROWS].to(self.subject.device)
         meter.rows_forward += 2 * len(z) * (1 + len(units))
         return {"units": units, "effect": effects_of_units(self.subject, z, layer, units)}

@@ -114,10 +114,9 @@ class Retrieval(Explainer):
         """Return features of the queries and of the gallery's first images, to be looked at with their pictures."""
         inputs, gallery = self.request.inputs, self.gallery[:MAPPED]
         rows = [found[0]["query_codes"], *(data["codes"] for data in found if "codes" in data)]
-        seen = {
-            "codes": torch.from_numpy(np.concatenate(rows)),
-            "code_images": torch.cat([small_pictures(self.x), small_pictures(gallery)]),
-        }
+        seen = {"codes": torch.from_numpy(np.concatenate(rows))}
+        if self.x.ndim == 4:
+            seen["code_images"] = torch.cat([small_pictures(self.x), small_pictures(gallery)])
         if "labels" in inputs and "real_labels" in inputs:
             seen["code_labels"] = torch.cat([inputs["labels"], inputs["real_labels"][:MAPPED]])
         return seen
