@@ -40,11 +40,11 @@ def layout_of_rows(subject: Subject, x: Tensor) -> torch.memory_format:
     """
     if x.ndim != 4 or x.shape[2:].numel() == 1 or subject.device.type != "cpu":
         return torch.contiguous_format
-    rows = x[:2]
+    rows = x[:1].expand(2, *x.shape[1:])  # the first alone decides: fewer samples are passed no other way
     try:
         found = subject.fn(rows.contiguous(memory_format=torch.channels_last))
     except Exception:  # whatever a user's function raises: it is asked again in the ordinary way, and then it counts
         return torch.contiguous_format
-    known = subject.fn(rows)
+    known = subject.fn(rows.contiguous())
     same = isinstance(found, Tensor) and found.shape == known.shape and torch.allclose(found, known, rtol=1e-4)
     return torch.channels_last if same else torch.contiguous_format
