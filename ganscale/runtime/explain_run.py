@@ -24,6 +24,7 @@ from ganscale.explain import (
     next_directory,
 )
 from ganscale.explain.subject import looks_across_its_batch
+from ganscale.progress import images_of
 from ganscale.runtime.classifiers import IN_DOMAIN, find_classifier
 from ganscale.runtime.evaluation import evaluation_board
 from ganscale.runtime.explain_fanout import Job, explain_networks
@@ -132,10 +133,10 @@ def _earlier(run: Run, count: int) -> tuple[Networks, ...]:
     from ganscale.runtime.run import load
     from ganscale.training import checkpoint as checkpoints
 
-    before = [load(path).networks for path in checkpoints.names(run.path / "checkpoints")]
-    before = [networks for networks in before if networks.images < run.networks.images]
+    now, kept = run.networks.images, checkpoints.names(run.path / "checkpoints")
+    before = [path for path in kept if images_of(path.name) < now]
     places = np.unique(np.linspace(0, len(before) - 1, min(count, len(before))).round().astype(int))
-    return tuple(before[place] for place in places)
+    return tuple(load(before[place]).networks for place in places)
 
 
 def keep(run: Run, explanation: Explanation, board: TensorBoardSink | None = None) -> tuple[Path, float]:
