@@ -296,8 +296,9 @@ class AttributionExplainer(Explainer):
             return grid
         if grid.ndim != 2:
             raise ExplainOptionError("regions", "be grid or auto where samples are no images", regions, "leave it out")
-        bounds = self.subject.value_range or (float(self.x.min()), float(self.x.max()) + 1e-12)
-        return torch.stack([slic_segments(x, int(grid.max()) + 1, value_range=bounds) for x in self.x])
+        bounds = [self.subject.value_range or (float(x.min()), float(x.max()) + 1e-12) for x in self.x]  # its own
+        count = int(grid.max()) + 1
+        return torch.stack([slic_segments(x, count, value_range=b) for x, b in zip(self.x, bounds, strict=True)])
 
     def _twins(self) -> int:
         """Return how many maps are made as controls: of moved inputs, then of the shuffled network."""

@@ -34,14 +34,16 @@ def measure(explainer: AttributionExplainer, chunk: Chunk, meter: Meter) -> dict
     counts_P = scores.removal_counts(players, explainer.options.curve_points)
     others = [] if other_M is None else [np.argsort(-other_M, kind="stable")]
     orders = [best_first, best_first[::-1], *random_orders, *others]
-    inner = np.concatenate([scores.deletion_masks(order, counts_P[1:-1]) for order in orders])
+    inner = [scores.deletion_masks(order, counts_P[1:-1]) for order in orders]
     removed = rng.random((INFIDELITY_MASKS, players)) < 0.5
     ends = np.stack([np.ones(players, dtype=bool), np.zeros(players, dtype=bool)])
-    f_n = explainer.evaluate(chunk.explanation, np.concatenate([ends, inner, ~removed]), meter)
+    # what may be missing comes last: the place of a row in its pass decides on its last bits
+    rows = np.concatenate([ends, ~removed, *inner])
+    f_n = explainer.evaluate(chunk.explanation, rows, meter)
     full, empty, f_n = f_n[0], f_n[1], f_n[2:]
-    middle = f_n[: len(inner)].reshape(len(orders), len(counts_P) - 2)
+    middle = f_n[len(removed) :].reshape(len(orders), len(counts_P) - 2)
     curves = np.pad(middle, ((0, 0), (1, 1)), constant_values=((0, 0), (full, empty)))
-    drop_n = full - f_n[len(inner) :]
+    drop_n = full - f_n[: len(removed)]
     shuffled = [effects_M[rng.permutation(players)] for _ in range(scores.RANDOM_ORDERS)]
     return {
         "deletion": curves[0],
@@ -80,7 +82,7 @@ def scores_of(
     }
     if moved:
         measured["max_sensitivity"] = _max_sensitivity(maps, moved, rng)
-    if found[0]["other"] is not None:
+    if all(one["other"] is not None for one in found):  # samples finished before a failure have theirs
         other_N = scores.area(np.stack([one["other"] for one in found]), counts_P)
         measured["deletion_auc_v_shuffled_network"] = scores.against_control(area_N, other_N, better="lower")
     if "mask" in request.inputs:

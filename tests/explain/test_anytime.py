@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import test_explain_invariance as invariance
@@ -20,6 +21,7 @@ from ganscale.explain import (
     find_explainer,
     make_request,
 )
+from ganscale.explain.attribution import TWIN
 from ganscale.explain.errors import ExplainOptionError
 
 IMAGES = torch.rand(5, 1, 14, 14, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -223,6 +225,28 @@ def test_a_width_of_a_method_that_draws_nothing_is_refused():
 def test_a_limit_that_is_none_is_refused(limit):
     with pytest.raises(ExplainOptionError, match="be above 0"):
         Limits(**limit)
+
+
+def test_a_control_that_one_sample_lacks_is_lacked_by_all_however_many_are_begun_together():
+    built = explainer(shakes=0)
+
+    def execute(chunks):
+        for chunk in chunks:
+            found = built.run(chunk)
+            if chunk.round == 0 and chunk.part >= TWIN and chunk.explanation > 0:  # as where nothing finite came out
+                found = replace(found, items=tuple((*item[:3], None) for item in found.items))
+            yield chunk.index, found
+
+    alone = drive(built, execute=execute)
+    assert "deletion_auc_v_shuffled_network" not in alone.scores
+    same(drive_within(built, execute=execute, at_once=1), alone)
+
+
+def test_superpixels_of_a_sample_without_a_range_do_not_depend_on_the_others():
+    x = torch.cat([IMAGES[:1], 50 * IMAGES[1:2]])
+    asked = make_request(find_explainer("lime", EXPLAINERS), x, options=QUICK | {"regions": "slic", "cells": 5})
+    built = build_explainer(replace(invariance.subject(), value_range=None), asked)
+    assert torch.equal(built.segments_of(0), built.first(1).segments_of(0))
 
 
 def test_a_mean_baseline_ties_the_samples_together():
