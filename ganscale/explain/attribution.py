@@ -222,7 +222,7 @@ class AttributionExplainer(Explainer):
         best_n = None if self.inpainting is None else self.inpainting.best(x, present_nM, segments)
 
         def build(part: slice) -> Tensor:
-            absent = baseline if best_n is None else self.inpainting.bank[best_n[part]]
+            absent = baseline if best_n is None else self.inpainting.bank[best_n[part]].to(x.dtype)
             return compose(x, absent, present_nM[part], segments)
 
         return meter.evaluate(self.subject.fn, len(present_nM), build)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ganscale.explain.attribution import AttributionExplainer, AttributionOptions, Maps
 from ganscale.explain.base import Meter
+from ganscale.explain.errors import ExplainOptionError
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
 
@@ -26,7 +27,7 @@ ROWS_A_CHUNK = 512
 
 
 class OcclusionOptions(AttributionOptions):
-    """``window``: its side in pixels (auto: a quarter of the picture's); ``stride``: auto is half the window.
+    """``window``: its side in pixels (auto: a quarter of the picture's); ``stride``: at most that; auto is half of it.
 
     Vectors have one window a feature.
     """
@@ -105,7 +106,11 @@ class Occlusion(AttributionExplainer):
         if self.x.ndim != 4 or self.x.shape[2:].numel() == 1:
             return 1, 1
         side = -(-min(self.x.shape[2:]) // 4) if self.options.window == "auto" else self.options.window
-        return side, (side + 1) // 2 if self.options.stride == "auto" else self.options.stride
+        stride = (side + 1) // 2 if self.options.stride == "auto" else self.options.stride
+        if stride > side:
+            rule = f"be at most the window's side, {side}: else pixels lie between the windows"
+            raise ExplainOptionError("stride", rule, stride, "take a larger window or a smaller stride")
+        return side, stride
 
     def _windows(self) -> Tensor:
         if self.x.ndim != 4 or self.x.shape[2:].numel() == 1:

@@ -110,6 +110,11 @@ def test_a_baseline_outside_the_range_is_refused(images):
         explain(toys.conv_critic(), images, "kernel-shap", baseline=-3)
 
 
+def test_windows_that_leave_pixels_between_them_are_refused(images):
+    with pytest.raises(ExplainOptionError, match="stride must be at most the window's side, 2"):
+        explain(toys.conv_critic(), images, "occlusion", window=2, stride=3)
+
+
 def test_a_single_sample_is_not_compared_with_its_own_mean(images):
     with pytest.raises(ExplainOptionError, match="baseline must not be mean for a single sample"):
         explain(toys.conv_critic(), images[:1], "kernel-shap", baseline="mean")

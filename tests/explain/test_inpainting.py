@@ -61,8 +61,9 @@ def test_any_cell_tells_a_generator_of_whole_pictures_what_the_others_are():
     assert "black" in baseline_words(black)
 
 
-def test_the_shares_of_whole_pictures_are_the_shapley_values_of_that_game():
-    x = torch.full((1, 1, SIDE, SIDE), 0.8)  # as the generator draws it: v is 0.8 with any cell, else -0.8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_shares_of_whole_pictures_are_the_shapley_values_of_that_game(dtype):
+    x = torch.full((1, 1, SIDE, SIDE), 0.8, dtype=dtype)  # as the generator draws it: v is 0.8 with any cell, else -0.8
     found = explain(subject(), x, "exact-shapley", cells=3, fill="generator", **BARE)
     shares = found.values["segment_weights"][0]
     torch.testing.assert_close(shares, torch.full_like(shares, 1.6 / 9), atol=1e-6, rtol=0)  # float32 means
