@@ -38,8 +38,8 @@ def maps_over_time_panel(explanation: Explanation, *, with_scores: bool = True) 
     """
     values, meta = explanation.values, explanation.meta
     run = meta.get("run")
-    times = [f"{images / 1000:.4g} kimg" for images in values["past_times"].tolist()]
-    times.append("now" if run is None else f"{run['images'] / 1000:.4g} kimg")
+    times = [f"{images / 1000:g} kimg" for images in values["past_times"].tolist()]
+    times.append("now" if run is None else f"{run['images'] / 1000:g} kimg")
     drawn = [*values["past_images"].double().numpy(), values["map_images"][0].double().numpy()]
     rows = [Row(title="picture", tiles=[Tile(values=image) for image in drawn], notes=("G of the same z",))]
     for place, name in enumerate(meta["layers"]):

@@ -64,6 +64,9 @@ def test_earlier_maps_are_those_of_the_earlier_networks_in_the_channels_of_today
     critic = explain(past, latents(5), "feature-maps", network="D", checkpoints=2)
     of_today = seen[0, critic.values["channels_0"]]  # drawn alone here, with four others there: float32 rounding
     assert torch.allclose(critic.values["past_0"][0], of_today, rtol=0, atol=1e-6)
+    older = replace(pair, earlier=(replace(before, images=500), before))
+    assert explain(older, latents(5), "feature-maps", checkpoints=2).values["past_times"].tolist() == [1000]
+    assert "past_times" not in explain(older, latents(5), "feature-maps").values, "nobody asked for them"
     plain = explain(pair, latents(5), "feature-maps", channels=3)
     assert torch.equal(plain.values["map_0"], found.values["map_0"])
     assert torch.equal(torch.random.get_rng_state(), torch_state)

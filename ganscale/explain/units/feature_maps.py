@@ -24,6 +24,7 @@ from ganscale.explain.errors import ExplainOptionError, LayerError
 from ganscale.explain.latent.base import LatentExplainer
 from ganscale.explain.plan import Chunk, Partial
 from ganscale.explain.scores import against_random
+from ganscale.explain.subject import Earlier
 from ganscale.explain.types import Explanation
 from ganscale.explain.units.networks import layers_with_maps, maps_at, maps_of
 
@@ -78,7 +79,7 @@ class FeatureMaps(LatentExplainer):
         varied = maps.double().transpose(0, 1).flatten(1).std(dim=1)
         channels = varied.argsort(descending=True, stable=True)[: self.options.channels]
         chosen = maps[:, channels]
-        past = maps_at(self, self.options.network, chunk.work["layer"], rows[:1])
+        past = maps_at(self._before, self.options.network, chunk.work["layer"], rows[:1])
         meter.rows_forward += len(past)
         depicted, permuted = self._depicts(chosen, chunk.rng(self.request.seed))
         return {
@@ -100,7 +101,7 @@ class FeatureMaps(LatentExplainer):
             values[f"channels_{place}"] = torch.from_numpy(data["channels"])
             if data["past"]:
                 values[f"past_{place}"] = torch.from_numpy(np.stack(data["past"]))
-        before = self.subject.earlier
+        before = self._before
         if before:
             with self.subject.quiet(), torch.no_grad():
                 drawn = [one.generator(self.z[:1].to(self.subject.device))[0].cpu() for one in before]
@@ -114,6 +115,12 @@ class FeatureMaps(LatentExplainer):
             kept = f"{len(before) + 1} are kept (checkpoint.keep)"
             meta["warnings"] = [f"{self.options.checkpoints} checkpoints were asked for, {kept}"]
         return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
+
+    @property
+    def _before(self) -> tuple[Earlier, ...]:
+        """The earlier times that were asked for, the oldest first; the newest ones where there are more."""
+        count = self.options.checkpoints - 1
+        return self.subject.earlier[-count:] if count else ()
 
     def _rows(self) -> Tensor:
         return self.z if self.options.network == "G" else self.images(self.z)

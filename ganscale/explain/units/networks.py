@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from ganscale.explain.edits import used_layers
 from ganscale.explain.errors import ExplainTargetError
 from ganscale.explain.latent.base import LatentExplainer
 from ganscale.explain.layers import layer_output
+from ganscale.explain.subject import Earlier
 
 WORDS = {"G": "generator", "D": "critic", "C": "classifier"}
 A_PASS = 64
@@ -44,12 +45,12 @@ def maps_of(explainer: LatentExplainer, which: str, layer: str, rows: Tensor) ->
     return torch.cat(parts)
 
 
-def maps_at(explainer: LatentExplainer, which: str, layer: str, rows: Tensor) -> list[Tensor]:
-    """Return the layer's outputs [n, C, ...] on these rows at each earlier time of the subject, on the CPU."""
+def maps_at(earlier: Sequence[Earlier], which: str, layer: str, rows: Tensor) -> list[Tensor]:
+    """Return the outputs [n, C, ...] on these rows of a layer of G or D at each earlier time, on the CPU."""
     found = []
-    for before in explainer.subject.earlier:
+    for before in earlier:
         network = before.generator if which == "G" else before.critic
-        with explainer.subject.quiet(), torch.no_grad():
+        with torch.no_grad():
             device = next(network.parameters()).device
             found.append(layer_output(network, layer, lambda: network(rows.to(device))).cpu())  # noqa: B023 - at once
     return found
