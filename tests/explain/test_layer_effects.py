@@ -75,6 +75,12 @@ def test_the_curve_of_an_edit_starts_at_nothing_and_holds_the_whole_edit():
         assert torch.equal(curve[:, shares.index(1)], found.values["effect_pixels"][:, 0])
 
 
+def test_a_single_latent_tells_nothing_of_the_spread():
+    one, two = (explain(subject(), latents(count), "layer-noise").values["curve_error"] for count in (1, 2))
+    assert one.isnan().all()
+    assert two.isfinite().all()
+
+
 def test_noise_in_a_linear_generator_moves_the_picture_in_proportion():
     linear = nn.Sequential(nn.Linear(LATENT, SIDE * SIDE), nn.Unflatten(1, (1, SIDE, SIDE)))
     found = explain(subject(linear), latents(8), "layer-noise")

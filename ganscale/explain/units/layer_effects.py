@@ -256,13 +256,19 @@ def _layer_result(explainer: LayerEffect, partial: Partial, shown: str) -> Expla
         **{f"effect_{key}": torch.from_numpy(array[:, : len(ways)].mean(axis=2)) for key, array in effects.items()},
         "curve_amounts": torch.tensor(amounts, dtype=torch.float64),
         "curve_pixels": torch.from_numpy(curve_LAN.mean(axis=2)),
-        "curve_error": torch.from_numpy(curve_LAN.std(axis=2) / np.sqrt(max(curve_LAN.shape[2] - 1, 1))),
+        "curve_error": torch.from_numpy(_standard_errors(curve_LAN)),
         "effect_pixels_rows": torch.from_numpy(pixels_LN.copy()),
         "shuffled_spread": torch.from_numpy(shuffled),
         **explainer._pictures(shown),
     }
     meta = {"layers": layers, "edits": ways, "shown_edit": shown, "amount": explainer.options.amount}
     return explainer.explanation(partial, values=values, inputs={"z": explainer.z}, scores=scores, meta=meta)
+
+
+def _standard_errors(values_LAN: np.ndarray) -> np.ndarray:
+    """Return the standard errors of the means over the last axis; NaN where one number has no spread."""
+    count = values_LAN.shape[2]
+    return values_LAN.std(axis=2) / np.sqrt(count - 1) if count > 1 else np.full(values_LAN.shape[:2], np.nan)
 
 
 def _part(way: str, share: float) -> str:
