@@ -167,11 +167,13 @@ class SmoothGrad(Saliency):
 
     def gradient(self, rows: slice, chunk: Chunk, meter: Meter) -> Tensor:
         """Return the mean gradients over the draws."""
-        rng, bounds, x = chunk.rng(self.request.seed), self.subject.value_range, self.x[rows]
+        bounds, x = self.subject.value_range, self.x[rows]
+        rngs = chunk.rngs(self.request.seed, len(x))
         width = width_of(x, bounds)
         total = torch.zeros(x.shape, dtype=torch.float64)
         for _ in range(self.options.draws):
-            noise = torch.from_numpy(rng.standard_normal(x.shape) * self.options.noise) * width
+            drawn = np.stack([rng.standard_normal(x.shape[1:]) for rng in rngs])
+            noise = torch.from_numpy(drawn * self.options.noise) * width
             total += gradients(meter, (x + noise).to(x.dtype))
         return (total / self.options.draws).to(x.dtype)
 

@@ -49,6 +49,10 @@ class Chunk:
         """Return this chunk's own generator, on the CPU, so that a GPU sees the same masks."""
         return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(self.explanation, self.part)))
 
+    def rngs(self, seed: int, count: int) -> list[np.random.Generator]:
+        """Return a generator for each of ``count`` samples from ``explanation`` on, whichever share the chunk."""
+        return [replace(self, explanation=self.explanation + row).rng(seed) for row in range(count)]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Partial:

@@ -227,6 +227,15 @@ def test_a_limit_that_is_none_is_refused(limit):
         Limits(**limit)
 
 
+@pytest.mark.parametrize(
+    ("method", "name"), [("smoothgrad", "attribution"), ("latent-counterfactual", "log_odds_random")]
+)
+def test_what_is_drawn_for_a_sample_does_not_depend_on_those_that_share_its_chunk(method, name):
+    built = named(method)
+    alone, among = (drive(one).values[name][0] for one in (built.first(1), built))
+    torch.testing.assert_close(alone, among, rtol=1e-5, atol=1e-6)  # float32: one row in a pass, or several
+
+
 def test_a_control_that_one_sample_lacks_is_lacked_by_all_however_many_are_begun_together():
     built = explainer(shakes=0)
 

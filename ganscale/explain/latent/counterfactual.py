@@ -10,6 +10,7 @@ Legend: N base latents, D latent, P real images, R random steps, T pictures on t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -104,8 +105,8 @@ class LatentCounterfactual(LatentExplainer):
             raise CallableError("generator and judge", "be differentiable", words, "use networks of torch") from error
         meter.rows_forward += in_latent.rows_forward + in_pixels.rows_forward
         meter.rows_backward += in_latent.rows_backward + in_pixels.rows_backward
-        rng = chunk.rng(self.request.seed)
-        drawn = torch.from_numpy(rng.standard_normal((RANDOM_STEPS, *z.shape))).to(z)
+        rngs = chunk.rngs(self.request.seed, len(z))
+        drawn = torch.from_numpy(_drawn(rngs, RANDOM_STEPS, z.shape[1:])).to(z)
         length = in_latent.step.norm(dim=1)[None, :, None]
         stepped = z + drawn / drawn.norm(dim=2, keepdim=True) * length
         with torch.no_grad():
@@ -114,7 +115,7 @@ class LatentCounterfactual(LatentExplainer):
             ends = {"found": generator(z + in_latent.step), "pixel": found["pixels"], "before": original}
             odds = {name: decision.log_odds(image, to) for name, image in ends.items()}
             odds["random"] = torch.stack([decision.log_odds(image, to) for image in random], dim=1)
-            survived = self._survival(decision, ends, to, rng)
+            survived = self._survival(decision, ends, to, rngs)
         meter.rows_forward += len(z) * (2 * RANDOM_STEPS + 2 * 3 + 2 * NOISE_DRAWS)
         numbers = {f"odds_{name}": value for name, value in odds.items()} | survived
         numbers |= {"granted": in_latent.granted, "granted_pixel": in_pixels.granted}
@@ -211,10 +212,10 @@ class LatentCounterfactual(LatentExplainer):
         return {"before": before.numpy(), "to": to.numpy()}
 
     def _survival(
-        self, decision: Decision, ends: dict[str, Tensor], to: Tensor, rng: np.random.Generator
+        self, decision: Decision, ends: dict[str, Tensor], to: Tensor, rngs: list[np.random.Generator]
     ) -> dict[str, Tensor]:
         """Return for both kinds of step how often the verdict is still the wished one under the same noise [n]."""
-        noise = rng.standard_normal((NOISE_DRAWS, *ends["found"].shape)) * self.options.noise
+        noise = _drawn(rngs, NOISE_DRAWS, ends["found"].shape[1:]) * self.options.noise
         kept = {}
         for name in ("found", "pixel"):
             noisy = [ends[name] + torch.from_numpy(draw).to(ends[name]) for draw in noise]
@@ -259,6 +260,11 @@ class LatentCounterfactual(LatentExplainer):
         lengths = [(part - original).double().flatten(1).norm(dim=1).numpy() for part in (found, original.roll(1, 0))]
         scores["pixel_l2"] = against_control(*lengths, better="lower")
         return {name: score for name, score in scores.items() if score.n}  # some need a sample that turned both ways
+
+
+def _drawn(rngs: list[np.random.Generator], count: int, shape: Sequence[int]) -> np.ndarray:
+    """Return ``count`` normal draws of each row, from its own generator: [count, n, ...]."""
+    return np.stack([rng.standard_normal((count, *shape)) for rng in rngs], axis=1)
 
 
 class _Odds:
