@@ -228,7 +228,13 @@ def test_a_limit_that_is_none_is_refused(limit):
 
 
 @pytest.mark.parametrize(
-    ("method", "name"), [("smoothgrad", "attribution"), ("latent-counterfactual", "log_odds_random")]
+    ("method", "name"),
+    [
+        ("smoothgrad", "attribution"),
+        ("latent-counterfactual", "log_odds_random"),
+        ("attack-input", "noise_margins"),
+        ("attack-latent", "random_image_change"),
+    ],
 )
 def test_what_is_drawn_for_a_sample_does_not_depend_on_those_that_share_its_chunk(method, name):
     built = named(method)

@@ -124,7 +124,7 @@ class AttackInput(Explainer):
         )
         count = len(self.budgets)
         wide, each = x.repeat_interleave(count, dim=0), objective.repeated(count)
-        noisy, fast, pushed = self._attack(objective, each, x, wide, chunk.rng(self.request.seed))
+        noisy, fast, pushed = self._attack(objective, each, x, wide, chunk.rngs(self.request.seed, len(x)))
         shape = (len(x), count)
         noise_RnE = np.stack([each.margins(rows).numpy().reshape(shape) for rows in noisy])
         pgd_nE = each.margins(pushed).numpy().reshape(shape)
@@ -144,7 +144,7 @@ class AttackInput(Explainer):
         }
 
     def _attack(
-        self, objective: Objective, each: Objective, x: Tensor, wide: Tensor, rng: np.random.Generator
+        self, objective: Objective, each: Objective, x: Tensor, wide: Tensor, rngs: list[np.random.Generator]
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """Return all draws of noise, the fast step and PGD of ``wide``: each sample once for every budget."""
         ball = {"norm": self.options.norm, "value_range": self.subject.value_range}
@@ -152,7 +152,7 @@ class AttackInput(Explainer):
         radius = radius_E.repeat(len(x))
         slope = objective.first_gradient(x)
         fast = moves.fgsm(slope.cpu().repeat_interleave(len(self.budgets), dim=0), wide, radius, **ball)
-        noisy = [moves.noise(wide, radius, rng=rng, **ball) for _ in range(self.options.noise_draws)]
+        noisy = [moves.noise(wide, radius, rngs=rngs, **ball) for _ in range(self.options.noise_draws)]
         pushed = moves.pgd(
             lambda rows: each.gradient(rows).cpu(),
             wide,

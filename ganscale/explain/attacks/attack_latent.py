@@ -79,13 +79,13 @@ class AttackLatent(Explainer):
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Attack a few latents at all budgets in one batch; returns changes, logits, and a few images."""
         z = self.z[chunk.explanation : chunk.explanation + LATENTS_A_CHUNK]
-        count, rng = len(self.budgets), chunk.rng(self.request.seed)
+        count, rngs = len(self.budgets), chunk.rngs(self.request.seed, len(z))
         wide = z.repeat_interleave(count, dim=0)
         radius = torch.tensor(self.budgets, dtype=torch.float64).repeat(len(z))
         look = _Look(self.subject, meter)
         base = look.images(z)
         base_wide = base.repeat_interleave(count, dim=0)
-        ball = {"norm": "l2", "value_range": None, "rng": rng}
+        ball = {"norm": "l2", "value_range": None, "rngs": rngs}
         random = [moves.noise(wide, radius, **ball) for _ in range(self.options.random_draws)]
         climb = {"steps": self.options.steps, "start": random[0]}
         moved, _ = moves.climb(look.away_from(base_wide), wide, radius, step=None, **climb)

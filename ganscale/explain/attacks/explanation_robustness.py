@@ -87,7 +87,7 @@ class ExplanationRobustness(Explainer):
             )
         allowed = self.options.tolerance * float(self.radius) * float(gradient.double().abs().sum())
         wide = x.repeat_interleave(RANDOM_STEPS, dim=0)
-        noisy = moves.noise(wide, self.radius.repeat(RANDOM_STEPS), rng=rng, **self.ball)
+        noisy = moves.noise(wide, self.radius.repeat(RANDOM_STEPS), rngs=[rng], **self.ball)
         noisy = self._keep_output(noisy, wide, f_1, meter)
         noise_f, _, noise_maps = self._f_map_gradient(noisy, meter)
         noise_change = map_change(noise_maps, map_1)

@@ -8,7 +8,7 @@ Legend: n rows, each of any shape; radius_n in the units of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -49,9 +49,15 @@ def project(rows: Tensor, x: Tensor, radius_n: Tensor, *, norm: Norm, value_rang
     return moved if value_range is None else moved.clamp(*value_range)
 
 
-def noise(x: Tensor, radius_n: Tensor, *, norm: Norm, value_range: Range, rng: np.random.Generator) -> Tensor:
-    """Return rows at distance ``radius_n`` in a random direction: random signs (linf) or a uniform direction (l2)."""
-    drawn = torch.from_numpy(rng.standard_normal(tuple(x.shape))).to(x)
+def noise(
+    x: Tensor, radius_n: Tensor, *, norm: Norm, value_range: Range, rngs: Sequence[np.random.Generator]
+) -> Tensor:
+    """Return rows at distance ``radius_n`` in a random direction: random signs (linf) or a uniform direction (l2).
+
+    Each of ``rngs`` draws for its even share of the rows: one a sample, so that no sample's draws depend on another.
+    """
+    shape = (len(x) // len(rngs), *x.shape[1:])
+    drawn = torch.from_numpy(np.concatenate([rng.standard_normal(shape) for rng in rngs])).to(x)
     return project(x + _like(radius_n, x) * steepest(drawn, norm), x, radius_n, norm=norm, value_range=value_range)
 
 
