@@ -91,8 +91,6 @@ def _cards(explanation: Explanation) -> str:
 
 
 def _making(explanation: Explanation, name: str) -> str:
-    run = explanation.meta.get("run", {}).get("name", "NAME")
-    path = f"runs/{run}/explanations/{name}"
     kept = [
         (
             f"{group}: {key}",
@@ -103,10 +101,10 @@ def _making(explanation: Explanation, name: str) -> str:
         for key, tensor in sorted(tensors.items())
     ]
     numbers = table(("what", "shape", "type"), kept, caption="Tensors in values.safetensors")
-    load = code(f'Explanation.load("{path}")')
+    load = code(f'Explanation.load("explanations/{name}")')
     return (
         f"<p>All numbers lie beside this page, in {code('values.safetensors')} and {code('explanation.json')}; "
-        f"in Python, {load} of {code('ganscale.explain')} reads them.</p>\n"
+        f"in Python, {load} of {code('ganscale.explain')} reads them from the run's directory.</p>\n"
         + details("Options, seed, weights, cost and versions", made_in_parts(explanation))
         + details(f"{len(kept)} tensors", numbers)
     )

@@ -54,18 +54,20 @@ def write_codes(explanation: Explanation, log_dir: str | Path, step: int) -> Pat
         entry.sprite.single_image_dim.extend([tile.shape[1], tile.shape[0]])  # width, height
         with written_aside(log_dir / entry.sprite.image_path) as aside:  # a TensorBoard may be reading
             Image.fromarray(sheet).save(aside, format="PNG")
-    return _enter(log_dir / PROJECTOR_FILENAME, entry)
+    own = log_dir / FOLDER / f"{name}.pbtxt"
+    replace_text(own, text_format.MessageToString(entry))
+    return _enter(log_dir, own)
 
 
-def _enter(path: Path, entry: EmbeddingInfo) -> Path:
-    config = ProjectorConfig()
-    if path.is_file():
-        text_format.Parse(path.read_text(encoding="utf-8"), config)
-    others = [known for known in config.embeddings if known.tensor_name != entry.tensor_name]
-    del config.embeddings[:]
-    config.embeddings.extend([entry, *others])  # the newest is what the projector opens with
-    replace_text(path, text_format.MessageToString(config))
-    return path
+def _enter(log_dir: Path, first: Path) -> Path:
+    """Write the projector's table of contents from the entries there are, so that two writers lose none; the ``first``
+    is what it opens with.
+    """
+    files = [first, *(path for path in sorted((log_dir / FOLDER).glob("*.pbtxt")) if path != first)]
+    entries = [text_format.Parse(path.read_text(encoding="utf-8"), EmbeddingInfo()) for path in files]
+    target = log_dir / PROJECTOR_FILENAME
+    replace_text(target, text_format.MessageToString(ProjectorConfig(embeddings=entries)))
+    return target
 
 
 def _labels(explanation: Explanation, count: int) -> str:

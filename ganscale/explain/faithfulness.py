@@ -90,7 +90,8 @@ def scores_of(
     curves = {"deletion_curve": deletion, "insertion_curve": insertion, "random_curves": random}
     values = {**curves, "fx": maps.fx_N, "f_baseline": maps.baseline_N, "curve_share": counts_P / counts_P[-1]}
     as_tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in values.items()}
-    return as_tensors, measured, _misfits(infidelity_N, maps.scores)
+    constant = not np.ptp(np.concatenate([deletion[:, None], insertion[:, None], random], axis=1), axis=(1, 2)).any()
+    return as_tensors, measured, _misfits(infidelity_N, maps.scores, constant=constant)
 
 
 def pointing_game(maps: Tensor, mask: Tensor) -> Score:
@@ -125,8 +126,13 @@ def _max_sensitivity(maps: Maps, moved: list[Maps], rng: np.random.Generator) ->
     )
 
 
-def _misfits(infidelity_N: np.ndarray, found: dict[str, Score]) -> list[str]:
-    """Say in words where the map ranks the parts but its sizes predict nothing: both controls below are absolute."""
+def _misfits(infidelity_N: np.ndarray, found: dict[str, Score], *, constant: bool) -> list[str]:
+    """Say in words where the map ranks the parts but its sizes predict nothing: both controls below are absolute.
+
+    ``constant``: f did not change whatever was taken away.
+    """
+    if constant:
+        return ["the output is the same whatever is taken away: there is nothing to explain"]
     words = []
     if infidelity_N.mean() >= 1:
         words.append("infidelity is 1 or more: the map's sizes predict changes of the output no better than zeros")

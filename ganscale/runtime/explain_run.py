@@ -12,7 +12,7 @@ import torch
 
 from ganscale.data import keyed, open_dataset
 from ganscale.data.pixels import to_float
-from ganscale.errors import UserError
+from ganscale.errors import RunFailed, UserError
 from ganscale.explain import (
     EXPLAINERS,
     Explainer,
@@ -24,6 +24,7 @@ from ganscale.explain import (
     next_directory,
 )
 from ganscale.explain.subject import looks_across_its_batch
+from ganscale.files import is_full_disk
 from ganscale.progress import images_of
 from ganscale.runtime.classifiers import IN_DOMAIN, find_classifier
 from ganscale.runtime.evaluation import evaluation_board
@@ -142,7 +143,8 @@ def _earlier(run: Run, count: int) -> tuple[Networks, ...]:
 def keep(run: Run, explanation: Explanation, board: TensorBoardSink | None = None) -> tuple[Path, float]:
     """Write ``explanation`` as the next one of ``run``, with panels, page and the index of all, and to TensorBoard.
 
-    Return its directory and how many seconds its page took, which is what it takes in the report too.
+    Return its directory and how many seconds its page took, which is what it takes in the report too. Raises RunFailed
+    where a picture cannot be drawn; what was computed is kept then.
     """
     from ganscale.dashboards import draw_panels, write_explanation_page, write_index, write_panels
 
@@ -150,17 +152,26 @@ def keep(run: Run, explanation: Explanation, board: TensorBoardSink | None = Non
     explanation.meta["run"] = {"name": run.name, "images": images}
     directory = next_directory(run.path / "explanations", explanation.method)
     directory.parent.mkdir(exist_ok=True)
-    drawing, panels = 0.0, draw_panels(explanation)
+    drawing, panels, failure = 0.0, {}, None
 
     def draw(aside: Path) -> None:
-        nonlocal drawing
-        write_panels(explanation, aside, panels)
-        began = time.perf_counter()
-        write_explanation_page(explanation, aside, directory.name)
-        drawing = time.perf_counter() - began
+        nonlocal drawing, panels, failure
+        try:
+            panels = draw_panels(explanation)
+            write_panels(explanation, aside, panels)
+            began = time.perf_counter()
+            write_explanation_page(explanation, aside, directory.name)
+            drawing = time.perf_counter() - began
+        except Exception as error:  # minutes of work are not given up for a picture
+            if is_full_disk(error):
+                raise
+            failure = error
 
     explanation.save(directory, also_write=draw)
     write_index(directory.parent)
+    if failure is not None:
+        why = f"{type(failure).__name__}: {failure}"
+        raise RunFailed(f"{directory} is kept, but not all of its pictures: {why}") from failure
     with evaluation_board(run.path) if board is None else nullcontext(board) as shown:
         shown.write_explanation(explanation, images, panels)
     return directory, drawing

@@ -209,7 +209,7 @@ def test_codes_of_a_later_checkpoint_stand_beside_the_earlier_ones_and_new_ones_
             sink.write_explanation(found, step, panels={})
     config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
     times = [entry.tensor_name.rpartition(" at ")[2] for entry in config.embeddings]
-    assert times == ["8 kimg", "16 kimg", "8.192 kimg"]
+    assert times == ["8 kimg", "8.192 kimg", "16 kimg"], "it opens with what was written last"
     assert len({entry.tensor_path for entry in config.embeddings}) == 3, "each has points of its own"
 
 

@@ -111,6 +111,7 @@ def test_a_constant_function_has_nothing_to_explain_and_says_so():
     found = explain(lambda rows: rows.sum(dim=1) * 0 + 2.5, x, "kernel-shap")
     assert found.not_better_than_random
     assert np.isnan(found.scores["r_squared"].value)
+    assert any("nothing to explain" in words for words in found.meta["warnings"])
     assert AttributionExplainer.primary == ("deletion_auc", "insertion_auc")
 
 

@@ -100,7 +100,7 @@ def test_a_network_that_flattens_by_view_falls_back_and_gives_the_same_map(metho
 @pytest.mark.parametrize("method", ["kernel-shap", "lime", "occlusion"])
 def test_maps_are_the_same_however_rows_lie_and_however_many_go_at_once(method, monkeypatch):
     network, x = critic(), images(14)
-    assert layout_of_rows(subject_of(network), x) in LAYOUTS
+    assert layout_of_rows(subject_of(network), x) is torch.channels_last
     maps = []
     for layout in LAYOUTS:
         monkeypatch.setattr(explain_base, "layout_of_rows", lambda subject, x, layout=layout: layout)

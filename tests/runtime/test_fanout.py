@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny_runs import descendants, tiny_config
 
-from ganscale.errors import ResourceError, UserError
+from ganscale import dashboards
+from ganscale.errors import ResourceError, RunFailed, UserError
 from ganscale.explain import Explanation
 from ganscale.runtime import explain_fanout, launch
 from ganscale.runtime.explain_run import make_job
@@ -59,6 +60,16 @@ def test_an_explanation_is_written_with_scores_pictures_and_its_cost(run, alone)
 @pytest.mark.parametrize("method", ["directions", "integrated-gradients"])
 def test_the_other_methods_run_here_too(run, method):
     assert run.explain(method, num_samples=2, workers=0).scores
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_numbers(run, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("no such colour")
+
+    monkeypatch.setattr(dashboards, "write_panels", broken)
+    with pytest.raises(RunFailed, match=r"is kept, but not all of its pictures: ZeroDivisionError: no such colour"):
+        run.explain("saliency", num_samples=2, workers=0)
+    assert Explanation.load(newest(run, "saliency")).scores
 
 
 def test_earlier_checkpoints_are_looked_at_and_travel_with_the_job(run):
