@@ -39,8 +39,8 @@ demo: setup
 # Tests that start clusters or measure time have the machine to themselves; all others share its cores.
 test: setup
 	@status=0; \
-	$(PY) -m pytest -q -n auto --dist loadfile -m "not (ray or alone)" || status=1; \
-	$(PY) -m pytest -m "ray or alone" || status=1; \
+	$(PY) -m pytest -q -n auto --dist loadfile --durations=20 -m "not (ray or alone)" || status=1; \
+	$(PY) -m pytest --durations=10 -m "ray or alone" || status=1; \
 	exit $$status
 
 lint: setup

@@ -55,7 +55,7 @@ class AttributionOptions(Options):
         Literal["auto", "low", "mid", "mean", "blur", "zero", "prior"] | Annotated[float, Field(allow_inf_nan=False)]
     ) = "auto"
     fill: Literal["baseline", "generator"] = "baseline"
-    bank: Annotated[int, Field(ge=2, le=65536)] = 256
+    bank: Annotated[int, Field(ge=2, le=8192)] = 256
     cells: Annotated[int, Field(ge=2, le=64)] = 7
     regions: Literal["auto", "grid", "slic"] = "grid"
     curve_points: Annotated[int, Field(ge=2, le=4096)] = 16
