@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
-from ganscale.dashboards.figures import Canvas, signed_colours
+from ganscale.dashboards.figures import POINT, Canvas, signed_colours
 from ganscale.dashboards.gallery import colour_bar
 from ganscale.dashboards.layout import (
     MARGIN,
@@ -33,7 +33,6 @@ SIDE = 112  # CSS pixels of one picture's longer edge
 MOST_SAMPLES = 8
 MOST_ENLARGED = 10  # times the difference is drawn larger than it is, as far as the colours reach
 _LINES = (("noise", "grey", "--"), ("FGSM", "purple", "-"), ("PGD", "vermilion", "-"))
-_POINT = 0.72
 _WIDTH, _CHART, _GAP, _CAPTION = 360, 260, 8, 150
 
 
@@ -69,7 +68,7 @@ def attack_curves_panel(explanation: Explanation, *, with_scores: bool = True) -
         axes.set_xlim(-0.1 * budgets_E[0], 1.1 * budgets_E[-1])
     canvas.label_axes(held, title="Verdicts that hold", x=unit, y="share of samples")
     canvas.label_axes(margin, title="Margin (below 0: the verdict changed)", x=unit, y="mean margin")
-    held.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
+    held.legend(frameon=False, fontsize=11 * POINT, labelcolor=INK.light)
     if with_scores:
         score_table(canvas, y + _CHART + 78, explanation)
     return canvas.array()

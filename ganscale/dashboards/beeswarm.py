@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.figures import POINT, Canvas
 from ganscale.dashboards.layout import MARGIN, heading, heading_height, method_title, target_words
 from ganscale.dashboards.palette import DIVERGING, LINE, MUTED
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
 LEAST_SAMPLES, MOST_ROWS = 8, 12
-_POINT, _ROW, _WIDTH, _BINS = 0.72, 34, 640, 60
+_ROW, _WIDTH, _BINS = 34, 640, 60
 
 
 def beeswarm_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray | None:
@@ -51,7 +51,7 @@ def beeswarm_panel(explanation: Explanation, *, with_scores: bool = True) -> np.
         shown.set_edgecolor(LINE.light)
         shown.set_linewidth(0.4)
     name = "z" if explanation.target.of_generator else "x"
-    axes.set_yticks(range(len(order)), [f"{name}[{number}]" for number in order], fontsize=11 * _POINT)
+    axes.set_yticks(range(len(order)), [f"{name}[{number}]" for number in order], fontsize=11 * POINT)
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.axvline(0, color=MUTED.light, linewidth=0.8)
     canvas.label_axes(axes, title="", x="share of f(x) − f(baseline)", y="")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib import colormaps
 
-from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.figures import POINT, Canvas
 from ganscale.dashboards.gallery import Row, Tile, gallery
 from ganscale.dashboards.layout import (
     MARGIN,
@@ -27,7 +27,7 @@ from ganscale.dashboards.palette import INK, SERIES
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
-_POINT, _SIDE = 0.72, 340
+_SIDE = 340
 
 
 def reconstruction_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
@@ -75,7 +75,7 @@ def code_map_panel(explanation: Explanation, *, with_scores: bool = True) -> np.
                 *at[own].T, s=10, color=colour, label=class_name(explanation, int(label)), alpha=0.8, linewidths=0
             )
         beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "labelcolor": INK.light, "handletextpad": 0.1}
-        axes.legend(frameon=False, fontsize=10 * _POINT, **beside)
+        axes.legend(frameon=False, fontsize=10 * POINT, **beside)
     else:
         axes.scatter(*at.T, s=10, color=SERIES["blue"].light, alpha=0.8, linewidths=0)
     share = values["code_share"].numpy()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.figures import POINT, Canvas
 from ganscale.dashboards.layout import MARGIN, heading, heading_height, method_title, number
 from ganscale.dashboards.palette import INK
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
 MOST_UNITS = 48
-_POINT, _ROW, _NAMES, _LEAST, _UNIT, _COUNT = 0.72, 26, 130, 360, 16, 52
+_ROW, _NAMES, _LEAST, _UNIT, _COUNT = 26, 130, 360, 16, 52
 
 
 def concepts_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
@@ -47,8 +47,8 @@ def concepts_panel(explanation: Explanation, *, with_scores: bool = True) -> np.
             (matrix[order] / most_K).T, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
         )
         axes.grid(visible=False)
-        axes.set_yticks(range(len(names)), names, fontsize=11 * _POINT)
-        axes.set_xticks(range(len(order)), order if place else [""] * len(order), rotation=90, fontsize=9 * _POINT)
+        axes.set_yticks(range(len(names)), names, fontsize=11 * POINT)
+        axes.set_xticks(range(len(order)), order if place else [""] * len(order), rotation=90, fontsize=9 * POINT)
         canvas.label_axes(axes, title=title, x="unit" if place else "", y="")
         canvas.scale(axes, shown, words="of the row")
     _counts(canvas, (MARGIN + _NAMES + wide + 150, y + 22), explanation, seen, counted, tall)
@@ -74,11 +74,11 @@ def _counts(
     axes.set_xticks(
         range(len(sizes)),
         [f"{name}\n({size})" for name, size in zip(meta["layers"], sizes, strict=True)],
-        fontsize=10 * _POINT,
+        fontsize=10 * POINT,
     )
     axes.set_yticks(range(len(seen)), [""] * len(seen))
     for (row, column), count in np.ndenumerate(own):
         ink = "white" if count > 0.5 * max(own.max(), 1) else INK.light
         words = f"{count} ({control[row, column]})"
-        axes.text(column, row, words, ha="center", va="center", fontsize=10 * _POINT, color=ink)
+        axes.text(column, row, words, ha="center", va="center", fontsize=10 * POINT, color=ink)
     canvas.label_axes(axes, title="Units by layer", x="layer (units)", y="")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.figures import POINT, Canvas
 from ganscale.dashboards.layout import MARGIN, heading, heading_height, method_title, number
 from ganscale.dashboards.palette import INK, MUTED, SERIES, role
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
     from ganscale.training.records import Histogram
 
-_POINT = 0.72
 _WIDTH, _CHART = 420, 260
 
 
@@ -59,12 +58,12 @@ def faithfulness_panel(explanation: Explanation, *, with_scores: bool = True) ->
         score = explanation.scores.get(f"{name}_auc")
         if score is not None and with_scores:
             words = f"area {number(score.value)}, random {number(score.control)} ({score.better} is better)"
-            axes.set_title(words, fontsize=11 * _POINT, color=MUTED.light, loc="right")
+            axes.set_title(words, fontsize=11 * POINT, color=MUTED.light, loc="right")
         drawn.append(axes)
     limits = [axes.get_ylim() for axes in drawn]
     for axes in drawn:  # one scale, so that the two can be compared
         axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    drawn[0].legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
+    drawn[0].legend(frameon=False, fontsize=11 * POINT, labelcolor=INK.light)
     return canvas.array()
 
 
@@ -87,7 +86,7 @@ def logit_panel(real: Histogram, fake: Histogram, *, images: int) -> np.ndarray:
         spans += [edges[0], edges[-1]]
     if spans:
         axes.set_xlim(min(spans), max(spans))
-        axes.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
+        axes.legend(frameon=False, fontsize=11 * POINT, labelcolor=INK.light)
     canvas.label_axes(axes, title=f"Logits of the critic at {images / 1000:g} kimg", x="logit", y="density")
     return canvas.array()
 

@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from ganscale.dashboards.enlarging import DENSITY
 from ganscale.dashboards.palette import DIVERGING, GROUND, INK, LINE, MUTED
 
-_POINTS_PER_PIXEL = 0.72  # at 100 dots an inch
+POINT = 0.72  # points a CSS pixel, at 100 dots an inch
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Canvas:
             x / self.width,
             1 - y / self.height,
             words,
-            fontsize=size * _POINTS_PER_PIXEL,
+            fontsize=size * POINT,
             color=colour,
             fontweight="bold" if bold else "normal",
             ha=align,
@@ -89,7 +89,7 @@ class Canvas:
         axes = self.figure.add_axes(
             (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
         )
-        axes.tick_params(labelsize=11 * _POINTS_PER_PIXEL, colors=MUTED.light, length=3)
+        axes.tick_params(labelsize=11 * POINT, colors=MUTED.light, length=3)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         for side in ("left", "bottom"):
@@ -100,18 +100,18 @@ class Canvas:
 
     def label_axes(self, axes: Axes, *, title: str, x: str, y: str) -> None:
         """Write title and axis labels in the house sizes."""
-        axes.set_title(title, fontsize=13 * _POINTS_PER_PIXEL, color=INK.light, loc="left", fontweight="bold")
-        axes.set_xlabel(x, fontsize=11 * _POINTS_PER_PIXEL, color=MUTED.light)
-        axes.set_ylabel(y, fontsize=11 * _POINTS_PER_PIXEL, color=MUTED.light)
+        axes.set_title(title, fontsize=13 * POINT, color=INK.light, loc="left", fontweight="bold")
+        axes.set_xlabel(x, fontsize=11 * POINT, color=MUTED.light)
+        axes.set_ylabel(y, fontsize=11 * POINT, color=MUTED.light)
 
     def scale(self, axes: Axes, shown: ScalarMappable, *, words: str = "") -> None:
         """Draw the colour bar of an image, or of coloured dots, at the right of its ``axes``, as tall as they are."""
         frame = axes.get_position()
         beside = self.figure.add_axes((frame.x1 + 8 / self.width, frame.y0, 12 / self.width, frame.height))
         bar = self.figure.colorbar(shown, cax=beside)
-        bar.ax.tick_params(labelsize=10 * _POINTS_PER_PIXEL, colors=MUTED.light, length=2)
+        bar.ax.tick_params(labelsize=10 * POINT, colors=MUTED.light, length=2)
         bar.outline.set_edgecolor(LINE.light)
-        bar.set_label(words, fontsize=10 * _POINTS_PER_PIXEL, color=MUTED.light)
+        bar.set_label(words, fontsize=10 * POINT, color=MUTED.light)
 
     def array(self) -> np.ndarray:
         """Return the drawn page as uint8 RGB [H, W, 3] in device pixels."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
-from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.figures import POINT, Canvas
 from ganscale.dashboards.layout import (
     MARGIN,
     heading,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SIDE = 84
 MOST_LATENTS = 5
-_POINT, _CHART, _GAP = 0.72, 230, 10
+_CHART, _GAP = 230, 10
 _COLUMNS = ("G(z)", "random step", "moved most", "fools D", "unmasked")
 
 
@@ -65,7 +65,7 @@ def _change_curves(canvas: Canvas, axes: Axes, explanation: Explanation) -> None
     _plot(axes, at, _with_start(values["image_change"][:, 0].numpy()), "moved most", "vermilion")
     _plot(axes, at, _with_start(values["random_image_change"].mean(dim=1).numpy()), "random", "grey", "--")
     canvas.label_axes(axes, title="G: how far the image moves", x="‖δ‖ in latent space", y="L2 distance")
-    axes.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
+    axes.legend(frameon=False, fontsize=11 * POINT, labelcolor=INK.light)
 
 
 def _logit_curves(canvas: Canvas, axes: Axes, explanation: Explanation) -> None:
@@ -75,7 +75,7 @@ def _logit_curves(canvas: Canvas, axes: Axes, explanation: Explanation) -> None:
         _plot(axes, at, _with_start(values["logits"][:, place].numpy(), clean_N), name, colour)
     _plot(axes, at, _with_start(values["random_logits"].mean(dim=1).numpy(), clean_N), "random", "grey", "--")
     canvas.label_axes(axes, title="D: what it says of the moved image", x="‖δ‖ in latent space", y="D(G(z + δ))")
-    axes.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
+    axes.legend(frameon=False, fontsize=11 * POINT, labelcolor=INK.light)
 
 
 def _joint_curves(canvas: Canvas, axes: Axes, explanation: Explanation) -> None:
@@ -86,7 +86,7 @@ def _joint_curves(canvas: Canvas, axes: Axes, explanation: Explanation) -> None:
     random = np.concatenate([[0.0], values["random_image_change"].mean(dim=(0, 1)).numpy()])
     _plot(axes, random, _with_start(values["random_logits"].mean(dim=1).numpy(), clean_N), "random z", "grey", "--")
     canvas.label_axes(axes, title="Both: D's logit at equal pixel distance", x="L2 distance of the image", y="D(x)")
-    axes.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
+    axes.legend(frameon=False, fontsize=11 * POINT, labelcolor=INK.light)
 
 
 def _with_start(value_NE: np.ndarray, start_N: np.ndarray | None = None) -> np.ndarray:

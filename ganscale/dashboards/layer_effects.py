@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib import colormaps
 
-from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.figures import POINT, Canvas
 from ganscale.dashboards.layout import (
     MARGIN,
     heading,
@@ -23,7 +23,7 @@ from ganscale.dashboards.palette import DIVERGING, INK, MUTED
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
-_POINT, _CHART, _NAMES, _CELL, _ROW, _COLUMN_NAMES = 0.72, 260, 120, 104, 34, 96
+_CHART, _NAMES, _CELL, _ROW, _COLUMN_NAMES = 260, 120, 104, 34, 96
 _JUDGED = {"pixels": "pixels", "critic": "critic's logit", "class": "verdicts changed"}
 
 
@@ -74,12 +74,12 @@ def _matrix(
     scaled = matrix_LE / np.where(most_E > 0, most_E, 1.0)
     shown = axes.imshow(scaled, cmap=colormaps[DIVERGING], vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     axes.grid(visible=False)
-    axes.set_xticks(range(len(columns)), columns, fontsize=10 * _POINT)
-    axes.set_yticks(range(len(layers)), layers, fontsize=11 * _POINT)
+    axes.set_xticks(range(len(columns)), columns, fontsize=10 * POINT)
+    axes.set_yticks(range(len(layers)), layers, fontsize=11 * POINT)
     for (row, column), value in np.ndenumerate(matrix_LE):
         ink = "white" if abs(scaled[row, column]) > 0.6 else INK.light
         words = number(float(value), signed=columns[column].startswith(_JUDGED["critic"]))
-        axes.text(column, row, words, ha="center", va="center", fontsize=10 * _POINT, color=ink)
+        axes.text(column, row, words, ha="center", va="center", fontsize=10 * POINT, color=ink)
     canvas.scale(axes, shown, words="of the column's most")
 
 
@@ -97,5 +97,5 @@ def _curves(canvas: Canvas, corner: tuple[float, float], explanation: Explanatio
     canvas.label_axes(axes, title="As the edit grows (bands: 95 %)", x=words, y="change of pixels (rms)")
     axes.set_ylim(bottom=0)
     beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "labelcolor": INK.light}
-    axes.legend(frameon=False, fontsize=10 * _POINT, **beside)
+    axes.legend(frameon=False, fontsize=10 * POINT, **beside)
     axes.xaxis.label.set_color(MUTED.light)

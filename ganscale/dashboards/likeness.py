@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.figures import POINT, Canvas
 from ganscale.dashboards.gallery import Row, Tile, gallery
 from ganscale.dashboards.layout import (
     MARGIN,
@@ -22,7 +22,7 @@ from ganscale.dashboards.palette import DIVERGING, INK, SERIES
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
-_POINT, _SIDE = 0.72, 340
+_SIDE = 340
 MOST_NEIGHBOURS = 7
 _MEMBERSHIP = (
     ("nearest", "vermilion", "nearest generated"),
@@ -82,14 +82,14 @@ def membership_panel(explanation: Explanation, *, with_scores: bool = True) -> n
             axes.plot(*curve.T, color=SERIES[colour].light, linewidth=1.6, label=f"{words}, AUC {area}")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light, loc="lower right")
+    axes.legend(frameon=False, fontsize=11 * POINT, labelcolor=INK.light, loc="lower right")
     canvas.label_axes(axes, title="Who was trained on?", x="held-out images flagged", y="training images flagged")
     bars = canvas.axes(MARGIN + 120 + _SIDE, y + 20, _SIDE, _SIDE)
     near, member = values["nearest_distance"].numpy(), values["is_member"].numpy()
     edges = np.histogram_bin_edges(near, bins=30)
     for own, colour, words in ((member, "vermilion", "trained on"), (~member, "grey", "held out")):
         bars.hist(near[own], bins=edges, density=True, alpha=0.5, color=SERIES[colour].light, label=words)
-    bars.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
+    bars.legend(frameon=False, fontsize=11 * POINT, labelcolor=INK.light)
     canvas.label_axes(bars, title="How near a generated image comes", x="L2 distance", y="density")
     if with_scores:
         score_table(canvas, y + _SIDE + 70, explanation)
@@ -119,20 +119,20 @@ def alignment_panel(explanation: Explanation, *, with_scores: bool = True) -> np
         axes = canvas.axes(MARGIN + 100 + place * (side + 20), y + 20, side, side)
         shown = axes.imshow(values[name].numpy(), cmap=DIVERGING, vmin=-1, vmax=1, aspect="auto")
         axes.grid(visible=False)
-        axes.set_xticks(range(len(d)), d, rotation=30, ha="right", fontsize=10 * _POINT)
-        axes.set_yticks(range(len(g)), g if place == 0 else [""] * len(g), fontsize=10 * _POINT)
+        axes.set_xticks(range(len(d)), d, rotation=30, ha="right", fontsize=10 * POINT)
+        axes.set_yticks(range(len(g)), g if place == 0 else [""] * len(g), fontsize=10 * POINT)
         for (i, j), value in np.ndenumerate(values[name].numpy()):
             if len(g) * len(d) <= 64:
                 ink = "white" if abs(value) > 0.6 else INK.light
                 axes.text(
-                    j, i, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=10 * _POINT, color=ink
+                    j, i, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=10 * POINT, color=ink
                 )
         canvas.label_axes(axes, title=title, x="layer of D", y="layer of G" if place == 0 else "")
         if place:
             canvas.scale(axes, shown, words="CKA")
     bars = canvas.axes(MARGIN + 220 + 2 * (side + 20), y + 20, side - 30, side)
     bars.bar(range(len(g)), values["gradient_by_layer"].numpy(), color=SERIES["vermilion"].light)
-    bars.set_xticks(range(len(g)), g, rotation=30, ha="right", fontsize=10 * _POINT)
+    bars.set_xticks(range(len(g)), g, rotation=30, ha="right", fontsize=10 * POINT)
     canvas.label_axes(bars, title="Gradient of D in G", x="layer of G", y="L2 norm")
     if with_scores:
         score_table(canvas, y + side + 110, explanation)

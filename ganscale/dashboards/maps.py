@@ -24,7 +24,7 @@ from ganscale.dashboards.layout import (
     scores_height,
     target_words,
 )
-from ganscale.dashboards.palette import INK, LINE, MUTED, SERIES
+from ganscale.dashboards.palette import DOWN, INK, LINE, MUTED, SERIES, UP
 
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
@@ -169,7 +169,7 @@ def _bar_row(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: i
             canvas.image(x, y, pixels)
             left += pixels.shape[1] // DENSITY + 28
     axes = canvas.axes(left, y, x + 3 * SIDE - 10 - left, SIDE - 22)
-    colours = ["#b2182b" if share >= 0 else "#2166ac" for share in shares]
+    colours = [UP if share >= 0 else DOWN for share in shares]
     axes.bar(np.arange(len(shares)), shares, color=colours)
     limit = float(np.abs(shares).max()) or 1.0
     axes.set_ylim(-1.1 * limit, 1.1 * limit)

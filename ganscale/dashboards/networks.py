@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.figures import POINT, Canvas
 from ganscale.dashboards.gallery import Row, Tile, gallery
 from ganscale.dashboards.layout import MARGIN, heading, heading_height, method_title, number
-from ganscale.dashboards.palette import MUTED
+from ganscale.dashboards.palette import DOWN, MUTED, UP
 
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
 MOST_UNITS = 24  # drawn of a layer
-UP, DOWN = "#b2182b", "#2166ac"
-_POINT, _CHART, _WIDTH = 0.72, 170, 8
+_CHART, _WIDTH = 170, 8
 
 
 def side_by_side_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
@@ -114,7 +113,7 @@ def unit_logits_panel(explanation: Explanation, *, with_scores: bool = True) -> 
         axes.bar(range(len(order)), effect[order], yerr=half[order], color=colours, ecolor=MUTED.light, capsize=2)
         axes.axhline(0, color=MUTED.light, linewidth=0.8)
         axes.set_ylim(-limit, limit)
-        axes.set_xticks(range(len(order)), units[order], fontsize=10 * _POINT)
+        axes.set_xticks(range(len(order)), units[order], fontsize=10 * POINT)
         few = f": the {len(order)} strongest of {len(effect)}" if len(order) < len(effect) else ""
         canvas.label_axes(axes, title=f"{name}{few}", x="unit", y="change of D(G(z))")
     return canvas.array()

@@ -37,6 +37,7 @@ SERIES: dict[str, Shade] = {
 
 #: Name of matplotlib's map for signed values: red raises the explained value, blue lowers it, white is zero.
 DIVERGING = "RdBu_r"
+UP, DOWN = "#b2182b", "#2166ac"  # of bars: near the ends of that map
 
 
 def role(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
-from ganscale.dashboards.figures import Canvas, signed_colours
+from ganscale.dashboards.figures import POINT, Canvas, signed_colours
 from ganscale.dashboards.layout import (
     MARGIN,
     heading,
@@ -25,7 +25,6 @@ from ganscale.dashboards.palette import INK, LINE, MUTED, SERIES
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
-_POINT = 0.72
 _SIDE, _GAP, _CHART, _NAMES = 76, 8, 200, 52
 
 
@@ -76,7 +75,7 @@ def _curve(canvas: Canvas, y: int, explanation: Explanation) -> None:
     axes.plot(place, whole_SN, color=SERIES["blue"].light, linewidth=0.6, alpha=0.4)
     axes.plot(place, whole_SN.mean(axis=1), color=SERIES["blue"].light, linewidth=2, marker="o", markersize=4)
     axes.axhline(moved, color=SERIES["grey"].light, linestyle="--", linewidth=1.6)
-    axes.text(place[-1], moved, "moved inputs ", ha="right", va="bottom", fontsize=11 * _POINT, color=INK.light)
+    axes.text(place[-1], moved, "moved inputs ", ha="right", va="bottom", fontsize=11 * POINT, color=INK.light)
     axes.set_ylim(0, 1.05)
     axes.set_xticks(place, ["trained", *explanation.meta["layers"]], rotation=30, ha="right")
     canvas.label_axes(axes, title="Likeness to the trained network's map", x="", y="|rank correlation|")
@@ -116,7 +115,7 @@ def retraining_panel(explanation: Explanation, *, with_scores: bool = True) -> n
         axes.plot(share, found_FR.mean(axis=1), color=SERIES[colour].light, linewidth=2, label=words)
         axes.plot(share, found_FR, color=SERIES[colour].light, linestyle="none", marker="o", markersize=3)
     axes.axhline(meta["majority"], color=MUTED.light, linestyle=":", linewidth=1.2, label="the commonest class")
-    axes.legend(frameon=False, fontsize=11 * _POINT, labelcolor=INK.light)
+    axes.legend(frameon=False, fontsize=11 * POINT, labelcolor=INK.light)
     canvas.label_axes(axes, title="Held-out accuracy", x="share of regions removed", y="accuracy")
     if with_scores:
         score_table(canvas, y + 296, explanation)

@@ -66,21 +66,25 @@ def drive_within(
     before a method that has no interim result was done, and KeyboardInterrupt where nothing can be kept.
     ``on_progress(done, total, what)`` is told of samples, sweeps or chunks, whichever are finished one after the other.
     """
-    drive = _Drive(explainer, execute, limits or Limits(), at_once, clock)
-    drive.tell = on_progress or drive.tell
-    return drive.run()
+    return _Drive(explainer, execute, limits or Limits(), at_once, clock, on_progress).run()
 
 
 class _Drive:
     def __init__(
-        self, explainer: Any, execute: Execute | None, limits: Limits, at_once: int, clock: Callable[[], float]
+        self,
+        explainer: Any,
+        execute: Execute | None,
+        limits: Limits,
+        at_once: int,
+        clock: Callable[[], float],
+        on_progress: OnProgress | None,
     ) -> None:
         self.explainer, self.limits, self.clock = explainer, limits, clock
         self.execute = execute or (lambda chunks: ((chunk.index, explainer.run(chunk)) for chunk in chunks))
         self.began = clock()
         self.at_once = 1 if limits.rows is not None else at_once  # so that rows alone decide where it ends
         self.done: dict[Key, Partial] = {}
-        self.tell: OnProgress = lambda done, total, what: None
+        self.tell = on_progress or (lambda done, total, what: None)
 
     def run(self) -> Explanation:
         """Choose the way that fits the method and the limits."""
