@@ -12,8 +12,13 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 import pytest
 
 
+# Files of minutes, the longest first: begun last, one of them would keep one core busy while the others have nothing.
+LONG = ("test_emulator.py", "test_gaussians.py", "test_jobs.py", "test_interruption.py", "test_ranks.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none, with the reason."""
+    """Put long files first; skip what needs a GPU where there is none, with the reason."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

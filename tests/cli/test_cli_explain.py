@@ -230,7 +230,7 @@ def test_a_damaged_explanation_does_not_hide_the_others_in_the_report(run):
     assert "match the SHA-256" in page
 
 
-def test_all_methods_keep_their_budget_and_write_one_report(run, monkeypatch):
+def test_all_methods_write_one_report_that_names_those_left_out(run, monkeypatch):
     class OfLatents(EXPLAINERS["kernel-shap"]):
         name = "of-latents"
         domains = ("z",)
@@ -238,13 +238,12 @@ def test_all_methods_keep_their_budget_and_write_one_report(run, monkeypatch):
     monkeypatch.setitem(EXPLAINERS, "of-latents", OfLatents)
     served = ("exact-shapley", "directions", "kernel-shap")
     monkeypatch.setattr(explain_all, "EXPLAINERS", {name: EXPLAINERS[name] for name in (*served, "of-latents")})
-    found = explain_all.explain_all(load(run), num_samples=1, workers=0, budget=20.0)
-    assert found.seconds <= 25  # within a tenth where nothing else runs; this is drawn and written beside other tests
+    found = explain_all.explain_all(load(run), num_samples=1, workers=0)
     made = {one.method: one for one in found.made}
     assert "latent" in made["of-latents"].reason  # which is no reason to stop
     for name in served:
         assert Explanation.load(made[name].path).scores
-        assert len(list((run / "explanations").glob(f"{name}-*"))) == 1  # a further go takes the place of the first
+        assert len(list((run / "explanations").glob(f"{name}-*"))) == 1
     page = found.report.read_text()
     assert all(made[name].path.name in page for name in served)
     for said in (page, (run / "explanations" / "index.html").read_text()):
@@ -276,6 +275,7 @@ def test_time_that_is_left_buys_more_samples_until_no_more_fit(run, monkeypatch)
     counts = {name: [count for method, count in goes if method == name] for name in few}
     assert all(each == sorted(each) and len(each) > 1 for each in counts.values())
     assert {one.method: one.asked for one in found.made} == {name: each[-1] for name, each in counts.items()}
+    assert len(list((run / "explanations").glob("*-*"))) == len(few)  # a further go takes the place of the first
 
 
 def test_an_interrupt_of_all_methods_keeps_those_that_are_done_and_still_writes_the_report(run, monkeypatch):
