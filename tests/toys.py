@@ -108,6 +108,21 @@ def conv_critic(*, seed: int = 0) -> nn.Sequential:
         )
 
 
+class FailsShuffled(nn.Module):
+    """The mean of a row's pixels, each weighted; of bright rows NaN once the weights are not in their order."""
+
+    def __init__(self, side: int, *, above: float = 0.0) -> None:
+        super().__init__()
+        self.above = above
+        self.weight = nn.Parameter(torch.linspace(0.5, 1, side * side))
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_shuffled = bool((self.weight.diff() < 0).any())
+        found = (x.flatten(1) * self.weight).mean(dim=1)
+        fails = torch.tensor(is_shuffled) & (x.flatten(1).mean(dim=1) > self.above)
+        return found * torch.where(fails, torch.nan, 1.0)
+
+
 class LinearGenerator(nn.Module):
     """z [n, D] -> images [n, 1, H, W], linear: its image moves along the singular vectors of the weight."""
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from ganscale.explain import faithfulness
 from ganscale.explain.base import SCORING, Explainer, Meter, Options
 from ganscale.explain.cells import cell_sums, compose, grid_segments, make_baseline, spread, width_of
-from ganscale.explain.errors import CallableError, ExplainOptionError, ZeroGradientError
+from ganscale.explain.errors import ExplainOptionError
 from ganscale.explain.inpainting import Inpainting, draw_later
 from ganscale.explain.latent_path import PRIOR_DRAWS
 from ganscale.explain.plan import Chunk, Partial, Request
@@ -79,6 +79,11 @@ class Maps:
     values: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def made_N(self) -> np.ndarray:
+        """Return which samples have a map, bool [N]: a control may fail for some."""
+        return np.isfinite(self.weights_NM).all(axis=1) & np.isfinite(self.fx_N + self.baseline_N)
 
     @property
     def predicted_NM(self) -> np.ndarray:
@@ -177,7 +182,7 @@ class AttributionExplainer(Explainer):
                 work={
                     "weights": maps.weights_NM[row],
                     "effects": maps.predicted_NM[row],
-                    "other": None if other is None else other.weights_NM[row],
+                    "other": None if other is None or not other.made_N[row] else other.weights_NM[row],
                 },
             )
             for row in range(len(self.x))
@@ -186,19 +191,19 @@ class AttributionExplainer(Explainer):
     def maps_of(self, partial: Partial, twin: int = -1) -> Maps | None:
         """Return the maps that a folded round 0 holds: those asked for (-1), or the ``twin``-th control's.
 
-        None where that control was not made.
+        NaN for the samples for which that control failed; None where it was not asked for.
         """
         low = (twin + 1) * TWIN
         items = [item for item in partial.items if item[0] == 0 and low <= item[2] < low + TWIN]
-        if not items or any(item[3] is None for item in items):
+        if not items:
             return None
         items = [(number, explanation, part - low, data) for number, explanation, part, data in items]
         return self.twin(twin).collect(replace(partial, items=tuple(items)))
 
-    def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any] | None:
+    def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Run an attribution chunk or a control's (round 0), or a scoring chunk (round 1).
 
-        None where a network with shuffled weights gives nothing finite: then there is no such control.
+        What is not finite in a control is NaN: samples for which it is lack that control.
         """
         if chunk.round > 0:
             return faithfulness.measure(self, chunk, meter)
@@ -208,11 +213,9 @@ class AttributionExplainer(Explainer):
             self.refuse(chunk, data)
             return data
         is_other = twin == self.options.shakes
+        meter.tolerant = True
         with shuffled_weights(self.subject.module, seed=self.request.seed) if is_other else nullcontext():
-            try:
-                return self.twin(twin).attribute(replace(chunk, part=part), meter)
-            except (CallableError, ZeroGradientError):
-                return None
+            return self.twin(twin).attribute(replace(chunk, part=part), meter)
 
     def evaluate(self, row: int, present_nM: np.ndarray, meter: Meter) -> np.ndarray:
         """Return f of sample ``row`` with the given players present, float64 [n]."""
@@ -232,9 +235,9 @@ class AttributionExplainer(Explainer):
         maps = self.maps_of(partial)
         moved = [self.maps_of(partial, twin) for twin in range(self.options.shakes)]
         found = [data for _, _, data in partial.of_round(1)]
-        kept = [one for one in moved if one is not None]
         points = self.options.curve_points
-        curves, measured, words = faithfulness.scores_of(maps, kept, found, request=self.request, points=points)
+        curves, measured, words = faithfulness.scores_of(maps, moved, found, request=self.request, points=points)
+        words += self._lacking(partial, moved)
         weights = {"attribution": maps.attribution, "segment_weights": torch.from_numpy(maps.weights_NM)}
         return self.explanation(
             partial,
@@ -255,6 +258,17 @@ class AttributionExplainer(Explainer):
                 **{key: value for key, value in maps.meta.items() if key != "warnings"},
             },
         )
+
+    def _lacking(self, partial: Partial, moved: list[Maps]) -> list[str]:
+        """Say for how many samples a control failed."""
+        shuffled = self.maps_of(partial, self.options.shakes)
+        both = {"a network with shuffled weights": [shuffled] if shuffled else [], "moved inputs": moved}
+        made = {what: np.all([one.made_N for one in maps], axis=0) for what, maps in both.items() if maps}
+        return [
+            f"{what}: no finite map for {(~made_N).sum()} of {len(made_N)} samples, which have no such control"
+            for what, made_N in made.items()
+            if not made_N.all()
+        ]
 
     def _prior_draws(self) -> Tensor | None:
         """Return the draws [R, D] that stand for what is absent of a latent; None where one baseline does."""

@@ -56,7 +56,13 @@ def check_serves(explainer: type[Explainer], subject: Subject) -> None:
 
 
 class Meter:
-    """Evaluates rows for one chunk and counts them."""
+    """Evaluates rows for one chunk and counts them.
+
+    ``tolerant``: what is not finite becomes NaN instead of an error. A control that fails for one sample is then
+    lacked by that sample alone.
+    """
+
+    tolerant = False
 
     def __init__(self, subject: Subject, micro_batch: int, layout: torch.memory_format) -> None:
         self.subject = subject
@@ -83,12 +89,16 @@ class Meter:
                 if fn is self.subject.fn and rows.ndim == 4:
                     rows = rows.contiguous(memory_format=self.layout)
                 found.append(fn(rows)[: self.micro_batch - short].double().cpu())
-        values = torch.cat(found).numpy()
-        if not np.isfinite(values).all():
-            raise CallableError(
-                "the callable", "return finite numbers", "NaN or infinity on a perturbed row", "look at the weights"
-            )
-        return values
+        return self.finite(torch.cat(found), "the callable", "return finite numbers").numpy()
+
+    def finite(self, values: Tensor, what: str, rule: str) -> Tensor:
+        """Return ``values``, of which all must be finite; raises CallableError, unless this meter is tolerant."""
+        good = torch.isfinite(values)
+        if good.all():
+            return values
+        if not self.tolerant:
+            raise CallableError(what, rule, "NaN or infinity on a perturbed row", "look at the network's weights")
+        return values.where(good, torch.nan)
 
 
 class Explainer(ABC):

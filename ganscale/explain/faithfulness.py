@@ -80,10 +80,10 @@ def scores_of(
             scores.gini(maps.weights_NM), np.tile(random_gini_R, (len(found), 1)), better="higher"
         ),
     }
-    if moved:
-        measured["max_sensitivity"] = _max_sensitivity(maps, moved, rng)
-    if all(one["other"] is not None for one in found):  # samples finished before a failure have theirs
-        other_N = scores.area(np.stack([one["other"] for one in found]), counts_P)
+    if moved and (score := _max_sensitivity(maps, moved, rng)) is not None:
+        measured["max_sensitivity"] = score
+    other_N = np.array([np.nan if one["other"] is None else scores.area(one["other"], counts_P) for one in found])
+    if np.isfinite(other_N).any():
         measured["deletion_auc_v_shuffled_network"] = scores.against_control(area_N, other_N, better="lower")
     if "mask" in request.inputs:
         measured["pointing_game"] = pointing_game(maps.attribution, request.inputs["mask"])
@@ -111,14 +111,18 @@ def pointing_game(maps: Tensor, mask: Tensor) -> Score:
     )
 
 
-def _max_sensitivity(maps: Maps, moved: list[Maps], rng: np.random.Generator) -> Score:
+def _max_sensitivity(maps: Maps, moved: list[Maps], rng: np.random.Generator) -> Score | None:
     """Score how far the map moves with its input, in shares of its norm (Yeh et al. 2019, arXiv:1901.09392, def. 3.1).
 
     The control is the same map with its values shuffled over the picture, which a small step should not resemble.
+    Of the samples of which all moved maps were made; None where there are none.
     """
-    own = maps.attribution.double().flatten(1).numpy()
+    made = np.all([one.made_N for one in moved], axis=0)
+    if not made.any():
+        return None
+    own, *others = (one.attribution.double().flatten(1).numpy()[made] for one in (maps, *moved))
     norm_N = np.maximum(np.linalg.norm(own, axis=1), np.finfo(float).tiny)
-    away = [np.linalg.norm(one.attribution.double().flatten(1).numpy() - own, axis=1) for one in moved]
+    away = [np.linalg.norm(one - own, axis=1) for one in others]
     orders = [rng.permutation(own.shape[1]) for _ in range(scores.RANDOM_ORDERS)]
     random = [np.linalg.norm(own[:, order] - own, axis=1) for order in orders]
     return scores.against_random(

@@ -20,7 +20,7 @@ from torch import Tensor
 from ganscale.explain.attribution import AttributionExplainer, AttributionOptions, Maps
 from ganscale.explain.base import Meter
 from ganscale.explain.cells import width_of
-from ganscale.explain.errors import CallableError, ExplainInputError, ZeroGradientError
+from ganscale.explain.errors import ExplainInputError, ZeroGradientError
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
 
@@ -42,10 +42,7 @@ def gradients(meter: Meter, rows: Tensor) -> Tensor:
             leaf = padded.detach().to(meter.device, copy=True).requires_grad_()
             (gradient,) = torch.autograd.grad(meter.subject.fn(leaf).sum(), leaf)
             found.append(gradient[: len(part)].cpu())
-    together = torch.cat(found)
-    if not torch.isfinite(together).all():
-        raise CallableError("the gradient", "be finite", "NaN or infinity", "look at the network's weights")
-    return together
+    return meter.finite(torch.cat(found), "the gradient", "be finite")
 
 
 def refuse_empty(maps: Tensor, x: Tensor, baseline: Tensor) -> None:

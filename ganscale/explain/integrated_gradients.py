@@ -94,7 +94,7 @@ class IntegratedGradients(SampleMaps):
                 method="gausslegendre",
                 internal_batch_size=max(meter.micro_batch, len(x)),
             )
-        return maps.detach().cpu().to(x.dtype)
+        return meter.finite(maps.detach().cpu().to(x.dtype), "the gradient", "be finite")
 
 
 def _plain(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -103,5 +103,8 @@ def _plain(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def _gap(maps: Tensor, fx_n: np.ndarray, baseline_n: np.ndarray) -> float:
-    scale = max(float(np.abs(fx_n).max()), float(np.abs(baseline_n).max()), np.finfo(float).tiny)
-    return float(np.abs(maps.double().flatten(1).sum(1).numpy() - (fx_n - baseline_n)).max()) / scale
+    """Return the largest gap over the larger of |f(x)| and |f(baseline)|; of controls, where they are finite."""
+    gap_n = np.abs(maps.double().flatten(1).sum(1).numpy() - (fx_n - baseline_n))
+    made = np.isfinite(gap_n)
+    scale = max(np.abs(fx_n[made]).max(initial=0), np.abs(baseline_n[made]).max(initial=0), np.finfo(float).tiny)
+    return float(gap_n[made].max(initial=0) / scale)

@@ -94,7 +94,10 @@ class LayerMap(GradientExplainer):
                 (slope,) = torch.autograd.grad(values[0].sum(), output)
                 outputs.append(output[: len(part)].detach().cpu())
                 slopes.append(slope[: len(part)].cpu())
-        return torch.cat(outputs), torch.cat(slopes)
+        return (
+            meter.finite(torch.cat(outputs), f"layer {layer}", "put out finite numbers"),
+            meter.finite(torch.cat(slopes), "the gradient", "be finite"),
+        )
 
     def _layer(self, x: Tensor) -> str:
         """Return the layer's name: found by a forward pass, which knows the order of use."""

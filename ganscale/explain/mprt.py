@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 from ganscale.explain import scores
 from ganscale.explain.attribution import TWIN, AttributionExplainer, Maps
 from ganscale.explain.base import Explainer, Meter, Options, check_serves, find_explainer
-from ganscale.explain.errors import CallableError, ExplainOptionError, ExplainTargetError, ZeroGradientError
+from ganscale.explain.errors import ExplainOptionError, ExplainTargetError
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.shuffling import has_weights, shuffled_weights, weighted_layers
 from ganscale.explain.subject import Subject
@@ -76,17 +76,15 @@ class Mprt(Explainer):
         chunks = [replace(chunk, part=chunk.part + number * TWIN) for number in maps for chunk in own]
         return [replace(chunk, index=index) for index, chunk in enumerate(chunks)]
 
-    def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any] | None:
-        """Run one chunk of one map; None where a shuffled network gives nothing finite, or no gradient."""
+    def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
+        """Run one chunk of one map; NaN for the samples of which a shuffled network gives nothing finite."""
         number, inner = chunk.part // TWIN, replace(chunk, part=chunk.part % TWIN)
         if number <= MOVED:
             return self.base.twin(number - 1).attribute(inner, meter)
         layers = self.stages[number - MOVED - 1]
+        meter.tolerant = True
         with shuffled_weights(self.subject.module, seed=self.request.seed, layers=layers):
-            try:
-                return self.base.attribute(inner, meter)
-            except (CallableError, ZeroGradientError):
-                return None
+            return self.base.attribute(inner, meter)
 
     def finish(self, partial: Partial) -> Explanation:
         """Compare all maps with the trained network's own."""
@@ -97,14 +95,15 @@ class Mprt(Explainer):
         control_N, measured = moved_RN.mean(axis=0), {}
         for name, row in (("similarity_output_shuffled", 0), ("similarity_all_shuffled", -1)):
             measured[name] = scores.against_control(stages_SN[row], control_N, better="lower")
-        shown = [own, *(one or replace(own, attribution=own.attribution * 0) for one in found[1 + MOVED :])]
-        lost = [layers[-1] for layers, one in zip(self.stages, found[1 + MOVED :], strict=True) if one is None]
+        shown = [own, *found[1 + MOVED :]]
+        lost = {layers[-1]: int((~one.made_N).sum()) for layers, one in zip(self.stages, shown[1:], strict=True)}
+        count = len(own.weights_NM)
         return self.explanation(
             partial,
             values={
                 "similarity": torch.from_numpy(stages_SN),
                 "similarity_moved": torch.from_numpy(moved_RN),
-                "stage_maps": torch.stack([one.attribution[:SHOWN] for one in shown]),
+                "stage_maps": torch.stack([one.attribution[:SHOWN].nan_to_num() for one in shown]),
             },
             inputs=dict(self.request.inputs),
             scores=measured,
@@ -113,7 +112,11 @@ class Mprt(Explainer):
                 "layers": [layers[-1] for layers in self.stages],
                 "baseline": self.options.baseline,
                 "signed": own.meta.get("signed", True),
-                "warnings": [f"no finite map once {name} was shuffled" for name in lost],
+                "warnings": [
+                    f"no finite map of {failed} of {count} samples once {name} was shuffled"
+                    for name, failed in lost.items()
+                    if failed
+                ],
             },
         )
 
@@ -129,21 +132,18 @@ class Mprt(Explainer):
         options = kind.Options.model_validate(options).model_dump(mode="json")
         return kind(self.subject, replace(self.request, method=self.options.of, options=options))
 
-    def _maps(self, partial: Partial, number: int) -> Maps | None:
+    def _maps(self, partial: Partial, number: int) -> Maps:
         low = number * TWIN
         items = [item for item in partial.items if low <= item[2] < low + TWIN]
-        if any(item[3] is None for item in items):
-            return None
         items = [(round_, explanation, part - low, data) for round_, explanation, part, data in items]
         return self.base.twin(number - 1 if number <= MOVED else -1).collect(replace(partial, items=tuple(items)))
 
-    def _alike(self, own: Maps, other: Maps | None) -> np.ndarray:
-        """Return |Spearman's rho| of each sample's two maps [N]; 0 where a map is even or was not made."""
-        if other is None:
-            return np.zeros(len(own.weights_NM))
+    def _alike(self, own: Maps, other: Maps) -> np.ndarray:
+        """Return |Spearman's rho| of each sample's two maps [N]; 0 where a map is even, NaN where one was not made."""
         pixels = self.base.weighs == "pixels"
         rows = [m.attribution.double().flatten(1).numpy() if pixels else m.weights_NM for m in (own, other)]
         one, two = (rankdata(values, axis=1) for values in rows)
         one, two = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (one, two))
         size = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
-        return np.abs(np.divide((one * two).sum(axis=1), size, out=np.zeros(len(size)), where=size > 0))
+        alike_N = np.abs(np.divide((one * two).sum(axis=1), size, out=np.zeros(len(size)), where=size > 0))
+        return np.where(other.made_N, alike_N, np.nan)

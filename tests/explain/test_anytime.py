@@ -14,6 +14,7 @@ from ganscale.explain import (
     EXPLAINERS,
     BudgetSpent,
     Limits,
+    Subject,
     build_explainer,
     drive,
     drive_within,
@@ -21,7 +22,6 @@ from ganscale.explain import (
     find_explainer,
     make_request,
 )
-from ganscale.explain.attribution import TWIN
 from ganscale.explain.errors import ExplainOptionError
 
 IMAGES = torch.rand(5, 1, 14, 14, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -242,19 +242,31 @@ def test_what_is_drawn_for_a_sample_does_not_depend_on_those_that_share_its_chun
     torch.testing.assert_close(alone, among, rtol=1e-5, atol=1e-6)  # float32: one row in a pass, or several
 
 
-def test_a_control_that_one_sample_lacks_is_lacked_by_all_however_many_are_begun_together():
-    built = explainer(shakes=0)
+@pytest.mark.parametrize("method", ["kernel-shap", "lime", "occlusion", "input-x-gradient", "integrated-gradients"])
+def test_a_control_that_fails_for_some_samples_is_lacked_by_them_alone_however_many_are_begun_together(method):
+    critic = toys.FailsShuffled(14)
+    subject = Subject(name="critic", fn=critic, module=critic)
+    x = (
+        torch.rand(6, 1, 14, 14, generator=torch.Generator().manual_seed(1))
+        - torch.tensor([1, 0, 1, 0, 1, 1])[:, None, None, None]
+    )
+    asked = {"cells": 3} | ({"num_coalitions": 64} if method in ("kernel-shap", "lime") else {})
+    dark = x.flatten(1).mean(dim=1) < 0
 
-    def execute(chunks):
-        for chunk in chunks:
-            found = built.run(chunk)
-            if chunk.round == 0 and chunk.part >= TWIN and chunk.explanation > 0:  # as where nothing finite came out
-                found = replace(found, items=tuple((*item[:3], None) for item in found.items))
-            yield chunk.index, found
+    def of(rows: torch.Tensor):
+        return build_explainer(subject, make_request(find_explainer(method, EXPLAINERS), rows, options=asked))
 
-    alone = drive(built, execute=execute)
-    assert "deletion_auc_v_shuffled_network" not in alone.scores
-    same(drive_within(built, execute=execute, at_once=1), alone)
+    alone, bare = drive(of(x)), drive(of(x[dark]))
+    score = alone.scores["deletion_auc_v_shuffled_network"]
+    assert (score.n, bare.scores["deletion_auc_v_shuffled_network"].n) == (4, 4)
+    assert score.control == pytest.approx(bare.scores["deletion_auc_v_shuffled_network"].control, rel=0.05)
+    words = "a network with shuffled weights: no finite map for 2 of 6 samples, which have no such control"
+    assert words in alone.meta["warnings"]
+    assert not any("no finite map" in line for line in bare.meta["warnings"])
+    same(drive_within(of(x), at_once=1), alone)
+    none = drive(of(x[~dark]))
+    assert "deletion_auc_v_shuffled_network" not in none.scores
+    assert any("2 of 2 samples" in line for line in none.meta["warnings"])
 
 
 def test_superpixels_of_a_sample_without_a_range_do_not_depend_on_the_others():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import toys
+from torch import nn
 
 from ganscale.dashboards.panels import draw_panels
 from ganscale.explain import EXPLAINERS, explain
@@ -57,6 +58,20 @@ def test_the_stages_are_those_of_the_network_with_these_layers_shuffled(images):
         torch.testing.assert_close(found.values["stage_maps"][stage + 1], wanted[:4])
         rank = [np.argsort(np.argsort(m[0].flatten().numpy())) for m in (own, wanted)]
         assert float(found.values["similarity"][stage, 0]) == pytest.approx(abs(np.corrcoef(*rank)[0, 1]), abs=1e-9)
+
+
+@pytest.mark.parametrize("of", ["input-x-gradient", "kernel-shap"])
+def test_a_stage_that_fails_for_some_samples_says_for_how_many_and_leaves_the_others(images, of):
+    critic = nn.Sequential(toys.FailsShuffled(14, above=0.02))
+    found = explain(critic, images, "mprt", of=of, cells=3)
+    bright = images.flatten(1).mean(dim=1) > 0.02
+    assert 0 < bright.sum() < 6
+    assert torch.equal(found.values["similarity"].isnan(), bright[None])
+    assert found.scores["similarity_all_shuffled"].n == int((~bright).sum())
+    assert np.isfinite(found.scores["similarity_all_shuffled"].value)
+    assert found.meta["warnings"] == [f"no finite map of {int(bright.sum())} of 6 samples once 0 was shuffled"]
+    assert torch.isfinite(found.values["stage_maps"]).all()
+    assert set(draw_panels(found)) == {"randomisation"}
 
 
 def test_what_cannot_be_tested_is_refused(images):
