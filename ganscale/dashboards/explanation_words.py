@@ -138,7 +138,7 @@ READING |= {
 READING["exact-shapley"] = READING["kernel-shap"]
 #: Panel -> what it shows.
 CAPTIONS: dict[str, str] = {
-    "maps": "Input, signed map and overlay of each sample.",
+    "maps": "Input, signed map, overlay, most important regions and map as alpha of each sample.",
     "beeswarm": "What each number of the samples adds, a dot a sample, coloured by the number.",
     "randomisation": "How alike the map stays as layers are shuffled, and the maps after each layer.",
     "retraining": "Accuracy of networks trained without the map's first regions, beside random ones.",

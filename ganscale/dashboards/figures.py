@@ -18,10 +18,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ganscale.dashboards.enlarging import DENSITY
+from ganscale.dashboards.enlarging import DENSITY, enlarge
 from ganscale.dashboards.palette import DIVERGING, GROUND, INK, LINE, MUTED
 
 POINT = 0.72  # points a CSS pixel, at 100 dots an inch
+_CHEQUER = 7 * DENSITY  # device pixels of a square of what is left out of a picture
+_TINT = np.array([208.0, 219.0, 235.0])  # of every other square: a gray image has no such colour
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +133,25 @@ def signed_colours(values_HW: np.ndarray, *, limit: float) -> np.ndarray:
     return np.rint(colormaps[DIVERGING]((scaled + 1) / 2)[..., :3] * 255).astype(np.uint8)
 
 
+def strength(values_HW: np.ndarray, *, limit: float) -> np.ndarray:
+    """Return how strongly a value shows in an overlay: 0 at 0, 1 from ``limit`` on, either way; float64 [H, W]."""
+    return np.clip(np.abs(values_HW) / (limit if limit > 0 else 1.0), 0, 1) ** 0.7  # the weak half is seen too
+
+
 def blend(image_HWC: np.ndarray, values_HW: np.ndarray, *, limit: float) -> np.ndarray:
     """Lay the signed colours over a faded gray image; where a value is near 0 the image shows through."""
     gray = image_HWC.astype(np.float64).mean(axis=-1, keepdims=True)
     faded = 255 - (255 - gray) * 0.45
-    strength = np.clip(np.abs(values_HW) / (limit if limit > 0 else 1.0), 0, 1)[..., None] ** 0.7
+    opacity = 0.85 * strength(values_HW, limit=limit)[..., None]
     colour = np.where((values_HW >= 0)[..., None], (178.0, 24.0, 43.0), (33.0, 102.0, 172.0))
-    return np.rint(faded * (1 - 0.85 * strength) + colour * 0.85 * strength).astype(np.uint8)
+    return np.rint(faded * (1 - opacity) + colour * opacity).astype(np.uint8)
+
+
+def over_ground(image_HWC: np.ndarray, alpha_HW: np.ndarray, *, side: int) -> np.ndarray:
+    """Enlarge an image to ``side`` and lay it with the opacity [H, W] in [0, 1] on the chequers that mean nothing."""
+    image = enlarge(image_HWC, side=side).astype(np.float64)
+    levels = np.rint(255 * alpha_HW.astype(np.float64)).astype(np.uint8)[..., None].repeat(3, axis=-1)
+    alpha = enlarge(levels, side=side) / 255.0
+    odd = np.add.outer(*(np.arange(edge) // _CHEQUER for edge in image.shape[:2])) % 2
+    ground = np.where(odd[..., None], _TINT, 255.0)
+    return np.rint(image * alpha + ground * (1 - alpha)).astype(np.uint8)

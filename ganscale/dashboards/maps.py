@@ -1,4 +1,4 @@
-"""Panel of an attribution: each sample as input, signed map and overlay, with the numbers that belong to it.
+"""Panel of an attribution: each sample as input, signed map, overlay, masked and faded, with its numbers.
 
 Legend: N samples, C channels, H height, W width, D features.
 """
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
-from ganscale.dashboards.figures import Canvas, blend, signed_colours
+from ganscale.dashboards.figures import Canvas, blend, over_ground, signed_colours, strength
+from ganscale.dashboards.gallery import colour_bar
 from ganscale.dashboards.layout import (
     MARGIN,
     baseline_words,
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
 SIDE = 112  # CSS pixels of one picture's longer edge
-MOST_SAMPLES = 16
-_CAPTION, _GAP, _BAR, _TICKS, _COLUMN_HEAD = 104, 8, 12, 62, 22
-_BLOCK = _CAPTION + 3 * (SIDE + _GAP) + _BAR + _TICKS
+MOST_SAMPLES = 8
+KEPT = 0.2  # of the picture: what the masked one still shows
+_CAPTION, _GAP, _BAR, _TICKS, _COLUMN_HEAD = 116, 8, 12, 62, 22
 _ROW = SIDE + 14
+_TOP = f"top {100 * KEPT:g} %"
+_COLUMNS = ("input", "map", "overlay", _TOP, "map as alpha")
 
 
 def is_picture(explanation: Explanation) -> bool:
@@ -43,33 +46,30 @@ def is_picture(explanation: Explanation) -> bool:
 
 
 def attribution_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
-    """Draw input, signed map and overlay of up to ``MOST_SAMPLES`` samples; uint8 RGB [H, W, 3].
+    """Draw up to ``MOST_SAMPLES`` samples, a row each; uint8 RGB [H, W, 3].
 
-    Colours are centred at 0 with equal limits on both sides, one scale a sample, written beside its colour bar. Cells
-    are outlined where the method weighs cells. Samples that are no pictures get bars, one a feature.
+    Input, signed map, overlay, the input with nothing but its most important part, and the input as opaque as the map
+    is strong. Colours are centred at 0 with equal limits on both sides, one scale a sample, written beside its colour
+    bar. Cells are outlined where the method weighs cells. Samples that are no pictures get bars, one a feature.
     """
     count = min(len(explanation.inputs["x"]), MOST_SAMPLES)
     picture = is_picture(explanation)
-    blocks = 2 if count > 2 else 1
-    rows = -(-count // blocks)
-    width = max(MARGIN * 2 + blocks * _BLOCK + (blocks - 1) * 16, 860)
+    width = max(MARGIN * 2 + _CAPTION + len(_COLUMNS) * (SIDE + _GAP) + _BAR + _TICKS, 860)
     lines, banner = _lines(explanation, count), explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
-    height = top + _COLUMN_HEAD + rows * _ROW + (scores_height(explanation) if with_scores else MARGIN)
+    height = top + _COLUMN_HEAD + count * _ROW + (scores_height(explanation) if with_scores else MARGIN)
     canvas = Canvas(width, height)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     draw: Callable[..., None] = _picture_row if picture else _bar_row
-    for block in range(blocks):
-        x = MARGIN + block * (_BLOCK + 16)
-        for place, title in enumerate(("input", "map", "overlay") if picture else (_shares_title(explanation),)):
-            canvas.text(x + _CAPTION + place * (SIDE + _GAP), y, title, size=12, bold=True, colour=MUTED.light)
-    for place, sample in enumerate(_order(explanation, count)):
-        block, row = divmod(place, rows)
-        x, row_y = MARGIN + block * (_BLOCK + 16), y + _COLUMN_HEAD + row * _ROW
-        _caption(canvas, x, row_y, explanation, sample)
-        draw(canvas, x + _CAPTION, row_y, explanation, sample)
+    left = MARGIN + _CAPTION
+    for place, title in enumerate(_COLUMNS if picture else (_shares_title(explanation),)):
+        canvas.text(left + place * (SIDE + _GAP), y, title, size=12, bold=True, colour=MUTED.light)
+    for row, sample in enumerate(_order(explanation, count)):
+        row_y = y + _COLUMN_HEAD + row * _ROW
+        _caption(canvas, MARGIN, row_y, explanation, sample)
+        draw(canvas, left, row_y, explanation, sample)
     if with_scores:
-        score_table(canvas, y + _COLUMN_HEAD + rows * _ROW + 4, explanation)
+        score_table(canvas, y + _COLUMN_HEAD + count * _ROW + 4, explanation)
     return canvas.array()
 
 
@@ -85,16 +85,19 @@ def signed_map(explanation: Explanation, sample: int) -> np.ndarray:
     return explanation.values["attribution"][sample].double().sum(dim=0).numpy()
 
 
-def cells_of(explanation: Explanation, sample: int) -> np.ndarray | None:
-    """Return a sample's region numbers [H, W] where the method weighs regions, None where it weighs pixels."""
-    if explanation.meta.get("weighs") != "cells":
-        return None
+def regions_of(explanation: Explanation, sample: int) -> np.ndarray:
+    """Return a sample's region numbers [H, W]: what the deletion curves take away one after the other."""
     segments = explanation.inputs["segments"].numpy()
     return segments[sample] if segments.ndim == 3 else segments  # superpixels are each sample's own
 
 
+def cells_of(explanation: Explanation, sample: int) -> np.ndarray | None:
+    """Return a sample's regions where the method weighs regions, None where it weighs pixels."""
+    return regions_of(explanation, sample) if explanation.meta.get("weighs") == "cells" else None
+
+
 def _order(explanation: Explanation, count: int) -> list[int]:
-    """Return the first ``count`` samples, real ones before generated ones: the left column is real where halves are."""
+    """Return the first ``count`` samples, real ones before generated ones."""
     generated = explanation.inputs.get("generated")
     return sorted(range(count), key=lambda sample: generated is not None and bool(generated[sample]))
 
@@ -105,13 +108,17 @@ def _lines(explanation: Explanation, count: int) -> list[str]:
     away = "away from it" if explanation.target.kind == "critic" else "f(x) down"
     total = len(explanation.inputs["x"])
     shown = f"{count} of {total} samples" if count < total else f"{total} sample{'' if total == 1 else 's'}"
-    return [
+    lines = [
         f"Explained: {target_words(explanation)}.",
         f"An absent part is {baseline_words(explanation)}. {shown}.",
         f"Red pulls {pulls}, blue pulls {away}, white does nothing. One scale a sample, equal on both sides of 0."
         if explanation.meta.get("signed", True)
         else "Red: f(x) reacts to small changes here, either way; white: it does not. One scale a sample.",
     ]
+    if is_picture(explanation):
+        top = f"{_TOP.capitalize()}: the input where its regions have the largest shares, either way."
+        lines.append(f"{top} Map as alpha: the input, as opaque as the map is strong.")
+    return lines
 
 
 def _caption(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: int) -> None:
@@ -136,27 +143,32 @@ def _caption(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: i
 def _picture_row(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: int) -> None:
     image = rgb(explanation.inputs["x"][sample].numpy())
     values, cells = signed_map(explanation, sample), cells_of(explanation, sample)
-    limit = float(np.abs(values).max()) if cells is not None else float(np.quantile(np.abs(values), 0.995))
+    limit = limit_of(values, cells)
     pictures = (
         enlarge(image, side=SIDE),
         enlarge(signed_colours(values, limit=limit), side=SIDE, grid=cells),
         enlarge(blend(image, values, limit=limit), side=SIDE, grid=cells),
+        over_ground(image, most_important(explanation, sample), side=SIDE),
+        over_ground(image, strength(values, limit=limit), side=SIDE),
     )
     for place, pixels in enumerate(pictures):
         left = x + place * (SIDE + _GAP)
         height, width = (edge / DENSITY for edge in pixels.shape[:2])
         canvas.box(left - 1, y - 1, width + 2, height + 2, line=LINE.light)
         canvas.image(left, y, pixels)
-    _colour_bar(canvas, x + 3 * (SIDE + _GAP), y, pictures[1].shape[0] // DENSITY, limit)
+    colour_bar(canvas, x + len(pictures) * (SIDE + _GAP), y, pictures[1].shape[0] // DENSITY, limit)
 
 
-def _colour_bar(canvas: Canvas, x: int, y: int, height: int, limit: float) -> None:
-    ramp = np.linspace(1, -1, height * DENSITY)[:, None].repeat(_BAR * DENSITY, axis=1)
-    canvas.image(x, y, signed_colours(ramp, limit=1.0))
-    canvas.box(x - 1, y - 1, _BAR + 2, height + 2, line=LINE.light)
-    for place, value in ((0, limit), (0.5, 0.0), (1, -limit)):
-        top = y + place * height - (2 if place == 0 else 7 if place == 0.5 else 12)
-        canvas.text(x + _BAR + 4, top, number(value, signed=True), size=11, colour=MUTED.light)
+def limit_of(values_HW: np.ndarray, cells: np.ndarray | None) -> float:
+    """Return the value of the strongest colour: the largest of cells; of pixels one that few are beyond."""
+    return float(np.abs(values_HW).max() if cells is not None else np.quantile(np.abs(values_HW), 0.995))
+
+
+def most_important(explanation: Explanation, sample: int) -> np.ndarray:
+    """Return bool [H, W]: the ``KEPT`` part of the regions that f owes most to, either way."""
+    weights = np.abs(explanation.values["segment_weights"][sample].double().numpy())
+    first = np.argsort(-weights, kind="stable")[: max(1, round(KEPT * len(weights)))]
+    return np.isin(regions_of(explanation, sample), first[weights[first] > 0])
 
 
 def _bar_row(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: int) -> None:
@@ -168,7 +180,7 @@ def _bar_row(canvas: Canvas, x: int, y: int, explanation: Explanation, sample: i
             pixels = enlarge(rgb(explanation.inputs["images"][sample].numpy()), side=SIDE)
             canvas.image(x, y, pixels)
             left += pixels.shape[1] // DENSITY + 28
-    axes = canvas.axes(left, y, x + 3 * SIDE - 10 - left, SIDE - 22)
+    axes = canvas.axes(left, y, canvas.width - MARGIN - 10 - left, SIDE - 22)
     colours = [UP if share >= 0 else DOWN for share in shares]
     axes.bar(np.arange(len(shares)), shares, color=colours)
     limit = float(np.abs(shares).max()) or 1.0

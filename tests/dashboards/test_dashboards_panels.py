@@ -11,9 +11,9 @@ from dashboard_cases import critic_subject, evaluation_values, image_inputs
 from PIL import Image
 
 from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
-from ganscale.dashboards.figures import blend, signed_colours
+from ganscale.dashboards.figures import blend, over_ground, signed_colours
 from ganscale.dashboards.layout import MARGIN, class_name, number
-from ganscale.dashboards.maps import SIDE, signed_map
+from ganscale.dashboards.maps import SIDE, most_important, signed_map
 from ganscale.dashboards.palette import SERIES, WARNING_GROUND
 from ganscale.dashboards.panels import draw_panels, logit_panel, metric_panel, score_panel, write_panels
 from ganscale.explain import EXPLAINERS, Explanation, Subject, explain
@@ -84,6 +84,26 @@ def test_the_map_of_a_critic_that_reads_one_corner_is_empty_elsewhere(shapley: E
     assert values[8:, 8:].max() <= 1e-6 * values.max()  # the critic adds up in float32
 
 
+def test_what_a_mask_keeps_is_the_fifth_of_the_regions_that_weigh_most_either_way(shapley: Explanation):
+    weights = torch.zeros(4, 9)
+    weights[:, 4], weights[:, 8], weights[:, 0] = -3.0, 2.0, 1.0
+    kept = most_important(replace(shapley, values={**shapley.values, "segment_weights": weights}), 0)
+    regions = shapley.inputs["segments"].numpy()
+    assert set(regions[kept]) == {4, 8}
+    assert kept.sum() == (regions == 4).sum() + (regions == 8).sum()
+    empty = replace(shapley, values={**shapley.values, "segment_weights": torch.zeros(4, 9)})
+    assert not most_important(empty, 0).any(), "nothing matters, nothing is kept"
+
+
+def test_an_image_is_itself_where_it_is_opaque_and_gone_where_it_is_not():
+    one, other = (np.full((28, 28, 3), level, dtype=np.uint8) for level in (0, 200))
+    alpha = np.zeros((28, 28))
+    alpha[:14] = 1.0
+    drawn = over_ground(other, alpha, side=28)
+    assert (drawn[:28] == 200).all()
+    assert (drawn[28:] == over_ground(one, alpha, side=28)[28:]).all(), "chequers hold nothing of the image"
+
+
 def test_small_images_grow_by_whole_squares_and_large_ones_shrink():
     image = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
     large = enlarge(image, side=SIDE)
@@ -134,9 +154,9 @@ def test_real_samples_stand_before_generated_ones(shapley: Explanation):
 
     def where(colour: str) -> float:
         wanted = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)])
-        return float(np.nonzero((panel[: panel.shape[0] * 2 // 3] == wanted).all(axis=-1))[1].mean())
+        return float(np.nonzero((panel[:, : 100 * DENSITY] == wanted).all(axis=-1))[0].mean())
 
-    assert where(SERIES["blue"].light) < panel.shape[1] / 2 < where(SERIES["vermilion"].light)
+    assert where(SERIES["blue"].light) < where(SERIES["vermilion"].light)
 
 
 def test_directions_without_a_critic_are_drawn_too(without_critic: Explanation):
