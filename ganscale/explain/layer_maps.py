@@ -17,9 +17,10 @@ from torch.nn.functional import interpolate
 
 from ganscale.explain.attribution import AttributionOptions, Maps
 from ganscale.explain.base import Meter
+from ganscale.explain.beside import own_rows
 from ganscale.explain.errors import ExplainInputError, ExplainTargetError, LayerError
 from ganscale.explain.gradients import GradientExplainer
-from ganscale.explain.layers import layer_output
+from ganscale.explain.layers import layer_calls, layer_names
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
 
@@ -45,8 +46,9 @@ class LayerMap(GradientExplainer):
             raise ExplainTargetError(
                 "the subject", f"have a network for {self.name}", subject.name, "pass a Module, or name it in a Subject"
             )
-        model = getattr(subject.module, "model", subject.module)
-        self.network = model if isinstance(model, nn.Module) else subject.module
+        module = subject.module if subject.companions is None else subject.critic
+        model = getattr(module, "model", module)
+        self.network = model if isinstance(model, nn.Module) else module
 
     def maps(self, rows: slice, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Return the layer's shares [n, h, w] and the same over the pixels of the input."""
@@ -86,12 +88,13 @@ class LayerMap(GradientExplainer):
                 padded = torch.cat([part, part[-1:].expand(short, *part.shape[1:])]) if short else part
                 leaf = padded.detach().to(self.subject.device, copy=True).requires_grad_()
                 values: list[Tensor] = []
-                output = layer_output(self.network, layer, lambda x=leaf, v=values: v.append(self.subject.fn(x)))
+                calls = layer_calls(self.network, layer, lambda x=leaf, v=values: v.append(self.subject.fn(x)))
+                output = own_rows(self.network, calls)
                 if output.ndim != 4 or len(output) != len(leaf):
                     raise LayerError(
                         f"layer {layer}", "put out maps [n, K, h, w]", tuple(output.shape), "name a conv layer"
                     )
-                (slope,) = torch.autograd.grad(values[0].sum(), output)
+                slope = own_rows(self.network, torch.autograd.grad(values[0].sum(), calls))
                 outputs.append(output[: len(part)].detach().cpu())
                 slopes.append(slope[: len(part)].cpu())
         return (
@@ -112,7 +115,7 @@ class LayerMap(GradientExplainer):
 
             return hook
 
-        weighted = [(name, part) for name, part in self.network.named_modules() if name and [*part.parameters()]]
+        weighted = [(name, part) for name, part in layer_names(self.network).items() if [*part.parameters()]]
         handles = [part.register_forward_hook(watch(name)) for name, part in weighted]
         try:
             with torch.no_grad():

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ganscale.explain.beside import Beside, own_rows, without_companions
 from ganscale.explain.errors import LayerError
 
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these in front
@@ -20,7 +21,7 @@ LINEAR_LAYERS = (nn.Linear, nn.ConvTranspose2d, nn.Conv2d)
 def layer_names(network: nn.Module) -> dict[str, nn.Module]:
     """Return every layer by its dotted name, wrappers' prefixes looked through."""
     found = {}
-    for name, module in network.named_modules():
+    for name, module in without_companions(network).named_modules():
         for prefix in WRAPPERS:
             name = f".{name}.".replace(f".{prefix}", ".").strip(".")
         if name and name not in found:
@@ -39,32 +40,40 @@ def find_layer(network: nn.Module, name: str) -> nn.Module:
 
 
 def layer_output(network: nn.Module, name: str, forward: Callable[[], object]) -> Tensor:
-    """Return what layer ``name`` of ``network`` puts out while ``forward()`` runs, with its graph.
+    """Return what layer ``name`` of ``network`` puts out [n, ...] while ``forward()`` runs, with its graph.
 
     ``name#i`` is the layer's i-th use in that forward (from 0); a layer used several times must be named so. Raises
     LayerError.
     """
+    return own_rows(network, layer_calls(network, name, forward))
+
+
+def layer_calls(network: nn.Module, name: str, forward: Callable[[], object]) -> list[Tensor]:
+    """Return what ``layer_output`` is made of: one tensor, or one for each row of a critic beside companions."""
     plain, _, use = name.partition("#")
     if use and not use.isdigit():
         raise LayerError("layer", "be NAME or NAME#i with a whole number i", name, f"for example {plain}#0")
     found: list[Tensor] = []
-    handle = find_layer(network, plain).register_forward_hook(lambda module, inputs, output: found.append(output))
+    forwards: list[int] = []
+    handles = [find_layer(network, plain).register_forward_hook(lambda module, inputs, output: found.append(output))]
+    if isinstance(network, Beside):
+        handles.append(network.critic.register_forward_pre_hook(lambda module, inputs: forwards.append(len(found))))
     try:
         forward()
     finally:
-        handle.remove()
-    if len(found) > 1 and not use:
+        for handle in handles:
+            handle.remove()
+    uses = len(found) // max(1, len(forwards))  # in one forward
+    if uses > 1 and not use:
         raise LayerError(
-            f"layer {name}",
-            "be used once in a forward",
-            f"{len(found)} uses",
-            f"write {name}#0 to {name}#{len(found) - 1}",
+            f"layer {name}", "be used once in a forward", f"{uses} uses", f"write {name}#0 to {name}#{uses - 1}"
         )
-    if len(found) <= int(use or 0):
-        raise LayerError(f"layer {name}", "be used in a forward", f"{len(found)} uses", "name another layer or use")
-    if not isinstance(found[int(use or 0)], Tensor):
-        raise LayerError(f"layer {name}", "put out one tensor", type(found[0]).__name__, "name a layer inside it")
-    return found[int(use or 0)]
+    if uses <= int(use or 0):
+        raise LayerError(f"layer {name}", "be used in a forward", f"{uses} uses", "name another layer or use")
+    chosen = found[int(use or 0) :: uses]
+    if not isinstance(chosen[0], Tensor):
+        raise LayerError(f"layer {name}", "put out one tensor", type(chosen[0]).__name__, "name a layer inside it")
+    return chosen
 
 
 def first_latent_layer(generator: nn.Module, z_ND: Tensor) -> str:

@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ganscale.explain.beside import Beside
 from ganscale.explain.classifier import Classifier
 from ganscale.explain.errors import CallableError, ExplainInputError, ZeroGradientError
-from ganscale.explain.targets import Beside, Parts, build_target
+from ganscale.explain.targets import Parts, build_target
 from ganscale.explain.types import FUNCTION, Target
 
 ROW_TOLERANCE = 1e-4  # of scale: how far a row's value may depend on the rows beside it
@@ -27,7 +28,7 @@ IMAGE_RANGE = (-1.0, 1.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Earlier:
-    """Generator and critic, in eval mode, as they were after ``images`` images of training."""
+    """Generator and critic as they were after ``images`` images of training."""
 
     images: int
     generator: nn.Module
@@ -96,14 +97,16 @@ class Subject:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Hold all networks in eval mode with frozen parameters; modes, requires_grad and RNG state come back."""
-        parts = [part for module in self.modules for part in module.modules()]
-        modes = [(part, part.training) for part in parts]
-        gradients = [(p, p.requires_grad) for module in self.modules for p in module.parameters()]
+        """Hold all networks, the earlier ones too, in eval mode with frozen parameters; modes, requires_grad and RNG
+        state come back.
+        """
+        held = [*self.modules, *(network for one in self.earlier for network in (one.generator, one.critic))]
+        modes = [(part, part.training) for module in held for part in module.modules()]
+        gradients = [(p, p.requires_grad) for module in held for p in module.parameters()]
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             try:
-                for module in self.modules:
+                for module in held:
                     module.eval().requires_grad_(False)
                 yield
             finally:
@@ -135,6 +138,7 @@ def subject_of_run(
     target, fn, score_images = build_target(asked, parts)
     module = classifier if target.kind == "class" else critic if critic is not None else generator
     domain = "z" if target.of_generator else "x"
+    of_critic = target.kind == "critic" or str(target.layer).startswith("D.")
     return Subject(
         name=str(target),
         fn=fn,
@@ -146,7 +150,7 @@ def subject_of_run(
         classifier=classifier,
         domain=domain,
         score_images=score_images,
-        companions=companions if target.kind == "critic" else None,
+        companions=companions if of_critic else None,
     )
 
 

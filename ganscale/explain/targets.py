@@ -1,6 +1,6 @@
 """The scalars that can be explained of a run: each a picklable callable that maps [n, ...] to [n].
 
-Legend: n rows, C channels, H height, W width, K classes, D latent, g rows of a group.
+Legend: n rows, C channels, H height, W width, K classes, D latent.
 """
 
 from __future__ import annotations
@@ -130,28 +130,6 @@ class Region:
             return images[:, :, mask].flatten(1).mean(dim=1)
         away = (images - self.reference.to(images))[:, :, mask].flatten(1)
         return (away.square().mean(dim=1) + EPSILON).sqrt()
-
-
-class Beside(nn.Module):
-    """A critic that looks across its batch, with each row in a group of its own: beside the same ``companions``
-    [g - 1, C, H, W]. Rows are then independent, at g times the cost.
-    """
-
-    def __init__(self, critic: nn.Module, companions: Tensor) -> None:
-        super().__init__()
-        self.critic = critic
-        self.register_buffer("companions", companions, persistent=False)
-
-    def forward(self, x: Tensor, *condition: Tensor) -> Tensor:
-        """Return the critic's logits [n]."""
-        others = self.companions.to(x)
-        groups = [torch.cat([row, others]) for row in x.split(1)]
-        repeated = [part.expand(len(others) + 1) for label in condition for part in label.split(1)] or [None] * len(x)
-        logits = [
-            self.critic(group) if label is None else self.critic(group, label)
-            for group, label in zip(groups, repeated, strict=True)
-        ]
-        return torch.cat([one[:1] for one in logits])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,6 +34,7 @@ from ganscale.explain import (
     drive_within,
     subject_of_run,
 )
+from ganscale.explain.beside import Beside
 from ganscale.explain.errors import CallableError
 from ganscale.runtime.run import Networks
 from ganscale.runtime.threads import THREADS, one_thread
@@ -68,8 +69,11 @@ class Job:
         subject = subject_of(
             self.networks, self.target, classifier=classifier, reference=self.reference, companions=self.companions
         )
-        before = tuple(Earlier(images=one.images, generator=one.generator, critic=one.critic) for one in self.earlier)
-        return replace(subject, earlier=before)
+        before = [
+            Earlier(images=one.images, generator=one.generator, critic=critic_of(one, companions=self.companions))
+            for one in self.earlier
+        ]
+        return replace(subject, earlier=tuple(before))
 
     def packed(self) -> bytes:
         """Return the job as bytes that any worker can open; raises CallableError where it cannot travel."""
@@ -174,13 +178,18 @@ def _run_here(explainer: Explainer, chunks: list[Chunk], between: Callable[[], N
 
 def subject_of(networks: Networks, target: str, **more: Any) -> Subject:
     """Return what is explained of a run; ``more`` as of ``subject_of_run``."""
+    bounds = {"value_range": POINTS_RANGE} if networks.config.data.channels == 2 else {}
+    return subject_of_run(target=target, critic=critic_of(networks), generator=networks.generator, **bounds, **more)
+
+
+def critic_of(networks: Networks, *, companions: torch.Tensor | None = None) -> torch.nn.Module:
+    """Return the critic, or what stands in for it where there is none; beside ``companions`` where they are given."""
     from ganscale.models import NoCritic, ReconstructionCritic
 
     critic = networks.critic
     if isinstance(critic, NoCritic):
         critic = ReconstructionCritic(networks.generator)
-    bounds = {"value_range": POINTS_RANGE} if networks.config.data.channels == 2 else {}
-    return subject_of_run(target=target, critic=critic, generator=networks.generator, **bounds, **more)
+    return critic if companions is None else Beside(critic, companions)
 
 
 @contextmanager

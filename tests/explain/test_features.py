@@ -11,7 +11,7 @@ import toys
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
-from ganscale.explain import Earlier, Subject, explain
+from ganscale.explain import Earlier, Subject, explain, subject_of_run
 from ganscale.explain.errors import ExplainOptionError, ExplainTargetError, LayerError
 
 LATENT, SIDE = 6, 14
@@ -138,3 +138,90 @@ def test_what_features_cannot_use_is_refused():
         explain(subject(), latents(2), "feature-maps", layers="hiden")
     with pytest.raises(LayerError, match=r"have a map \(C, h, w\)"):
         explain(subject(), latents(2), "feature-maps", layers="start")
+
+
+class Spread(nn.Module):
+    """A critic whose second layer sees how rows differ from those beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv, self.next, self.end = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 4, 3), nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        return self.end(self.next(x - x.mean(dim=0)).tanh().mean(dim=(2, 3)))[:, 0]
+
+
+def across_its_batch(target: str = "critic") -> tuple[Spread, torch.Tensor, Subject]:
+    critic = Spread()
+    others = torch.rand(3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    generator = toys.ConvGenerator(LATENT, SIDE)
+    return critic, others, subject_of_run(target=target, critic=critic, generator=generator, companions=others)
+
+
+def test_layers_of_a_critic_that_looks_across_its_batch_are_those_of_each_row_beside_its_companions():
+    critic, others, pair = across_its_batch()
+    found = explain(pair, latents(5), "feature-maps", network="D")
+    assert found.meta["layers"] == ["conv", "next"]
+    with torch.no_grad():
+        groups = [torch.cat([row, others]) for row in pair.generator(latents(5)).split(1)]
+        seen = [critic.conv(group) for group in groups]
+        by_hand = torch.cat([critic.next(x - x.mean(dim=0))[:1] for x in seen])
+    torch.testing.assert_close(found.values["map_1"], by_hand[:4, found.values["channels_1"]])
+    assert found.meta["cost"]["rows_forward"] == 2 * 5 * 4  # two layers of five rows, each beside three others
+    before = Earlier(images=7, generator=pair.generator, critic=pair.critic)
+    past = explain(replace(pair, earlier=(before,)), latents(5), "feature-maps", network="D", checkpoints=2)
+    torch.testing.assert_close(past.values["past_1"][0], past.values["map_1"][0])
+
+
+def test_a_unit_of_a_critic_that_looks_across_its_batch_is_searched_for_and_is_a_target():
+    critic, others, pair = across_its_batch()
+    found = explain(pair, latents(5), "feature-vis", network="D", layer="next", units=2, steps=20).values
+    with torch.no_grad():
+        best = found["vis_inputs"][:1]
+        seen = critic.conv(torch.cat([best, others]))
+        by_hand = critic.next(seen - seen.mean(dim=0))[0, found["units"][0]].mean()
+    assert float(by_hand) == pytest.approx(float(found["vis_reached"][0]), abs=1e-6)  # float32
+    assert (found["vis_reached"] > found["vis_random"]).all()
+    unit = across_its_batch(f"unit:next:{int(found['units'][0])}")[2]
+    assert float(unit.fn(best).detach()) == pytest.approx(float(by_hand), abs=1e-6)
+    assert unit.rows_a_row == 4
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "layer-conductance"])
+def test_maps_of_a_layer_are_those_of_each_row_beside_its_companions(method):
+    critic, others, pair = across_its_batch()
+    x = torch.rand(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    found = explain(pair, x, method, layer="next", shakes=0)
+    plain = explain(
+        lambda row: torch.cat([critic(torch.cat([one, others]))[:1] for one in row.split(1)]), x, "saliency"
+    )
+    torch.testing.assert_close(found.values["fx"], plain.values["fx"])
+    if method == "layer-conductance":  # all of f flows through the layer
+        assert found.scores["completeness_gap"].value < 0.02
+        return
+    leaf = torch.cat([x[:1], others]).requires_grad_()
+    seen = critic.conv(leaf)
+    hidden = critic.next(seen - seen.mean(dim=0))
+    (slope,) = torch.autograd.grad(critic.end(hidden.tanh().mean(dim=(2, 3)))[0, 0], hidden)
+    by_hand = (hidden[0] * slope[0].mean(dim=(1, 2), keepdim=True)).sum(dim=0).detach()
+    torch.testing.assert_close(found.values["layer_shares"][0], by_hand)
+
+
+def test_earlier_networks_are_looked_at_as_todays_are_and_come_back_as_they_were():
+    class Dropped(toys.ConvGenerator):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            assert not any(parameter.requires_grad for parameter in self.parameters())
+            return super().forward(nn.functional.dropout(z, training=self.training))
+
+    pair = subject()
+    old = Dropped(LATENT, SIDE).train()
+    past = replace(pair, earlier=(Earlier(images=9, generator=old, critic=copy.deepcopy(pair.critic)),))
+    found = explain(past, latents(3), "feature-maps", checkpoints=2)
+    with torch.no_grad():
+        drawn = toys.ConvGenerator(LATENT, SIDE)(latents(3)[:1])
+    torch.testing.assert_close(found.values["past_images"], drawn)
+    assert old.training
+    assert all(parameter.requires_grad for parameter in old.parameters())

@@ -9,13 +9,13 @@ import toys
 from torch import nn
 
 from ganscale.explain import Subject, explain
+from ganscale.explain.beside import Beside
 from ganscale.explain.errors import ExplainInputError
 from ganscale.explain.likeness.cka import Sums
 from ganscale.explain.likeness.conv_interaction import watched
 from ganscale.explain.likeness.membership import auc, caught_at
 from ganscale.explain.likeness.retrieval import best_of, few_numbers, merge_best
 from ganscale.explain.likeness.units_to_logit import score_of_units
-from ganscale.explain.targets import Beside
 
 
 def images(count: int, seed: int = 0, side: int = 14) -> torch.Tensor:
@@ -221,11 +221,11 @@ def test_layers_of_a_critic_that_looks_across_its_batch_are_those_of_each_row_be
     critic, companions, generator = Spread(), images(3), toys.ConvGenerator(6, 14)
     z = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     _, seen = watched(Beside(critic, companions), generator(z))
-    assert torch.equal(seen["critic.conv"], torch.cat([critic.conv(row) for row in generator(z).split(1)]))
+    assert torch.equal(seen["conv"], torch.cat([critic.conv(row) for row in generator(z).split(1)]))
     by_hand = [critic(torch.cat([row, companions]))[:1] for row in generator(z).split(1)]
-    assert torch.allclose(seen["critic.end"][:, 0], torch.cat(by_hand), atol=1e-6)  # float32
+    assert torch.allclose(seen["end"][:, 0], torch.cat(by_hand), atol=1e-6)  # float32
     beside = Beside(critic, companions)
     found = explain(
         Subject(name="pair", fn=beside, generator=generator, critic=beside, value_range=None), z, "conv-interaction"
     )
-    assert found.meta["layers_critic"] == ["critic.conv", "critic.end"]
+    assert found.meta["layers_critic"] == ["conv", "end"]

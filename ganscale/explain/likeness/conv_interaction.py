@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ganscale.explain.base import Explainer, Meter
+from ganscale.explain.beside import Beside, without_companions
 from ganscale.explain.errors import ExplainInputError, LayerError
 from ganscale.explain.likeness.cka import Sums
 from ganscale.explain.likeness.units_to_logit import (
@@ -29,7 +30,6 @@ from ganscale.explain.likeness.units_to_logit import (
 )
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
-from ganscale.explain.targets import Beside
 from ganscale.explain.types import Explanation, Score
 
 A_CHUNK = 32
@@ -206,7 +206,7 @@ def watched(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
     handles = [
         module.register_forward_hook(hook_of(name))
-        for name, module in network.named_modules()
+        for name, module in without_companions(network).named_modules()
         if name and any(True for _ in module.parameters())
     ]
     try:

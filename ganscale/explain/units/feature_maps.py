@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ganscale.explain.base import Meter, Options
+from ganscale.explain.beside import rows_a_row
 from ganscale.explain.errors import ExplainOptionError, LayerError
 from ganscale.explain.latent.base import LatentExplainer
 from ganscale.explain.plan import Chunk, Partial
 from ganscale.explain.scores import against_random
 from ganscale.explain.subject import Earlier
 from ganscale.explain.types import Explanation
-from ganscale.explain.units.networks import layers_with_maps, maps_at, maps_of
+from ganscale.explain.units.networks import called, layers_with_maps, maps_at, maps_of, network_of
 
 SHOWN_ROWS = 4
 PERMUTATIONS = 20
@@ -72,7 +73,7 @@ class FeatureMaps(LatentExplainer):
         """Return one layer's chosen channels, their maps of the first rows, and how they depict their pictures."""
         rows = self._rows()
         maps = maps_of(self, self.options.network, chunk.work["layer"], rows)
-        meter.rows_forward += len(rows)
+        meter.rows_forward += len(rows) * rows_a_row(network_of(self, self.options.network))
         if maps.ndim != 4:
             got = f"{chunk.work['layer']} of {tuple(maps.shape[1:])}"
             raise LayerError("layer", "have a map (C, h, w)", got, "name another")
@@ -103,9 +104,8 @@ class FeatureMaps(LatentExplainer):
                 values[f"past_{place}"] = torch.from_numpy(np.stack(data["past"]))
         before = self._before
         if before:
-            with self.subject.quiet(), torch.no_grad():
-                drawn = [one.generator(self.z[:1].to(self.subject.device))[0].cpu() for one in before]
-            values["past_images"] = torch.stack(drawn)
+            with self.subject.quiet():
+                values["past_images"] = torch.cat([called(one.generator, self.z[:1]).cpu() for one in before])
             values["past_times"] = torch.tensor([one.images for one in before], dtype=torch.int64)
         values["depicted"] = torch.tensor([float(data["depicted"].mean()) for data in found])
         values["depicted_permuted"] = torch.from_numpy(np.stack([data["permuted"].mean(axis=0) for data in found]))

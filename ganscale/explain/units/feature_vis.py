@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ganscale.explain.base import Meter, Options
+from ganscale.explain.beside import rows_a_row
 from ganscale.explain.errors import ExplainInputError
 from ganscale.explain.latent.base import LatentExplainer
 from ganscale.explain.layers import layer_output
@@ -88,8 +89,9 @@ class FeatureVis(LatentExplainer):
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-        meter.rows_forward += len(pool) + 2 * self.options.steps + 1
-        meter.rows_backward += self.options.steps
+        a_row = rows_a_row(network)
+        meter.rows_forward += (len(pool) + 2 * self.options.steps + 1) * a_row
+        meter.rows_backward += self.options.steps * a_row
         random = make_random(shape, length, rng)
         at_random = float(_excited(maps_of(self, self.options.network, layer, random[None]))[0, unit])
         return {

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ganscale.explain.beside import Beside
 from ganscale.explain.edits import used_layers
 from ganscale.explain.errors import ExplainTargetError
 from ganscale.explain.latent.base import LatentExplainer
@@ -50,15 +51,24 @@ def maps_at(earlier: Sequence[Earlier], which: str, layer: str, rows: Tensor) ->
     found = []
     for before in earlier:
         network = before.generator if which == "G" else before.critic
-        with torch.no_grad():
-            device = next(network.parameters()).device
-            found.append(layer_output(network, layer, lambda: network(rows.to(device))).cpu())  # noqa: B023 - at once
+        found.append(layer_output(network, layer, lambda: called(network, rows)).cpu())  # noqa: B023 - at once
     return found
+
+
+@torch.no_grad()
+def called(network: nn.Module, rows: Tensor) -> Tensor:
+    """Return ``network(rows)``, computed where the network lives."""
+    device = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), rows.device)
+    return network(rows.to(device))
 
 
 def layers_with_maps(explainer: LatentExplainer, which: str, rows: Tensor) -> list[str]:
     """Return the layers whose output has more than one place, in order of use."""
     network, call = network_of(explainer, which), caller_of(explainer, which)
+    rows = rows[:2].to(explainer.subject.device)
+    if isinstance(network, Beside):  # its layers see groups: one row with its companions
+        network, rows = network.critic, torch.cat([rows[:1], network.companions.to(rows)])
+        call = network
 
     class Called(nn.Module):
         def __init__(self) -> None:
@@ -69,7 +79,7 @@ def layers_with_maps(explainer: LatentExplainer, which: str, rows: Tensor) -> li
             return call(x)
 
     with explainer.subject.quiet():
-        used = used_layers(Called(), rows[:2].to(explainer.subject.device))
+        used = used_layers(Called(), rows)
     names = {name.removeprefix("inner").strip("."): shape for name, shape in used.items()}
     maps = [name for name, shape in names.items() if name and len(shape) == 3 and min(shape[1:]) > 1]
     return [name for name in maps if not any(name.startswith(f"{other}.") for other in maps)]
