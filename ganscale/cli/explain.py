@@ -111,11 +111,11 @@ def _show(found: Explanation, written: Path, as_json: bool) -> None:
         facts = {"path": written, "method": found.method, "target": str(found.target), "scores": found.scores}
         result_json(facts | {"meta": found.meta, "not_better_than_random": found.not_better_than_random})
     else:
-        rows = [("score", "value", "95 % interval", "control", "better", "n")]
+        rows = [("score", "value", "margin (95 %)", "control", "better", "n")]
         for name, score in found.scores.items():
-            known = score.low is not None and score.high is not None and math.isfinite(score.high - score.low)
-            interval = f"{score.low:.3g} to {score.high:.3g}" if known else ""
-            rows.append((name, _shown(score.value), interval, _shown(score.control), score.better, str(score.n)))
+            known = score.margin is not None and math.isfinite(score.margin)
+            margin = f"±{score.margin:.3g} {score.margin_of}" if known else ""
+            rows.append((name, _shown(score.value), margin, _shown(score.control), score.better, str(score.n)))
         result(table(rows))
         if any(row[1] == UNDEFINED for row in rows):
             result("undefined: the score divides by zero, as where the output or the map is the same everywhere")

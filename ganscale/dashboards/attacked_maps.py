@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MOST_SAMPLES = 8
 
 
-def attacked_maps_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def attacked_maps_panel(explanation: Explanation) -> np.ndarray:
     """Draw each sample and its map before and after the attack; uint8 RGB [H, W, 3]."""
     values, x = explanation.values, explanation.inputs["x"]
     rows: list[Row] = []
@@ -46,7 +46,7 @@ def attacked_maps_panel(explanation: Explanation, *, with_scores: bool = True) -
         "Maps are divided by their root mean square. Change: 1 − cosine, 0 the same map, 1 an unrelated one.",
     ]
     columns = ("before", "after", "map before", "map after", "difference")
-    return gallery(explanation, rows, lines, columns=columns, with_scores=with_scores)
+    return gallery(explanation, rows, lines, columns=columns)
 
 
 def _scaled(map_HW: np.ndarray) -> np.ndarray:

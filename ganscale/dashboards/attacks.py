@@ -18,8 +18,6 @@ from ganscale.dashboards.layout import (
     heading_height,
     method_title,
     number,
-    score_table,
-    scores_height,
     target_words,
 )
 from ganscale.dashboards.palette import INK, LINE, MUTED, SERIES
@@ -36,7 +34,7 @@ _LINES = (("noise", "grey", "--"), ("FGSM", "purple", "-"), ("PGD", "vermilion",
 _WIDTH, _CHART, _GAP, _CAPTION = 360, 260, 8, 150
 
 
-def attack_curves_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def attack_curves_panel(explanation: Explanation) -> np.ndarray:
     """Draw the share of verdicts that hold and the mean margin over the budget, one line an attack; uint8 [H, W, 3].
 
     Bands are 95 % of the mean over samples (Wilson's for shares).
@@ -46,7 +44,7 @@ def attack_curves_panel(explanation: Explanation, *, with_scores: bool = True) -
     lines, banner = _lines(explanation), explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
     width = 2 * MARGIN + 2 * (_WIDTH + 60)
-    canvas = Canvas(width, top + _CHART + 90 + (scores_height(explanation) if with_scores else 0))
+    canvas = Canvas(width, top + _CHART + 90)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     norm = {"linf": "largest change of a pixel", "l2": "L2 length"}.get(explanation.meta.get("norm", ""), "norm")
     unit = f"budget: {norm}, {explanation.meta.get('budgets_in', '')}"
@@ -69,19 +67,14 @@ def attack_curves_panel(explanation: Explanation, *, with_scores: bool = True) -
     canvas.label_axes(held, title="Verdicts that hold", x=unit, y="share of samples")
     canvas.label_axes(margin, title="Margin (below 0: the verdict changed)", x=unit, y="mean margin")
     held.legend(frameon=False, fontsize=11 * POINT, labelcolor=INK.light)
-    if with_scores:
-        score_table(canvas, y + _CHART + 78, explanation)
     return canvas.array()
 
 
-def attack_examples_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
-    """Draw samples before and after PGD and the difference, enlarged; uint8 [H, W, 3].
-
-    ``with_scores`` changes nothing: the curves have the scores.
-    """
+def attack_examples_panel(explanation: Explanation) -> np.ndarray:
+    """Draw samples before and after PGD and the difference, enlarged; uint8 [H, W, 3]."""
     values, x = explanation.values, explanation.inputs["x"]
     if x.ndim != 4 or min(x.shape[2:]) == 1:
-        return attack_curves_panel(explanation, with_scores=with_scores)
+        return attack_curves_panel(explanation)
     count = min(len(x), MOST_SAMPLES)
     low, high = explanation.meta.get("value_range") or (-1.0, 1.0)
     unit = 2 / (high - low)  # pictures are drawn in [-1, 1]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
 
-def attributes_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def attributes_panel(explanation: Explanation) -> np.ndarray:
     """Draw the strongest coordinates, a row each, with the judge's answer below each picture; uint8 RGB [H, W, 3]."""
     values, meta = explanation.values, explanation.meta
     rows = []
@@ -41,4 +41,4 @@ def attributes_panel(explanation: Explanation, *, with_scores: bool = True) -> n
         f"Chosen on {meta['choosing']} latents, scored on {meta['judging']} others; control: random directions.",
     ]
     columns = [f"{step:+g} σ".replace("-", "−") if step else "0" for step in meta["steps"]]
-    return gallery(explanation, rows, lines, columns=columns, with_scores=with_scores)
+    return gallery(explanation, rows, lines, columns=columns)

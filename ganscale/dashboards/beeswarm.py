@@ -20,11 +20,10 @@ LEAST_SAMPLES, MOST_ROWS = 8, 12
 _ROW, _WIDTH, _BINS = 34, 640, 60
 
 
-def beeswarm_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray | None:
+def beeswarm_panel(explanation: Explanation) -> np.ndarray | None:
     """Draw the shares of the strongest numbers, coloured by the number's own value; uint8 RGB [H, W, 3].
 
-    None where the samples are no vectors, or fewer than ``LEAST_SAMPLES``. ``with_scores`` changes nothing: the bars
-    have the scores.
+    None where the samples are no vectors, or fewer than ``LEAST_SAMPLES``.
     """
     shares_ND = explanation.values["attribution"].double().flatten(1).numpy()
     if explanation.inputs["x"].ndim != 2 or len(shares_ND) < LEAST_SAMPLES:

@@ -17,8 +17,6 @@ from ganscale.dashboards.layout import (
     heading_height,
     method_title,
     number,
-    score_table,
-    scores_height,
 )
 from ganscale.dashboards.palette import INK, MUTED
 
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 16
 
 
-def class_wall(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def class_wall(explanation: Explanation) -> np.ndarray:
     """Draw for each class the pictures that the classifier is surest of, and the real images nearest to them."""
     values, names = explanation.values, explanation.meta["class_names"]
     images, shares = values["class_images"].double().numpy(), values["class_probability"].numpy()
@@ -46,10 +44,10 @@ def class_wall(explanation: Explanation, *, with_scores: bool = True) -> np.ndar
         "For each class the generator's pictures that the classifier is surest of, with the probability it gives.",
         "Right: the nearest real image of each, in pixels.",
     ]
-    return gallery(explanation, rows, lines, with_scores=with_scores)
+    return gallery(explanation, rows, lines)
 
 
-def probe_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def probe_panel(explanation: Explanation) -> np.ndarray:
     """Draw the matrix of meant against predicted classes, each row to 100 %."""
     values, meta = explanation.values, explanation.meta
     matrix, names = values["probe_matrix"].double().numpy(), meta["class_names"]
@@ -60,8 +58,7 @@ def probe_panel(explanation: Explanation, *, with_scores: bool = True) -> np.nda
     ]
     banner, side = explanation.not_better_than_random, max(300, 34 * len(names))
     top = heading_height(lines=len(lines), banner=banner)
-    below = scores_height(explanation) if with_scores else 0
-    canvas = Canvas(max(LEAST_WIDTH, side + 320), top + side + 130 + below)
+    canvas = Canvas(max(LEAST_WIDTH, side + 320), top + side + 130)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     axes = canvas.axes(MARGIN + 130, y + 8, side, side)
     shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -77,12 +74,10 @@ def probe_panel(explanation: Explanation, *, with_scores: bool = True) -> np.nda
     canvas.label_axes(axes, title="", x="the classifier's verdict", y="meant (how many)")
     canvas.scale(axes, shown, words="share of the row")
     axes.xaxis.label.set_color(MUTED.light)
-    if with_scores:
-        score_table(canvas, y + side + 110, explanation)
     return canvas.array()
 
 
-def ways_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def ways_panel(explanation: Explanation) -> np.ndarray:
     """Draw ways from one verdict to another, with the probability of both ends below each picture."""
     values, names = explanation.values, explanation.meta["class_names"]
     rows = []
@@ -98,4 +93,4 @@ def ways_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndar
             Row(title=names[first], tiles=tiles, notes=(f"→ {names[last]}", f"neither above half: {third:.0%}"))
         )
     lines = ["Ways through latent space from one verdict to another; below: percent of the two ends' classes."]
-    return gallery(explanation, rows, lines, with_scores=False)
+    return gallery(explanation, rows, lines)

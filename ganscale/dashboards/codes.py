@@ -19,8 +19,6 @@ from ganscale.dashboards.layout import (
     heading_height,
     method_title,
     number,
-    score_table,
-    scores_height,
 )
 from ganscale.dashboards.palette import INK, SERIES
 
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 _SIDE = 340
 
 
-def reconstruction_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def reconstruction_panel(explanation: Explanation) -> np.ndarray:
     """Draw images, their reconstruction and error, and the same of principal components; uint8 RGB [H, W, 3]."""
     values, rows = explanation.values, []
     for place, image in enumerate(values["reconstructed"].numpy()):
@@ -50,14 +48,11 @@ def reconstruction_panel(explanation: Explanation, *, with_scores: bool = True) 
         "Errors: red is too bright, blue too dark; one scale a row.",
     ]
     columns = ("image", "decoded", "error", "PCA", "error of PCA")
-    return gallery(explanation, rows, lines, columns=columns, with_scores=with_scores)
+    return gallery(explanation, rows, lines, columns=columns)
 
 
-def code_map_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
-    """Draw codes along their first two principal axes and the variance along each axis; uint8 RGB [H, W, 3].
-
-    ``with_scores`` changes nothing: the reconstructions have the scores.
-    """
+def code_map_panel(explanation: Explanation) -> np.ndarray:
+    """Draw codes along their first two principal axes and the variance along each axis; uint8 RGB [H, W, 3]."""
     values = explanation.values
     lines = ["Each dot is the code of one image on the first two principal axes of the codes."]
     banner = explanation.not_better_than_random
@@ -87,13 +82,12 @@ def code_map_panel(explanation: Explanation, *, with_scores: bool = True) -> np.
     return canvas.array()
 
 
-def factor_matrix_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def factor_matrix_panel(explanation: Explanation) -> np.ndarray:
     """Draw how much each number of the code serves each factor, beside the shuffled code; uint8 RGB [H, W, 3]."""
     values = explanation.values
     lines, banner = _matrix_lines(explanation), explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
-    below = scores_height(explanation) if with_scores else 6
-    canvas = Canvas(2 * MARGIN + 2 * (_SIDE + 90), top + _SIDE + 76 + below)
+    canvas = Canvas(2 * MARGIN + 2 * (_SIDE + 90), top + _SIDE + 82)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     pairs = (("factor_importance", "This code"), ("shuffled_importance", "Control: the code of another image"))
     most = max(float(values[name].max()) for name, _ in pairs)
@@ -107,8 +101,6 @@ def factor_matrix_panel(explanation: Explanation, *, with_scores: bool = True) -
         canvas.label_axes(axes, title=title, x="number of the code", y="factor" if place == 0 else "")
         if place:
             canvas.scale(axes, shown, words="importance")
-    if with_scores:
-        score_table(canvas, y + _SIDE + 70, explanation)
     return canvas.array()
 
 

@@ -20,11 +20,8 @@ MOST_UNITS = 48
 _ROW, _NAMES, _LEAST, _UNIT, _COUNT = 26, 130, 360, 16, 52
 
 
-def concepts_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
-    """Draw concepts down and the best units across, then the units of each layer by concept; uint8 RGB [H, W, 3].
-
-    ``with_scores`` changes nothing: the pictures of the units have the scores.
-    """
+def concepts_panel(explanation: Explanation) -> np.ndarray:
+    """Draw concepts down and the best units across, then the units of each layer by concept; uint8 RGB [H, W, 3]."""
     values, meta = explanation.values, explanation.meta
     seen = [meta["concepts"].index(name) for name in meta["seen"]]
     iou_UK, control_UK = (values[key].numpy()[:, seen] for key in ("iou", "iou_permuted"))

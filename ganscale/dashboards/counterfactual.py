@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MOST_SAMPLES = 8
 
 
-def counterfactual_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def counterfactual_panel(explanation: Explanation) -> np.ndarray:
     """Draw original, way and counterfactual with the wished probability, their difference, and the pixel-space one."""
     values = explanation.values
     count, between = min(len(values["path"]), MOST_SAMPLES), values["path"].shape[1] - 2
@@ -31,7 +31,7 @@ def counterfactual_panel(explanation: Explanation, *, with_scores: bool = True) 
         f"The way is straight in latent space; survival is measured under noise of {noise:g}.",
     ]
     columns = ("original", *[""] * between, "turned", "difference", "pixels")
-    return gallery(explanation, rows, lines, columns=columns, with_scores=with_scores)
+    return gallery(explanation, rows, lines, columns=columns)
 
 
 def _row(explanation: Explanation, sample: int) -> Row:

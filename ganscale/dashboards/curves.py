@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 _WIDTH, _CHART = 420, 260
 
 
-def faithfulness_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
-    """Draw mean deletion and insertion curves with the middle 95 % of random orders; uint8 RGB [H, W, 3].
-
-    ``with_scores`` writes the areas above them.
-    """
+def faithfulness_panel(explanation: Explanation) -> np.ndarray:
+    """Draw mean deletion and insertion curves with the middle 95 % of random orders; uint8 RGB [H, W, 3]."""
     values = explanation.values
     share = values["curve_share"].numpy()
     random_NRP = values["random_curves"].numpy()
@@ -56,7 +53,7 @@ def faithfulness_panel(explanation: Explanation, *, with_scores: bool = True) ->
         verb = {"deletion": "removed", "insertion": "inserted"}[name]
         canvas.label_axes(axes, title=name.capitalize(), x=f"share of parts {verb}", y="f(x)" if place == 0 else "")
         score = explanation.scores.get(f"{name}_auc")
-        if score is not None and with_scores:
+        if score is not None:
             words = f"area {number(score.value)}, random {number(score.control)} ({score.better} is better)"
             axes.set_title(words, fontsize=11 * POINT, color=MUTED.light, loc="right")
         drawn.append(axes)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FADED = 0.3  # of its brightness: what lies outside a unit's region
 
 
-def dissection_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def dissection_panel(explanation: Explanation) -> np.ndarray:
     """Draw a concept a row: its best unit's strongest pictures, then one before and after ablation; uint8 RGB."""
     values, meta = explanation.values, explanation.meta
     rows, names = [], meta["concepts"]
@@ -42,4 +42,4 @@ def dissection_panel(explanation: Explanation, *, with_scores: bool = True) -> n
         f"Units: channels of {meta['layer']}. Bright: where the concept's best unit is above its threshold.",
         f"IoU with the concept's mask on held-out latents; without its {meta['ablated_units']} best units set to 0.",
     ]
-    return gallery(explanation, rows, lines, columns=columns, with_scores=with_scores)
+    return gallery(explanation, rows, lines, columns=columns)

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ganscale.dashboards.comparison import comparison_figures, write_comparisons
 from ganscale.dashboards.explanation_page import PAGE
 from ganscale.dashboards.explanation_words import subject_of
 from ganscale.dashboards.layout import BANNER, method_title, number, score_title
@@ -21,7 +22,7 @@ RECORD = "all.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Entry:
-    """What ``explanation.json`` says; the tensors are not read."""
+    """What ``explanation.json`` says."""
 
     directory: Path
     page: dict[str, Any]
@@ -52,6 +53,7 @@ def write_index(explanations: str | Path) -> Path | None:
             entries.append((entry, _row(entry)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
             damaged.append(directory.name)
+    write_comparisons(folder, [entry.directory.name for entry, _ in entries if "weighs" in entry.meta])
     target = folder / INDEX
     replace_text(target, _render(folder, entries, damaged))
     return target
@@ -86,6 +88,8 @@ def _render(folder: Path, entries: list[tuple[_Entry, tuple[object, ...]]], dama
     listed = table(columns, [row for _, row in entries], caption=caption, numeric=(4, 5), kind="wide")
     lost = "\n".join(note(f"{name} cannot be read and is left out.") for name in damaged)
     main = section("all", "All explanations", listed, lost)
+    beside = comparison_figures(folder)
+    main += section("side-by-side", "Side by side", beside) if beside else ""
     main += left_out_section(folder, key="left-out")
     return document(f"Explanations of {run}", f'{head}\n<main id="main">\n{main}\n</main>')
 

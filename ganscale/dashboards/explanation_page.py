@@ -31,16 +31,21 @@ if TYPE_CHECKING:
 PAGE = "explanation.html"
 
 
-def write_explanation_page(explanation: Explanation, directory: str | Path, name: str | None = None) -> Path:
+def write_explanation_page(
+    explanation: Explanation,
+    directory: str | Path,
+    name: str | None = None,
+    panels: Mapping[str, np.ndarray] | None = None,
+) -> Path:
     """Write ``directory/explanation.html``, and the small picture that stands for it in the index; return its path.
 
     ``directory`` holds the walks' GIF already where there is one. ``name`` is what the directory will be called, where
-    it is still a temporary one.
+    it is still a temporary one. ``panels`` are those of ``draw_panels``; without them those in ``directory`` are shown.
     """
-    from ganscale.dashboards.panels import draw_panels
+    from ganscale.dashboards.panels import read_panels
 
     directory = Path(directory)
-    panels = draw_panels(explanation, with_scores=False)
+    panels = read_panels(explanation, directory) if panels is None else panels
     write_thumbnail(panels, directory)
     target = directory / PAGE
     replace_text(target, render(explanation, directory, name or directory.name, panels))

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 from ganscale.dashboards.animation import MOVING
 from ganscale.dashboards.enlarging import DENSITY
 from ganscale.dashboards.explanation_words import BETTER, READING, alt_of, caption_of, subject_of
-from ganscale.dashboards.layout import BANNER, decides, method_title, number, score_title, target_words, verdict
+from ganscale.dashboards.layout import (
+    BANNER,
+    decides,
+    margin_words,
+    method_title,
+    number,
+    score_title,
+    target_words,
+    verdict,
+)
 from ganscale.dashboards.page import Html, details, figure, picture_file, png_array, table, warning
 
 if TYPE_CHECKING:
@@ -19,6 +28,10 @@ if TYPE_CHECKING:
 
     from ganscale.explain.types import Explanation, Score
 
+_MARGIN = (
+    "A value beats its control where it is better by more than the margin: 1.96 standard errors of what chance reaches "
+    "(chance), of the mean difference from the control of the same samples (difference), or of the value (value)."
+)
 _SHOWN_ELSEWHERE = ("warnings", "summary", "interim")
 _MOVES = {"traversal": "walks", "counterfactuals": "pictures", "ways": "ways", "attributes": "attributes"}
 _PARTS_OF_MADE = {"Options": "options", "Cost": "cost", "Versions": "versions"}
@@ -74,7 +87,7 @@ def score_table(explanation: Explanation) -> str:
         (
             Html(f"<b>{escape(score_title(name))}</b> (decides)") if decides(explanation, name) else score_title(name),
             number(score.value),
-            "–" if score.low is None else f"{number(score.low)} to {number(score.high)}",
+            margin_words(score),
             number(score.control),
             BETTER.get(score.better, score.better),
             score.n,
@@ -82,8 +95,9 @@ def score_table(explanation: Explanation) -> str:
         )
         for name, score in explanation.scores.items()
     ]
-    head = ("score", "value", "95 % interval", "control", "better", "n", "verdict")
-    return table(head, rows, caption="Scores beside controls measured in the same call", numeric=(1, 2, 3, 5))
+    head = ("score", "value", "margin (95 %)", "control", "better", "n", "verdict")
+    scored = table(head, rows, caption="Scores beside controls measured in the same call", numeric=(1, 2, 3, 5))
+    return f"{scored}\n<p>{escape(_MARGIN)}</p>"
 
 
 def said(score: Score) -> Html:

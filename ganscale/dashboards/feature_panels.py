@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ROWS_OVER_TIME = 3  # channels of a layer
 
 
-def maps_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def maps_panel(explanation: Explanation) -> np.ndarray:
     """Draw a layer a row: the picture, then the maps of the layer's most varied channels; uint8 RGB [H, W, 3]."""
     values, meta = explanation.values, explanation.meta
     image = values["map_images"][0].double().numpy()
@@ -28,14 +28,11 @@ def maps_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndar
         size = f"{maps.shape[1]} × {maps.shape[2]}"
         rows.append(Row(title=name, tiles=tiles, notes=(size, f"|r| with picture {depicted}", f"with others {other}")))
     lines = [f"Layers of {NETWORKS[meta['network']]}, the most varied channels first; red above zero, blue below."]
-    return gallery(explanation, rows, lines, with_scores=with_scores)
+    return gallery(explanation, rows, lines)
 
 
-def maps_over_time_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
-    """Draw the first channels of each layer a row, one column a checkpoint; uint8 RGB [H, W, 3].
-
-    ``with_scores`` changes nothing: the maps of today have the scores.
-    """
+def maps_over_time_panel(explanation: Explanation) -> np.ndarray:
+    """Draw the first channels of each layer a row, one column a checkpoint; uint8 RGB [H, W, 3]."""
     values, meta = explanation.values, explanation.meta
     run = meta.get("run")
     times = [f"{images / 1000:g} kimg" for images in values["past_times"].tolist()]
@@ -53,14 +50,14 @@ def maps_over_time_panel(explanation: Explanation, *, with_scores: bool = True) 
         f"Layers of {NETWORKS[meta['network']]} on {what}, as training went on; one scale a row, white is zero.",
         "Channels are those that vary most now.",
     ]
-    return gallery(explanation, rows, lines, columns=times, with_scores=False)
+    return gallery(explanation, rows, lines, columns=times)
 
 
 def _maps(maps: np.ndarray, channels: list[int]) -> list[Tile]:
     return [Tile(values=plane, words=f"channel {channel}") for plane, channel in zip(maps, channels, strict=True)]
 
 
-def vis_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def vis_panel(explanation: Explanation) -> np.ndarray:
     """Draw a unit a row: its best input found by ascent, then the best of the pool; uint8 RGB [H, W, 3]."""
     values, meta = explanation.values, explanation.meta
     rows = []
@@ -76,4 +73,4 @@ def vis_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarr
         f"Units of {meta['layer']} of {NETWORKS[meta['network']]}. Framed: found by ascent, as long as a usual input.",
         f"Right: the {beside} that excite the unit most. Below each: the unit's mean output.",
     ]
-    return gallery(explanation, rows, lines, with_scores=with_scores)
+    return gallery(explanation, rows, lines)

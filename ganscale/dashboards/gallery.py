@@ -20,8 +20,6 @@ from ganscale.dashboards.layout import (
     heading_height,
     method_title,
     number,
-    score_table,
-    scores_height,
 )
 from ganscale.dashboards.palette import INK, LINE, MUTED, SERIES
 
@@ -64,10 +62,15 @@ def gallery(
     lines: Sequence[str],
     *,
     columns: Sequence[str] = (),
-    with_scores: bool = True,
+    title: str = "",
+    banner: bool | None = None,
 ) -> np.ndarray:
-    """Draw ``rows`` under the explanation's title and ``lines``; uint8 RGB [H, W, 3]."""
-    banner, most = explanation.not_better_than_random, max((len(row.tiles) for row in rows), default=1)
+    """Draw ``rows`` under the explanation's title and ``lines``; uint8 RGB [H, W, 3].
+
+    ``title`` and ``banner`` stand in place of the explanation's own.
+    """
+    most = max((len(row.tiles) for row in rows), default=1)
+    banner = explanation.not_better_than_random if banner is None else banner
     tall, wide = _tile_size(rows)
     cell = max(wide, 52)
     has_maps = any(row.limit for row in rows)
@@ -77,9 +80,8 @@ def gallery(
         for row in rows
     ]
     top = heading_height(lines=len(lines), banner=banner)
-    below = scores_height(explanation) if with_scores else 6
-    canvas = Canvas(width, top + (_HEAD if columns else 0) + sum(step) + below + 6)
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
+    canvas = Canvas(width, top + (_HEAD if columns else 0) + sum(step) + 12)
+    y = heading(canvas, title or method_title(explanation.method), lines, banner=banner, of=explanation)
     for place, words in enumerate(columns):
         x = MARGIN + _CAPTION + place * (cell + _GAP) + cell / 2
         canvas.text(x, y, words, size=12, bold=True, colour=MUTED.light, align="center")
@@ -87,8 +89,6 @@ def gallery(
     for row, height in zip(rows, step, strict=True):
         _draw(canvas, y, row, cell)
         y += height
-    if with_scores:
-        score_table(canvas, y + 4, explanation)
     return canvas.array()
 
 

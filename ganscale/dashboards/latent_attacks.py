@@ -17,8 +17,6 @@ from ganscale.dashboards.layout import (
     heading_height,
     method_title,
     number,
-    score_table,
-    scores_height,
 )
 from ganscale.dashboards.palette import INK, LINE, MUTED, SERIES
 
@@ -33,7 +31,7 @@ _CHART, _GAP = 230, 10
 _COLUMNS = ("G(z)", "random step", "moved most", "fools D", "unmasked")
 
 
-def latent_attack_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def latent_attack_panel(explanation: Explanation) -> np.ndarray:
     """Draw image change and logits over the step's length, logits over pixel distance, and images; uint8 [H, W, 3]."""
     values = explanation.values
     critic = "logits" in values
@@ -42,7 +40,7 @@ def latent_attack_panel(explanation: Explanation, *, with_scores: bool = True) -
     lines, banner = _lines(explanation, shown), explanation.not_better_than_random
     top, charts = heading_height(lines=len(lines), banner=banner), 3 if critic else 1
     gallery = 24 + shown * (SIDE + 26) if shown else 0
-    height = top + _CHART + 84 + gallery + (scores_height(explanation) if with_scores else 0)
+    height = top + _CHART + 84 + gallery
     canvas = Canvas(2 * MARGIN + 3 * 330, height)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     boxes = [canvas.axes(MARGIN + 46 + 330 * place, y + 24, 264, _CHART) for place in range(charts)]
@@ -54,8 +52,6 @@ def latent_attack_panel(explanation: Explanation, *, with_scores: bool = True) -
     if shown:
         _gallery(canvas, y, explanation, shown)
         y += gallery
-    if with_scores:
-        score_table(canvas, y, explanation)
     return canvas.array()
 
 

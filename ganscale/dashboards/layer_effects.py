@@ -27,11 +27,10 @@ _CHART, _NAMES, _CELL, _ROW, _COLUMN_NAMES = 260, 120, 104, 34, 96
 _JUDGED = {"pixels": "pixels", "critic": "critic's logit", "class": "verdicts changed"}
 
 
-def effects_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def effects_panel(explanation: Explanation) -> np.ndarray:
     """Draw layers down and effects across, and where an edit has amounts its curve; uint8 RGB [H, W, 3].
 
-    Each column has a scale of its own, as pixels, logits and verdicts have. ``with_scores`` changes nothing: the
-    pictures have the scores.
+    Each column has a scale of its own, as pixels, logits and verdicts have.
     """
     layers, columns, matrix_LE = _effects(explanation)
     lines = [

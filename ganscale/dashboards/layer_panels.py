@@ -21,7 +21,7 @@ _WHAT = {
 }
 
 
-def layer_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def layer_panel(explanation: Explanation) -> np.ndarray:
     """Draw the pictures as they are, then a row for each edited layer with its mean effect; uint8 RGB [H, W, 3]."""
     values, meta = explanation.values, explanation.meta
     rows = [_pictures("as they are", values["layer_plain"].double().numpy())]
@@ -37,10 +37,10 @@ def layer_panel(explanation: Explanation, *, with_scores: bool = True) -> np.nda
         ]
     else:
         lines = [_WHAT[meta["shown_edit"]], "Change: root mean square over pixels, in [-1, 1], mean over all latents."]
-    return gallery(explanation, rows, lines, with_scores=with_scores)
+    return gallery(explanation, rows, lines)
 
 
-def mixing_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def mixing_panel(explanation: Explanation) -> np.ndarray:
     """Draw the matrix of mixtures, layouts down and styles across, with the sources on the axes."""
     grid, sources = (explanation.values[key].double().numpy() for key in ("mixing_matrix", "mixing_sources"))
     rows = [Row(title="style of", tiles=[None, *(Tile(values=image, bold=True) for image in sources)])]
@@ -51,7 +51,7 @@ def mixing_panel(explanation: Explanation, *, with_scores: bool = True) -> np.nd
     lines = [
         f"At {layer}, whose style does most: means and deviations of the channels from above, the rest from the left."
     ]
-    return gallery(explanation, rows, lines, with_scores=False)
+    return gallery(explanation, rows, lines)
 
 
 def _pictures(title: str, images: np.ndarray, *, notes: tuple[str, ...] = (), control: bool = False) -> Row:

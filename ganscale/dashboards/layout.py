@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.palette import INK, LINE, MUTED, SERIES, SURFACE, WARNING_GROUND, WARNING_INK
 
@@ -19,7 +21,7 @@ _LETTER = 6.3  # CSS pixels that a letter of a line takes, at most
 _DIGIT = 7.3  # the same of a number
 _SMALLEST = 0.6  # of a line's size, where it is too long for a narrow panel
 _HEAD, _LINE, _BANNER, _ROW = 26, 17, 32, 21
-_COLUMNS = (("score", 0), ("value", 255), ("interval (95 %)", 335), ("control", 480), ("better", 560), ("verdict", 632))
+_COLUMNS = (("score", 0), ("value", 255), ("margin (95 %)", 335), ("control", 480), ("better", 560), ("verdict", 632))
 
 METHOD_TITLES = {
     "integrated-gradients": "Integrated gradients",
@@ -216,6 +218,11 @@ def verdict(score: Score) -> str:
     return "beats its control" if score.beats_control else "not better than its control"
 
 
+def margin_words(score: Score) -> str:
+    """Return how far the value must be from its control, and of what that is the error; a dash where there is none."""
+    return "–" if score.margin is None else f"±{number(score.margin)} {score.margin_of}"
+
+
 def heading_height(*, lines: int, banner: bool) -> int:
     """Return how many CSS pixels ``heading`` takes."""
     return MARGIN + _HEAD + lines * _LINE + (_BANNER + 6 if banner else 0) + 8
@@ -246,28 +253,26 @@ def heading(canvas: Canvas, title: str, lines: Sequence[str], *, banner: bool, o
     return y + 8
 
 
-def scores_height(explanation: Explanation) -> int:
-    """Return how many CSS pixels ``score_table`` takes."""
-    return _ROW * (len(explanation.scores) + 1) + MARGIN + 10
+def score_table(explanation: Explanation, width: int) -> np.ndarray:
+    """Draw each score beside the control that was measured with it; those that decide on the banner are bold.
 
-
-def score_table(canvas: Canvas, y: int, explanation: Explanation) -> None:
-    """Draw each score beside the control that was measured with it; those that decide on the banner are bold."""
-    scores = explanation.scores
-    bottom = y + _ROW * (len(scores) + 1) + 8
-    canvas.box(MARGIN, y, canvas.width - 2 * MARGIN, bottom - y, fill=SURFACE.light, line=LINE.light)
+    Returns what is put below a panel, uint8 RGB [H, W, 3], ``width`` CSS pixels wide.
+    """
+    scores, y = explanation.scores, 4
+    tall = _ROW * (len(scores) + 1) + 8
+    canvas = Canvas(width, y + tall + MARGIN)
+    canvas.box(MARGIN, y, canvas.width - 2 * MARGIN, tall, fill=SURFACE.light, line=LINE.light)
     left = MARGIN + 10
     room = {title: after - x for (title, x), (_, after) in pairwise(_COLUMNS)}
     for title, x in _COLUMNS:
         canvas.text(left + x, y + 7, title, size=11, bold=True, colour=MUTED.light)
     for row, (name, score) in enumerate(scores.items()):
         top = y + 7 + _ROW * (row + 1)
-        interval = f"{number(score.low)} to {number(score.high)}" if score.low is not None else "–"
         good = score.beats_control
         cells = (
             f"{score_title(name)} (n = {score.n})",
             number(score.value),
-            interval,
+            margin_words(score),
             number(score.control),
             {"zero": "nearer 0"}.get(score.better, score.better),
             ("✓ " if good else "✗ ") + verdict(score),
@@ -279,3 +284,4 @@ def score_table(canvas: Canvas, y: int, explanation: Explanation) -> None:
             letter = _DIGIT if title != "score" else _LETTER * (1.13 if bold else 1)
             fits = (room.get(title, math.inf) - 8) / (letter * len(cell))
             canvas.text(left + x, top, cell, size=12 * min(1.0, fits), colour=colour, bold=bold)
+    return canvas.array()

@@ -14,8 +14,6 @@ from ganscale.dashboards.layout import (
     heading_height,
     method_title,
     number,
-    score_table,
-    scores_height,
 )
 from ganscale.dashboards.palette import DIVERGING, INK, SERIES
 
@@ -31,7 +29,7 @@ _MEMBERSHIP = (
 )
 
 
-def neighbours_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def neighbours_panel(explanation: Explanation) -> np.ndarray:
     """Draw each query with its nearest images in the network's features, distances below; uint8 RGB [H, W, 3]."""
     values, rows = explanation.values, []
     generated = explanation.inputs.get("generated")
@@ -50,10 +48,10 @@ def neighbours_panel(explanation: Explanation, *, with_scores: bool = True) -> n
         f"{meta.get('copies')} queries stand in the gallery pixel for pixel (a generated one that does is a copy).",
     ]
     columns = ("query", *(f"{rank + 1}." for rank in range(min(values["neighbour_images"].shape[1], MOST_NEIGHBOURS))))
-    return gallery(explanation, rows, lines, columns=columns, with_scores=with_scores)
+    return gallery(explanation, rows, lines, columns=columns)
 
 
-def membership_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def membership_panel(explanation: Explanation) -> np.ndarray:
     """Draw the curves of both attacks with the band that chance stays in; uint8 RGB [H, W, 3]."""
     meta, values = explanation.meta, explanation.values
     lines = [
@@ -63,8 +61,7 @@ def membership_panel(explanation: Explanation, *, with_scores: bool = True) -> n
     ]
     banner = explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
-    below = scores_height(explanation) if with_scores else 6
-    canvas = Canvas(2 * MARGIN + 2 * (_SIDE + 90), top + _SIDE + 76 + below)
+    canvas = Canvas(2 * MARGIN + 2 * (_SIDE + 90), top + _SIDE + 82)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     axes = canvas.axes(MARGIN + 50, y + 20, _SIDE, _SIDE)
     at = np.linspace(0, 1, 101)
@@ -91,8 +88,6 @@ def membership_panel(explanation: Explanation, *, with_scores: bool = True) -> n
         bars.hist(near[own], bins=edges, density=True, alpha=0.5, color=SERIES[colour].light, label=words)
     bars.legend(frameon=False, fontsize=11 * POINT, labelcolor=INK.light)
     canvas.label_axes(bars, title="How near a generated image comes", x="L2 distance", y="density")
-    if with_scores:
-        score_table(canvas, y + _SIDE + 70, explanation)
     return canvas.array()
 
 
@@ -102,7 +97,7 @@ def _chance(at: np.ndarray, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(at - half, 0, 1), np.clip(at + half, 0, 1)
 
 
-def alignment_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def alignment_panel(explanation: Explanation) -> np.ndarray:
     """Draw CKA of every pair of layers beside the shuffled pairs, and D's gradient by layer; uint8 RGB [H, W, 3]."""
     meta, values = explanation.meta, explanation.values
     g, d = meta.get("layers_generator", []), meta.get("layers_critic", [])
@@ -112,8 +107,8 @@ def alignment_panel(explanation: Explanation, *, with_scores: bool = True) -> np
     ]
     banner = explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
-    below, side = scores_height(explanation) if with_scores else 6, 250
-    canvas = Canvas(2 * MARGIN + 3 * (side + 70) + 60, top + side + 120 + below)
+    side = 250
+    canvas = Canvas(2 * MARGIN + 3 * (side + 70) + 60, top + side + 126)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     for place, (name, title) in enumerate((("cka", "Same image"), ("cka_shuffled", "Control: another image"))):
         axes = canvas.axes(MARGIN + 100 + place * (side + 20), y + 20, side, side)
@@ -134,6 +129,4 @@ def alignment_panel(explanation: Explanation, *, with_scores: bool = True) -> np
     bars.bar(range(len(g)), values["gradient_by_layer"].numpy(), color=SERIES["vermilion"].light)
     bars.set_xticks(range(len(g)), g, rotation=30, ha="right", fontsize=10 * POINT)
     canvas.label_axes(bars, title="Gradient of D in G", x="layer of G", y="L2 norm")
-    if with_scores:
-        score_table(canvas, y + side + 110, explanation)
     return canvas.array()

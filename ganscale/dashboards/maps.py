@@ -21,8 +21,6 @@ from ganscale.dashboards.layout import (
     heading_height,
     method_title,
     number,
-    score_table,
-    scores_height,
     target_words,
 )
 from ganscale.dashboards.palette import DOWN, INK, LINE, MUTED, SERIES, UP
@@ -45,7 +43,7 @@ def is_picture(explanation: Explanation) -> bool:
     return x.ndim == 4 and min(x.shape[2:]) > 1
 
 
-def attribution_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def attribution_panel(explanation: Explanation) -> np.ndarray:
     """Draw up to ``MOST_SAMPLES`` samples, a row each; uint8 RGB [H, W, 3].
 
     Input, signed map, overlay, the input with nothing but its most important part, and the input as opaque as the map
@@ -57,7 +55,7 @@ def attribution_panel(explanation: Explanation, *, with_scores: bool = True) -> 
     width = max(MARGIN * 2 + _CAPTION + len(_COLUMNS) * (SIDE + _GAP) + _BAR + _TICKS, 860)
     lines, banner = _lines(explanation, count), explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
-    height = top + _COLUMN_HEAD + count * _ROW + (scores_height(explanation) if with_scores else MARGIN)
+    height = top + _COLUMN_HEAD + count * _ROW + MARGIN
     canvas = Canvas(width, height)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     draw: Callable[..., None] = _picture_row if picture else _bar_row
@@ -68,8 +66,6 @@ def attribution_panel(explanation: Explanation, *, with_scores: bool = True) -> 
         row_y = y + _COLUMN_HEAD + row * _ROW
         _caption(canvas, MARGIN, row_y, explanation, sample)
         draw(canvas, left, row_y, explanation, sample)
-    if with_scores:
-        score_table(canvas, y + _COLUMN_HEAD + count * _ROW + 4, explanation)
     return canvas.array()
 
 

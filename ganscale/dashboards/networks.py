@@ -21,11 +21,8 @@ MOST_UNITS = 24  # drawn of a layer
 _CHART, _WIDTH = 170, 8
 
 
-def side_by_side_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
-    """Draw layers of one map size in a row, the generator's left and the critic's right; uint8 RGB [H, W, 3].
-
-    ``with_scores`` changes nothing: the alignment has the scores.
-    """
+def side_by_side_panel(explanation: Explanation) -> np.ndarray:
+    """Draw layers of one map size in a row, the generator's left and the critic's right; uint8 RGB [H, W, 3]."""
     meta = explanation.meta
     layers = {which: _layers(explanation, which) for which in "gd"}
     sizes = sorted({size for found in layers.values() for _, size in found})
@@ -55,7 +52,7 @@ def side_by_side_panel(explanation: Explanation, *, with_scores: bool = True) ->
         for words in ("maps of G", "filters of G", "maps of D", "filters of D")
         for place in range(shown)
     ]
-    return gallery(explanation, rows, lines, columns=columns, with_scores=False)
+    return gallery(explanation, rows, lines, columns=columns)
 
 
 def _layers(explanation: Explanation, which: str) -> list[tuple[int, tuple[int, int]]]:
@@ -85,11 +82,8 @@ def _tiles(explanation: Explanation, which: str, place: int | None) -> tuple[lis
     return tiles, ", ".join(scales)
 
 
-def unit_logits_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
-    """Draw for each generator layer what its units add to the critic's logit, as bars; uint8 RGB [H, W, 3].
-
-    ``with_scores`` changes nothing: the alignment has the scores.
-    """
+def unit_logits_panel(explanation: Explanation) -> np.ndarray:
+    """Draw for each generator layer what its units add to the critic's logit, as bars; uint8 RGB [H, W, 3]."""
     meta, values = explanation.meta, explanation.values
     layers = meta["layers_of_units"]
     lines = [

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ganscale.dashboards.animation import write_gifs
 from ganscale.dashboards.attacked_maps import attacked_maps_panel
@@ -22,6 +24,7 @@ from ganscale.dashboards.concepts import concepts_panel
 from ganscale.dashboards.counterfactual import counterfactual_panel
 from ganscale.dashboards.curves import faithfulness_panel, logit_panel
 from ganscale.dashboards.dissection import dissection_panel
+from ganscale.dashboards.enlarging import DENSITY
 from ganscale.dashboards.feature_panels import maps_over_time_panel, maps_panel, vis_panel
 from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.latent_attacks import latent_attack_panel
@@ -35,7 +38,6 @@ from ganscale.dashboards.layout import (
     method_title,
     number,
     score_table,
-    scores_height,
 )
 from ganscale.dashboards.likeness import alignment_panel, membership_panel, neighbours_panel
 from ganscale.dashboards.maps import attribution_panel
@@ -43,7 +45,7 @@ from ganscale.dashboards.networks import side_by_side_panel, unit_logits_panel
 from ganscale.dashboards.palette import INK, LINE, MUTED, SURFACE
 from ganscale.dashboards.randomisation import randomisation_panel, retraining_panel
 from ganscale.dashboards.traversal import traversal_panel
-from ganscale.data.pixels import save_png
+from ganscale.files import written_aside
 
 if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
@@ -54,10 +56,15 @@ __all__ = [
     "faithfulness_panel",
     "logit_panel",
     "metric_panel",
+    "read_panels",
     "score_panel",
     "traversal_panel",
+    "with_scores",
     "write_panels",
 ]
+
+_LEAST_WIDTH = 880  # CSS pixels that a table of scores needs
+_SIZE = "panel"  # of a file's own words: height and width of the panel above its scores, in device pixels
 
 #: Panel -> the values that an explanation must hold for it, and the function that draws it (None: it does not apply).
 PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray | None]]] = {
@@ -95,39 +102,66 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray | None]]] = {
 }
 
 
-def draw_panels(explanation: Explanation, *, with_scores: bool = True) -> dict[str, np.ndarray]:
-    """Return every panel that fits the explanation's values, by name; the scores' own where there is no other.
-
-    ``with_scores=False`` leaves the table of scores out, for a page that writes it as text.
-    """
+def draw_panels(explanation: Explanation) -> dict[str, np.ndarray]:
+    """Return every panel that fits the explanation's values, by name, uint8 RGB [H, W, 3], without the scores."""
     held = explanation.values.keys()
-    asked = {
-        name: draw(explanation, with_scores=with_scores) for name, (needed, draw) in PANELS.items() if held >= {*needed}
-    }
-    drawn = {name: panel for name, panel in asked.items() if panel is not None}
-    return drawn or ({"scores": score_panel(explanation)} if with_scores else {})
+    asked = {name: draw(explanation) for name, (needed, draw) in PANELS.items() if held >= {*needed}}
+    return {name: panel for name, panel in asked.items() if panel is not None}
+
+
+def with_scores(explanation: Explanation, panels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return ``panels`` with the table of scores below each; the table's own panel where there is none."""
+    if not panels:
+        return {"scores": score_panel(explanation)}
+    wide = {name: max(panel.shape[1] // DENSITY, _LEAST_WIDTH) for name, panel in panels.items()}
+    tables = {width: score_table(explanation, width) for width in {*wide.values()}}
+    return {name: _above(panel, tables[wide[name]]) for name, panel in panels.items()}
 
 
 def write_panels(
     explanation: Explanation, directory: str | Path, panels: Mapping[str, np.ndarray] | None = None
 ) -> list[Path]:
-    """Save every panel as ``NAME.png`` in ``directory``, and what moves as ``NAME.gif``; return the paths.
+    """Save every panel with its scores as ``NAME.png`` in ``directory``, and what moves as ``NAME.gif``; the paths.
 
     ``panels`` are those of ``draw_panels`` where they were drawn already.
     """
-    drawn = draw_panels(explanation) if panels is None else panels
-    written = [save_png(Path(directory) / f"{name}.png", panel) for name, panel in drawn.items()]
+    panels = draw_panels(explanation) if panels is None else panels
+    written = []
+    for name, whole in with_scores(explanation, panels).items():
+        said = PngInfo()
+        said.add_text(_SIZE, " ".join(map(str, panels[name].shape[:2] if name in panels else (0, 0))))
+        written.append(Path(directory) / f"{name}.png")
+        with written_aside(written[-1]) as aside:
+            Image.fromarray(whole).save(aside, format="PNG", pnginfo=said)
     return [*written, *write_gifs(explanation, directory)]
+
+
+def read_panels(explanation: Explanation, directory: str | Path) -> dict[str, np.ndarray]:
+    """Return the panels that ``write_panels`` left in ``directory``, without the scores; drawn where it left none."""
+    found = {}
+    for name in PANELS:
+        path = Path(directory) / f"{name}.png"
+        if path.is_file():
+            with Image.open(path) as image:
+                height, width = map(int, image.info.get(_SIZE, "0 0").split())
+                found[name] = np.asarray(image)[:height, :width]
+    whole = [panel.size > 0 for panel in found.values()]  # others are of an older version
+    return found if whole and all(whole) else draw_panels(explanation)
 
 
 def score_panel(explanation: Explanation) -> np.ndarray:
     """Draw the scores alone, for a method without a picture of its own; uint8 RGB [H, W, 3]."""
     lines, banner = [explanation.meta.get("summary", "")], explanation.not_better_than_random
-    top = heading_height(lines=1, banner=banner)
-    canvas = Canvas(880, top + scores_height(explanation))
-    y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
-    score_table(canvas, y, explanation)
-    return canvas.array()
+    canvas = Canvas(_LEAST_WIDTH, heading_height(lines=1, banner=banner))
+    heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
+    return _above(canvas.array(), score_table(explanation, canvas.width))
+
+
+def _above(panel: np.ndarray, table: np.ndarray) -> np.ndarray:
+    page = np.full((panel.shape[0] + table.shape[0], table.shape[1], 3), 255, dtype=np.uint8)
+    page[: panel.shape[0], : panel.shape[1]] = panel
+    page[panel.shape[0] :] = table
+    return page
 
 
 def metric_panel(values: Mapping[str, Mapping[str, Any]], *, title: str) -> np.ndarray:

@@ -16,8 +16,6 @@ from ganscale.dashboards.layout import (
     heading,
     heading_height,
     method_title,
-    score_table,
-    scores_height,
     target_words,
 )
 from ganscale.dashboards.palette import INK, LINE, MUTED, SERIES
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 _SIDE, _GAP, _CHART, _NAMES = 76, 8, 200, 52
 
 
-def randomisation_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def randomisation_panel(explanation: Explanation) -> np.ndarray:
     """Draw likeness over the stages above a strip of maps for each sample shown; uint8 RGB [H, W, 3]."""
     values, layers = explanation.values, explanation.meta["layers"]
     strips = values["stage_maps"] if explanation.inputs["x"].ndim == 4 else values["stage_maps"][:, :0]
@@ -43,7 +41,7 @@ def randomisation_panel(explanation: Explanation, *, with_scores: bool = True) -
     chart = _CHART + _NAMES
     body = chart + (22 + rows * (_SIDE + _GAP) if rows else 0)
     width = max(2 * MARGIN + columns * (_SIDE + _GAP), 860)
-    canvas = Canvas(width, top + body + (scores_height(explanation) if with_scores else MARGIN))
+    canvas = Canvas(width, top + body + MARGIN)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     _curve(canvas, y, explanation)
     y += chart
@@ -56,8 +54,6 @@ def randomisation_panel(explanation: Explanation, *, with_scores: bool = True) -
             )
     for row in range(rows):
         _strip(canvas, y + 22 + row * (_SIDE + _GAP), explanation, row)
-    if with_scores:
-        score_table(canvas, y + (22 + rows * (_SIDE + _GAP) if rows else 0), explanation)
     return canvas.array()
 
 
@@ -95,7 +91,7 @@ def _strip(canvas: Canvas, y: int, explanation: Explanation, row: int) -> None:
         canvas.image(left, y, pixels)
 
 
-def retraining_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def retraining_panel(explanation: Explanation) -> np.ndarray:
     """Draw held-out accuracy over the share removed, by the map and at random; uint8 RGB [H, W, 3]."""
     values, meta = explanation.values, explanation.meta
     lines = [
@@ -104,7 +100,7 @@ def retraining_panel(explanation: Explanation, *, with_scores: bool = True) -> n
     ]
     banner = explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
-    canvas = Canvas(860, top + 300 + (scores_height(explanation) if with_scores else MARGIN))
+    canvas = Canvas(860, top + 300 + MARGIN)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     axes, share = canvas.axes(MARGIN + 50, y + 20, 760, 220), values["removed_share"].numpy()
     for name, colour, words in (
@@ -117,6 +113,4 @@ def retraining_panel(explanation: Explanation, *, with_scores: bool = True) -> n
     axes.axhline(meta["majority"], color=MUTED.light, linestyle=":", linewidth=1.2, label="the commonest class")
     axes.legend(frameon=False, fontsize=11 * POINT, labelcolor=INK.light)
     canvas.label_axes(axes, title="Held-out accuracy", x="share of regions removed", y="accuracy")
-    if with_scores:
-        score_table(canvas, y + 296, explanation)
     return canvas.array()

@@ -32,12 +32,12 @@ def write_report(run_dir: str | Path) -> Path:
     no readable ``config.json``; anything else that is missing or damaged is said on the page.
     """
     facts = read_run(run_dir)
-    target = facts.path / REPORT
-    replace_text(target, render(facts))
     for name, explanation in facts.explanations:
         if not (facts.path / "explanations" / name / PAGE).is_file():
             write_explanation_page(explanation, facts.path / "explanations" / name)
     write_index(facts.path / "explanations")
+    target = facts.path / REPORT
+    replace_text(target, render(facts))
     return target
 
 

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ganscale.dashboards.comparison import comparison_figures
 from ganscale.dashboards.explanation_parts import (
     about,
     everything_made,
@@ -17,7 +18,7 @@ from ganscale.dashboards.explanation_parts import (
 )
 from ganscale.dashboards.layout import method_title
 from ganscale.dashboards.page import details, note
-from ganscale.dashboards.panels import draw_panels
+from ganscale.dashboards.panels import read_panels
 from ganscale.dashboards.run_facts import RunFacts
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ def explanations_section(facts: RunFacts) -> str:
     if not facts.explanations:
         command = f"ganscale explain {facts.name_for_commands} --method integrated-gradients"
         return note("This run was not explained yet.", command)
-    return "\n".join(
-        _explanation(facts.path / "explanations" / name, explanation) for name, explanation in facts.explanations
-    )
+    folder = facts.path / "explanations"
+    parts = [_explanation(folder / name, explanation) for name, explanation in facts.explanations]
+    return "\n".join(filter(None, [comparison_figures(folder), *parts]))
 
 
 def _explanation(directory: Path, explanation: Explanation) -> str:
@@ -41,7 +42,7 @@ def _explanation(directory: Path, explanation: Explanation) -> str:
         f'<p class="lead">{escape(directory.name)}: explains {escape(about(explanation))}.</p>',
         warnings(explanation),
         reading(explanation),
-        panel_figures(explanation, draw_panels(explanation, with_scores=False)),
+        panel_figures(explanation, read_panels(explanation, directory)),
         moving_part(explanation, directory),
         score_table(explanation),
         details("How it was made", everything_made(explanation)),

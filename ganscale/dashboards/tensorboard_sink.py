@@ -93,10 +93,11 @@ class TensorBoardSink:
 
         ``panels`` are those of ``draw_panels`` where they were drawn already.
         """
-        from ganscale.dashboards.panels import draw_panels
+        from ganscale.dashboards.panels import draw_panels, with_scores
 
         method = explanation.method
-        for name, panel in (draw_panels(explanation) if panels is None else panels).items():
+        drawn = draw_panels(explanation) if panels is None else panels
+        for name, panel in with_scores(explanation, drawn).items():
             self._image(f"explanation/{method}/{name}", panel, step)
         for name, score in explanation.scores.items():
             for part in ("value", "control"):

@@ -18,8 +18,6 @@ from ganscale.dashboards.layout import (
     heading_height,
     method_title,
     number,
-    score_table,
-    scores_height,
 )
 from ganscale.dashboards.palette import INK, LINE, MUTED, SERIES
 
@@ -47,14 +45,14 @@ class _Walk:
     logits: np.ndarray | None  # [S]
 
 
-def traversal_panel(explanation: Explanation, *, with_scores: bool = True) -> np.ndarray:
+def traversal_panel(explanation: Explanation) -> np.ndarray:
     """Draw one walk a row from -reach to +reach sigmas, the critic's logit under each image; uint8 RGB [H, W, 3].
 
     Rows are the strongest directions with their eigenvalues, then random unit directions; all start from the same
     latent, which is the framed middle column. Points of the plane are drawn as paths.
     """
     if min(explanation.values["traversal"].shape[-2:]) == 1:
-        return _plane_panel(explanation, with_scores=with_scores)
+        return _plane_panel(explanation)
     sigmas = explanation.values["sigmas"].numpy()
     columns = _columns(len(sigmas))
     tall, wide = (edge // DENSITY for edge in enlarge(rgb(_first_image(explanation)), side=SIDE).shape[:2])
@@ -65,7 +63,7 @@ def traversal_panel(explanation: Explanation, *, with_scores: bool = True) -> np
     row = max(tall, 80) + _BELOW
     top = heading_height(lines=len(lines), banner=banner)
     body = _COLUMN_HEAD + (len(own) + len(random)) * row + (_RULE if random else 0)
-    canvas = Canvas(width, top + body + (scores_height(explanation) if with_scores else 0) + 6)
+    canvas = Canvas(width, top + body + 6)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     for place, column in enumerate(columns):
         words = f"{sigmas[column]:+g} σ".replace("-", "−") if sigmas[column] else "0"
@@ -82,12 +80,10 @@ def traversal_panel(explanation: Explanation, *, with_scores: bool = True) -> np
     for walk in random:
         _draw(canvas, y, walk, columns, side, SERIES["grey"].light)
         y += row
-    if with_scores:
-        score_table(canvas, y + 6, explanation)
     return canvas.array()
 
 
-def _plane_panel(explanation: Explanation, *, with_scores: bool) -> np.ndarray:
+def _plane_panel(explanation: Explanation) -> np.ndarray:
     """Draw each walk as a path through the plane, for generators of points; dots are a step apart."""
     own, random = _own_walks(explanation), _random_walks(explanation)
     lines = [
@@ -96,7 +92,7 @@ def _plane_panel(explanation: Explanation, *, with_scores: bool) -> np.ndarray:
     ]
     banner, side = explanation.not_better_than_random, 420
     top = heading_height(lines=len(lines), banner=banner)
-    canvas = Canvas(860, top + side + 60 + (scores_height(explanation) if with_scores else 0))
+    canvas = Canvas(860, top + side + 60)
     y = heading(canvas, method_title(explanation.method), lines, banner=banner, of=explanation)
     axes = canvas.axes(MARGIN + 50, y + 8, side, side)
     colours = [SERIES[name].light for name in ("blue", "vermilion", "green", "purple")]
@@ -112,8 +108,6 @@ def _plane_panel(explanation: Explanation, *, with_scores: bool) -> np.ndarray:
     start = own[0].images[len(own[0].images) // 2].flatten()
     axes.plot(start[0], start[1], marker="o", markersize=7, color=INK.light)
     axes.set_aspect("equal", adjustable="datalim")
-    if with_scores:
-        score_table(canvas, y + side + 40, explanation)
     return canvas.array()
 
 

@@ -92,7 +92,15 @@ def against_control(value_N: np.ndarray, control_N: np.ndarray, *, better: Bette
     if len(value_N) < 2:
         return Score(value=value, control=control, n=1, better=better)
     half = Z95 * float((value_N - control_N).std(ddof=1)) / float(np.sqrt(len(value_N)))
-    return Score(value=value, low=value - half, high=value + half, control=control, n=len(value_N), better=better)
+    return Score(
+        value=value,
+        low=value - half,
+        high=value + half,
+        control=control,
+        n=len(value_N),
+        better=better,
+        margin_of="difference",
+    )
 
 
 def against_shuffled(effect_LN: np.ndarray, rng: np.random.Generator) -> tuple[Score, np.ndarray]:

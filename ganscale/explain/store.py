@@ -112,11 +112,11 @@ def _from_score(score: Score) -> dict[str, Any]:
     """Return the JSON form of a score: a number that is not finite becomes null, and ``reason`` says what it was."""
     entry: dict[str, Any] = {name: getattr(score, name) for name in _NUMBERS}
     reason = {name: str(value) for name, value in entry.items() if value is not None and not math.isfinite(value)}
-    entry.update(dict.fromkeys(reason), n=score.n, better=score.better)
+    entry.update(dict.fromkeys(reason), n=score.n, better=score.better, margin_of=score.margin_of)
     return {**entry, "reason": reason} if reason else entry
 
 
 def _to_score(entry: Mapping[str, Any]) -> Score:
     reason = entry.get("reason", {})
     numbers = {name: float(reason[name]) if name in reason else entry[name] for name in _NUMBERS}
-    return Score(**numbers, n=entry["n"], better=entry["better"])
+    return Score(**numbers, n=entry["n"], better=entry["better"], margin_of=entry.get("margin_of", "chance"))

@@ -143,6 +143,7 @@ class SurrogateExplainer(AttributionExplainer):
                     control=float(np.mean([fit["r_squared_random"] for fit in fits])),
                     n=len(fits),
                     better="higher",
+                    margin_of="value",
                 )
             },
             meta={"enumerated": self.enumerates, "coalitions": counts[0] if len({*counts}) == 1 else counts},

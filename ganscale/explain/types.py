@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Better = Literal["higher", "lower", "zero"]
+Margin = Literal["chance", "difference", "value"]  # what an interval's width is the error of
 OUTPUTS = ("log-probability", "logit", "margin")  # what a class target takes of the classifier
 TARGETS = {
     "critic": "critic[(Y)][:real|:fake][@G]",
@@ -112,10 +113,11 @@ class Score:
     """One number about an explanation, with the number that chance reaches in the same setting.
 
     ``value`` is taken over ``n`` samples or directions (the mean, unless the score's name says otherwise) and
-    ``control`` is the same of the random control. ``low`` and ``high`` bound a 95 % interval, or are None where
-    nothing was sampled. Where the control is random the interval is ``value`` plus or minus 1.96 standard errors *of
-    the control*: chance alone would put the value within that distance of the control, so a value whose interval holds
-    its control shows nothing. ``better`` says which way is good.
+    ``control`` is the same of the random control. ``low`` and ``high`` are ``value`` minus and plus a margin, or None
+    where nothing was sampled: 1.96 standard errors of what ``margin_of`` says. "chance": of the random control, so that
+    chance alone would put the value within the margin of the control; "difference": of the mean difference from the
+    control of the same samples; "value": of the value itself. A value whose control lies within the margin shows
+    nothing. ``better`` says which way is good.
     """
 
     value: float
@@ -124,6 +126,12 @@ class Score:
     control: float
     n: int
     better: Better
+    margin_of: Margin = "chance"
+
+    @property
+    def margin(self) -> float | None:
+        """Return how far the value must be from its control to show anything; None where nothing was sampled."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     @property
     def beats_control(self) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LEAST_S = 1.0  # of a method's share
 GROWTH = 2  # times the samples, where time is left for more
 WORTH = 1.25  # times the samples, below which another go is not worth its time
-REPORT = 1.3  # times what drawing the panels took: the report reads the files and draws them again
+REPORT = 1.5  # times what writing its page took: the report reads the panels again before it writes them
 SPARE = 0.03  # of the budget: what a prediction of time may be wrong by
 MOST_SAMPLES = 1024
 
@@ -39,7 +39,7 @@ class Made:
     asked: int = 0  # samples
     seconds: float = 0.0  # of the last go, with writing
     writing: float = 0.0
-    drawing: float = 0.0  # of its panels, part of writing
+    drawing: float = 0.0  # of its page, part of writing
     reason: str = ""
     late: bool = False  # its share of the time did not do
     broken: bool = False
@@ -143,7 +143,7 @@ class _All:
         return time.monotonic() - self.began
 
     def left(self) -> float:
-        """Return the seconds that methods may still use: without those of the report, which draws all panels again."""
+        """Return the seconds that methods may still use: without those of the report, which shows all panels again."""
         if self.budget is None:
             return float("inf")
         drawn = [made.drawing for made in self.made if made.path is not None]

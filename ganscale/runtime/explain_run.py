@@ -160,7 +160,7 @@ def keep(run: Run, explanation: Explanation, board: TensorBoardSink | None = Non
             panels = draw_panels(explanation)
             write_panels(explanation, aside, panels)
             began = time.perf_counter()
-            write_explanation_page(explanation, aside, directory.name)
+            write_explanation_page(explanation, aside, directory.name, panels)
             drawing = time.perf_counter() - began
         except Exception as error:  # minutes of work are not given up for a picture
             if is_full_disk(error):
@@ -168,7 +168,12 @@ def keep(run: Run, explanation: Explanation, board: TensorBoardSink | None = Non
             failure = error
 
     explanation.save(directory, also_write=draw)
-    write_index(directory.parent)
+    try:
+        write_index(directory.parent)
+    except Exception as error:  # nor for the page that lists it
+        if is_full_disk(error):
+            raise
+        failure = failure or error
     if failure is not None:
         why = f"{type(failure).__name__}: {failure}"
         raise RunFailed(f"{directory} is kept, but not all of its pictures: {why}") from failure

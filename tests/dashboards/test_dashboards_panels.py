@@ -12,13 +12,22 @@ from PIL import Image
 
 from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
 from ganscale.dashboards.figures import blend, over_ground, signed_colours
-from ganscale.dashboards.layout import MARGIN, class_name, number
+from ganscale.dashboards.layout import MARGIN, class_name, margin_words, number
 from ganscale.dashboards.maps import SIDE, most_important, signed_map
 from ganscale.dashboards.palette import SERIES, WARNING_GROUND
-from ganscale.dashboards.panels import draw_panels, logit_panel, metric_panel, score_panel, write_panels
-from ganscale.explain import EXPLAINERS, Explanation, Subject, explain
+from ganscale.dashboards.panels import (
+    draw_panels,
+    logit_panel,
+    metric_panel,
+    read_panels,
+    score_panel,
+    with_scores,
+    write_panels,
+)
+from ganscale.explain import EXPLAINERS, Explanation, Score, Subject, explain
 from ganscale.explain.attribution import AttributionExplainer
 from ganscale.explain.layer_maps import LayerMap
+from ganscale.explain.scores import against_control
 from ganscale.training.records import Histogram
 
 
@@ -169,15 +178,29 @@ def test_vectors_get_bars():
     assert is_picture(panels["maps"])
 
 
-def test_scores_can_be_left_to_the_page(shapley: Explanation):
-    assert draw_panels(shapley, with_scores=False)["maps"].shape[0] < draw_panels(shapley)["maps"].shape[0]
-
-
-def test_written_panels_are_the_drawn_ones(shapley: Explanation, tmp_path):
-    paths = write_panels(shapley, tmp_path)
+def test_written_panels_are_the_drawn_ones_above_the_scores_and_are_read_without_them(shapley: Explanation, tmp_path):
+    drawn, paths = draw_panels(shapley), write_panels(shapley, tmp_path)
     assert sorted(path.name for path in paths) == ["curves.png", "maps.png"]
     for path in paths:
-        assert (np.asarray(Image.open(path)) == draw_panels(shapley)[path.stem]).all()
+        page, panel = np.asarray(Image.open(path)), drawn[path.stem]
+        assert (page[: panel.shape[0], : panel.shape[1]] == panel).all()
+        assert share_of(page[panel.shape[0] :], SERIES["blue"].light) > 0, "verdicts"
+    read = read_panels(shapley, tmp_path)
+    assert {name: panel.tobytes() for name, panel in read.items()} == {n: p.tobytes() for n, p in drawn.items()}
+
+
+def test_panels_of_another_version_are_drawn_anew(shapley: Explanation, tmp_path):
+    for name in ("curves", "maps"):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{name}.png")  # which does not say where its scores begin
+    assert read_panels(shapley, tmp_path)["maps"].shape == draw_panels(shapley)["maps"].shape
+
+
+def test_a_margin_says_what_it_is_the_error_of():
+    score = Score(value=0.5, low=0.25, high=0.75, control=0.1, n=3, better="higher")
+    assert margin_words(score) == "±0.250 chance"
+    paired = against_control(np.array([1.0, 2.0]), np.array([0.0, 0.5]), better="higher")
+    assert margin_words(paired) == "±0.490 difference", "1.96 standard errors of 1 and 1.5"
+    assert margin_words(replace(score, low=None, high=None)) == "–"
 
 
 def test_metrics_and_logits_have_panels():
@@ -226,6 +249,7 @@ def test_nothing_runs_over_the_edge_of_a_panel(shapley: Explanation, worthless: 
         name: replace(score, value=score.control, low=None, high=None) for name, score in directions.scores.items()
     }
     for explanation in (shapley, worthless, directions, replace(directions, scores=beaten)):
-        for name, panel in {**draw_panels(explanation), "scores": score_panel(explanation)}.items():
+        shown = with_scores(explanation, draw_panels(explanation))
+        for name, panel in {**shown, "scores": score_panel(explanation)}.items():
             edge = panel[:, -DENSITY * (MARGIN - 4) :]
             assert (edge == 255).all(), f"{explanation.method} {name}"

@@ -99,7 +99,7 @@ def test_a_map_is_white_where_it_is_zero_and_red_where_it_is_largest():
     plane = np.zeros((14, 14))
     plane[:7], plane[10:] = 2.0, -2.0
     explanation = explain(subject(), inputs()["z"], "layer-ablation")
-    page = gallery(explanation, [Row(title="map", tiles=[Tile(values=plane)])], ["line"], with_scores=False)
+    page = gallery(explanation, [Row(title="map", tiles=[Tile(values=plane)])], ["line"])
     colours = {tuple(colour) for colour in page.reshape(-1, 3)}
     assert (103, 0, 31) in colours, "the red end of RdBu"
     assert (5, 48, 97) in colours, "the blue end, at equal distance"

@@ -17,7 +17,7 @@ from ganscale.dashboards.enlarging import DENSITY
 from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.layout import BANNER, method_title, score_title
 from ganscale.dashboards.palette import DIVERGING
-from ganscale.dashboards.panels import PANELS, draw_panels
+from ganscale.dashboards.panels import PANELS, draw_panels, with_scores
 from ganscale.explain import Earlier, Explanation, Score, Target, build_explainer, drive, explain
 
 WANTED = {
@@ -52,11 +52,12 @@ SLACK = 1.0  # device pixels by which boxes of glyphs may touch: a box is taller
 
 @dataclass
 class Drawn:
-    """An explanation as it came back from its files, its panels, and the canvases they were drawn on."""
+    """An explanation as it came back from its files, its panels, the canvases they and the scores were drawn on."""
 
     found: Explanation
     panels: dict[str, np.ndarray]
     canvases: list[Canvas]
+    tables: list[Canvas]
 
 
 def draw(found: Explanation) -> Drawn:
@@ -70,7 +71,10 @@ def draw(found: Explanation) -> Drawn:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Canvas, "array", array)
-        return Drawn(found, draw_panels(found), canvases)
+        panels = draw_panels(found)
+        shown = len(canvases)
+        with_scores(found, panels)
+    return Drawn(found, panels, canvases[:shown], canvases[shown:])
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +111,16 @@ def test_a_method_draws_its_panels_from_its_saved_files_alone(method: str, drawn
 
 
 @pytest.mark.parametrize("method", WANTED)
-def test_each_panel_has_its_title_and_what_was_looked_at_and_one_has_every_score(method: str, drawn):
+def test_each_panel_has_its_title_and_what_was_looked_at_and_every_score_below(method: str, drawn):
     one = drawn(method)
     for canvas in one.canvases:
         words = words_of(canvas)
         assert any(text.startswith(method_title(method)) for text in words)
         assert any(text.endswith("a-run at 24 kimg") for text in words), "which run, and when"
-    tables = [" ".join(words_of(canvas)) for canvas in one.canvases]
-    for name in one.found.scores:
-        assert any(f"{score_title(name)} (n = " in table for table in tables), name
+    assert one.tables
+    for table in one.tables:
+        said = " ".join(words_of(table))
+        assert [name for name in one.found.scores if f"{score_title(name)} (n = " not in said] == []
 
 
 @pytest.mark.parametrize("method", WANTED)
@@ -126,7 +131,7 @@ def test_every_panel_carries_the_banner_exactly_where_a_deciding_score_is_beaten
     for shown, expected in ((one, beaten), (turned, not beaten)):
         for canvas in shown.canvases:
             assert any(BANNER in text for text in words_of(canvas)) == expected
-        assert collisions(shown.canvases) == []
+        assert collisions([*shown.canvases, *shown.tables]) == []
 
 
 def _scored(*, beats: bool) -> Score:

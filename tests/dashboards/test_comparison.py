@@ -1,0 +1,81 @@
+"""Maps side by side: only of the same samples and target, each beside its own faithfulness."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dashboard_cases import critic_subject, image_inputs
+from test_dashboards_report import Page
+
+from ganscale.dashboards import comparison, write_index
+from ganscale.dashboards.comparison import comparison_panel, groups_of, write_comparisons
+from ganscale.dashboards.layout import number
+from ganscale.explain import Explanation, Target, explain
+
+FAST = {"shakes": 0, "shuffled_network": False, "cells": 3}
+
+
+@pytest.fixture(scope="module")
+def occlusion() -> Explanation:
+    """Occlusion on the first three of the four images of ``shapley``."""
+    first = {name: tensor[:3] for name, tensor in image_inputs().items()}
+    return explain(critic_subject(), first, "occlusion", window=4, stride=4, **FAST)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, shapley: Explanation, occlusion: Explanation, directions: Explanation) -> Path:
+    """``explanations/`` with two maps and one that is none."""
+    shapley.save(tmp_path / "kernel-shap-001")
+    occlusion.save(tmp_path / "occlusion-001")
+    directions.save(tmp_path / "directions-001")
+    return tmp_path
+
+
+def test_maps_of_two_methods_are_compared_on_the_samples_that_both_have(shapley, occlusion, directions):
+    [group] = groups_of([shapley, directions, occlusion])
+    assert [one.method for one in group.members] == ["kernel-shap", "occlusion"]
+    assert group.samples == [x.numpy().tobytes() for x in occlusion.inputs["x"]]
+    panel = comparison_panel(group)
+    assert (panel.dtype, panel.shape[2]) == (np.uint8, 3)
+    assert panel.std() > 5
+
+
+def test_other_samples_targets_or_checkpoints_are_never_put_beside(shapley, occlusion):
+    other = replace(occlusion, inputs={**occlusion.inputs, "x": occlusion.inputs["x"] * 0.5})
+    fake = replace(occlusion, target=Target.parse("critic:fake"))
+    later = replace(occlusion, meta={**occlusion.meta, "run": {"name": "a", "images": 2000}})
+    for one in (other, fake, later):
+        assert groups_of([shapley, one]) == []
+    assert groups_of([shapley, replace(shapley)]) == [], "one method twice is no comparison"
+
+
+def test_the_last_explanation_of_a_method_stands_for_it(shapley, occlusion):
+    again = replace(shapley, meta={**shapley.meta, "seed": 1})
+    [group] = groups_of([shapley, again, occlusion])
+    assert group.members == [again, occlusion]
+
+
+def test_the_index_shows_them_with_their_areas_and_draws_them_once(folder, shapley, monkeypatch):
+    page = Page(write_index(folder).read_text(encoding="utf-8"))
+    [said] = [alt for alt in page.values("alt") if alt.startswith("Maps of 2 methods on 3 same samples")]
+    for name in ("deletion_auc", "insertion_auc"):
+        assert f"{number(shapley.scores[name].value)} ({number(shapley.scores[name].control)})" in said
+
+    def again(_: object) -> None:
+        raise AssertionError("drawn though nothing has changed")
+
+    monkeypatch.setattr(comparison, "comparison_panel", again)
+    write_index(folder)
+    with pytest.raises(AssertionError, match="drawn"):
+        write_comparisons(folder, ["kernel-shap-001", "occlusion-001", "occlusion-002"])
+
+
+def test_a_comparison_goes_with_its_explanations(folder):
+    names = ["kernel-shap-001", "occlusion-001"]
+    assert [path.name for path in write_comparisons(folder, names)] == ["side-by-side-1.png"]
+    (folder / "occlusion-001" / "values.safetensors").unlink()
+    assert write_comparisons(folder, [*names, "occlusion-002"]) == []
+    assert not list(folder.glob("*.png")), "the old one is gone"
