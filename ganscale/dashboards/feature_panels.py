@@ -27,7 +27,7 @@ def maps_panel(explanation: Explanation) -> np.ndarray:
         other = number(float(values["depicted_permuted"][place].mean()))
         size = f"{maps.shape[1]} × {maps.shape[2]}"
         rows.append(Row(title=name, tiles=tiles, notes=(size, f"|r| with picture {depicted}", f"with others {other}")))
-    lines = [f"Layers of {NETWORKS[meta['network']]}, the most varied channels first; red above zero, blue below."]
+    lines = [f"Layers of the {NETWORKS[meta['network']]}, the most varied channels first; red above zero, blue below."]
     return gallery(explanation, rows, lines)
 
 
@@ -47,7 +47,7 @@ def maps_over_time_panel(explanation: Explanation) -> np.ndarray:
             rows.append(Row(title=name, tiles=tiles, notes=(f"channel {channel}", size)))
     what = "the same latent" if meta["network"] == "G" else "the picture of today"
     lines = [
-        f"Layers of {NETWORKS[meta['network']]} on {what}, as training went on; one scale a row, white is zero.",
+        f"Layers of the {NETWORKS[meta['network']]} on {what}, as training went on; one scale a row, white is zero.",
         "Channels are those that vary most now.",
     ]
     return gallery(explanation, rows, lines, columns=times)
@@ -70,7 +70,7 @@ def vis_panel(explanation: Explanation) -> np.ndarray:
         rows.append(Row(title=f"unit {unit}", tiles=tiles, notes=(f"random input: {noise}",)))
     beside = "draws of the latent" if meta["beside"] == "draws" else "pictures of the pool"
     lines = [
-        f"Units of {meta['layer']} of {NETWORKS[meta['network']]}. Framed: found by ascent, as long as a usual input.",
+        f"Units of {meta['layer']} of the {NETWORKS[meta['network']]}. Framed: found by ascent, as long as usual inputs.",
         f"Right: the {beside} that excite the unit most. Below each: the unit's mean output.",
     ]
     return gallery(explanation, rows, lines)

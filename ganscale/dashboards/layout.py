@@ -71,7 +71,7 @@ SCORE_TITLES = {
     "pixel_l2": "change of pixels (L2)",
     "iou_held_out": "IoU on held-out latents",
 }
-NETWORKS = {"G": "the generator", "D": "the critic", "C": "the classifier"}
+NETWORKS = {"G": "generator", "D": "critic", "C": "classifier"}
 #: What a method that takes no target looks at.
 LOOKED_AT = {
     "dissect": "generator",
@@ -117,7 +117,7 @@ def origin_words(explanation: Explanation) -> str:
     run = explanation.meta.get("run")
     what = LOOKED_AT.get(explanation.method, f"target {explanation.target}")
     if explanation.method in ("feature-maps", "feature-vis"):
-        what = NETWORKS[explanation.meta["network"]].removeprefix("the ")
+        what = NETWORKS[explanation.meta["network"]]
     if explanation.method in ("latent-counterfactual", "attfind"):
         what = f"generator and {explanation.meta['judge']}"
     if explanation.method == "retrieval":

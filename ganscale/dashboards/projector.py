@@ -18,6 +18,7 @@ from PIL import Image
 from tensorboard.plugins.projector.metadata import PROJECTOR_FILENAME
 from tensorboard.plugins.projector.projector_config_pb2 import EmbeddingInfo, ProjectorConfig
 
+from ganscale.dashboards.layout import class_name
 from ganscale.files import replace_text, written_aside
 from ganscale.progress import checkpoint_name
 
@@ -72,11 +73,11 @@ def _enter(log_dir: Path, first: Path) -> Path:
 
 def _labels(explanation: Explanation, count: int) -> str:
     """Return the labels as the projector wants them: one column bare, more of them under a row of names."""
-    values, names = explanation.values, explanation.meta.get("names", {}).get("classes", [])
+    values = explanation.values
     columns: dict[str, list[str]] = {}
     if "code_labels" in values and bool((values["code_labels"] >= 0).any()):
         labels = values["code_labels"].tolist()
-        columns["class"] = [_class(label, names) for label in labels]
+        columns["class"] = [class_name(explanation, label) for label in labels]
     for factor, row in enumerate(values["code_factors"].T.tolist() if "code_factors" in values else []):
         columns[f"factor {factor + 1}"] = [f"{value:.4g}" for value in row]
     columns["image"] = [str(place + 1) for place in range(count)]
@@ -87,10 +88,6 @@ def _labels(explanation: Explanation, count: int) -> str:
 
 def _words(explanation: Explanation) -> str:
     return "features" if explanation.method == "retrieval" else "codes"
-
-
-def _class(label: int, names: Sequence[str]) -> str:
-    return "generated" if label < 0 else names[label] if label < len(names) else str(label)
 
 
 def _table(rows: Sequence[Sequence[object]]) -> str:

@@ -194,7 +194,7 @@ def test_codes_come_back_as_points_with_classes_and_pictures(tmp_path):
     np.testing.assert_allclose(points, found.values["codes"], rtol=1e-5, atol=1e-6)  # six digits are written
     head, *rows = (tmp_path / entry.metadata_path).read_text().splitlines()
     assert head == "class\timage"
-    assert rows[:4] == ["0\t1", "1\t2", "2\t3", "0\t4"]
+    assert rows[:4] == ["class 0\t1", "class 1\t2", "class 2\t3", "class 0\t4"]
     with Image.open(tmp_path / entry.sprite.image_path) as sheet:
         assert sheet.size == (4 * SIDE, 4 * SIDE), "ten pictures on four by four places"
         tile = np.asarray(sheet)[SIDE : 2 * SIDE, SIDE : 2 * SIDE]  # the sixth
