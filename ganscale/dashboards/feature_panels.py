@@ -70,7 +70,7 @@ def vis_panel(explanation: Explanation) -> np.ndarray:
         rows.append(Row(title=f"unit {unit}", tiles=tiles, notes=(f"random input: {noise}",)))
     beside = "draws of the latent" if meta["beside"] == "draws" else "pictures of the pool"
     lines = [
-        f"Units of {meta['layer']} of the {NETWORKS[meta['network']]}. Framed: found by ascent, as long as usual inputs.",
+        f"Units of {meta['layer']} of the {NETWORKS[meta['network']]}. Framed: found by ascent, as long as an input.",
         f"Right: the {beside} that excite the unit most. Below each: the unit's mean output.",
     ]
     return gallery(explanation, rows, lines)

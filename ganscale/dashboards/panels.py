@@ -63,7 +63,7 @@ __all__ = [
     "write_panels",
 ]
 
-_LEAST_WIDTH = 880  # CSS pixels that a table of scores needs
+_LEAST_WIDTH = 860  # CSS pixels that a table of scores needs
 _SIZE = "panel"  # of a file's own words: height and width of the panel above its scores, in device pixels
 
 #: Panel -> the values that an explanation must hold for it, and the function that draws it (None: it does not apply).

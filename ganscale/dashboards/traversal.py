@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
 SIDE = 96
+_LETTERS = 12  # of a class's name
 MOST_DIRECTIONS, MOST_RANDOM, MOST_STEPS = 8, 4, 9
-_CAPTION, _GAP, _BELOW, _COLUMN_HEAD, _RULE = 150, 8, 20, 22, 34
+_CAPTION, _GAP, _BELOW, _LINE, _COLUMN_HEAD, _RULE = 150, 8, 20, 14, 22, 34
 
 
 _SOURCES = {
@@ -43,10 +44,13 @@ class _Walk:
     notes: tuple[str, ...]
     images: np.ndarray  # [S, C, H, W] in [-1, 1]
     logits: np.ndarray | None  # [S]
+    verdicts: list[str]  # of each step, or none
 
 
 def traversal_panel(explanation: Explanation) -> np.ndarray:
-    """Draw one walk a row from -reach to +reach sigmas, the critic's logit under each image; uint8 RGB [H, W, 3].
+    """Draw one walk a row from -reach to +reach sigmas; uint8 RGB [H, W, 3].
+
+    Under each image stand the critic's logit and, where a classifier was given, a class with its probability.
 
     Rows are the strongest directions with their eigenvalues, then random unit directions; all start from the same
     latent, which is the framed middle column. Points of the plane are drawn as paths.
@@ -60,7 +64,7 @@ def traversal_panel(explanation: Explanation) -> np.ndarray:
     own, random = _own_walks(explanation), _random_walks(explanation)
     lines, banner = _lines(explanation, len(own)), explanation.not_better_than_random
     width = max(2 * MARGIN + _CAPTION + len(columns) * (side + _GAP), 860)
-    row = max(tall, 80) + _BELOW
+    row = max(tall, 80) + _BELOW + (_LINE if own[0].verdicts else 0)
     top = heading_height(lines=len(lines), banner=banner)
     body = _COLUMN_HEAD + (len(own) + len(random)) * row + (_RULE if random else 0)
     canvas = Canvas(width, top + body + 6)
@@ -135,6 +139,7 @@ def _own_walks(explanation: Explanation) -> list[_Walk]:
                 notes=tuple(notes),
                 images=values["traversal"][k].numpy(),
                 logits=None if logits is None else logits[k].numpy(),
+                verdicts=_verdicts(explanation, "", k),
             )
         )
     return walks
@@ -154,9 +159,26 @@ def _random_walks(explanation: Explanation) -> list[_Walk]:
                 notes=() if change is None else (f"{number(float(change[r]))} L2 per σ",),
                 images=values["traversal_random"][r].numpy(),
                 logits=None if logits is None else logits[r].numpy(),
+                verdicts=_verdicts(explanation, "_random", r),
             )
         )
     return walks
+
+
+def _verdicts(explanation: Explanation, kind: str, walk: int) -> list[str]:
+    """Return the class of each step of a walk with its probability; nothing where there was no classifier."""
+    values = explanation.values
+    if "walk_class" not in values:
+        return []
+    names = explanation.meta["walk_class_names"]
+    of, share = (values[f"walk_{what}{kind}"][walk].tolist() for what in ("class", "probability"))
+    return [f"{_short(names[str(k)])} {100 * p:.0f} %" for k, p in zip(of, share, strict=True)]
+
+
+def _short(name: str) -> str:
+    """Return a class's name, cut where it would not fit below an image."""
+    name = f"class {name}" if name.isdigit() else name
+    return name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…"
 
 
 def _lines(explanation: Explanation, shown: int) -> list[str]:
@@ -167,8 +189,16 @@ def _lines(explanation: Explanation, shown: int) -> list[str]:
     held = "" if share is None else f"; the {total} kept hold {share:.0%} of the eigenvalues' sum"
     return [
         f"{_SOURCES[explanation.meta.get('by', 'sefa')].format(layer=layer)}: {shown} of {total} shown{held}.",
-        "All rows walk from the same latent (middle). Below each image: the critic's logit D(x), high = real.",
+        f"All rows walk from one latent (middle). {_below(explanation)}",
     ]
+
+
+def _below(explanation: Explanation) -> str:
+    said = ["the critic's logit"] if "critic_first_walk" in explanation.values else []
+    if "walk_class" in explanation.values:
+        one = explanation.target.kind == "class"
+        said.append("the probability of the target's class" if one else "the classifier's verdict")
+    return f"Below each image: {'; '.join(said)}." if said else ""
 
 
 def _first_image(explanation: Explanation) -> np.ndarray:
@@ -194,3 +224,7 @@ def _draw(canvas: Canvas, y: int, walk: _Walk, columns: list[int], side: int, co
         if walk.logits is not None:
             words = number(float(walk.logits[column]), signed=True)
             canvas.text(_left(place, side) + side / 2, y + height + 3, words, size=11, colour=INK.light, align="center")
+        if walk.verdicts:
+            words, below = walk.verdicts[column], y + height + (3 + _LINE if walk.logits is not None else 3)
+            size = 11 * min(1.0, (side + _GAP - 2) / (5.9 * len(words)))
+            canvas.text(_left(place, side) + side / 2, below, words, size=size, colour=MUTED.light, align="center")

@@ -94,7 +94,8 @@ class Directions(Explainer):
         """Walk one direction from every base latent, or compute a chunk of the source.
 
         A walk gives the L2 distance of each image from its base [N, S], the critic's logits [N, S], what is assessed
-        [N, S, A], and where it is shown the images of the first base latent [S, C, H, W].
+        [N, S, A], and where it is shown the images of the first base latent [S, C, H, W] with their probabilities of
+        each class.
         """
         if chunk.round < self._source.rounds:
             return self._source.compute(chunk, meter)
@@ -119,8 +120,13 @@ class Directions(Explainer):
         data = {"change": change, "logits": logits}
         if assessed:
             data["assessed"] = torch.cat(assessed)[: len(walks)].unflatten(0, (count, steps)).numpy()
-        shown = chunk.explanation < self.options.num_directions + RANDOM_SHOWN
-        return {**data, **({"images": found[:steps]} if shown else {})}
+        if chunk.explanation < self.options.num_directions + RANDOM_SHOWN:
+            data["images"] = found[:steps]
+            if self.subject.classifier is not None:
+                with self.subject.quiet(), torch.no_grad():
+                    logits = self.subject.classifier(found[:steps].to(self.subject.device))
+                data["probabilities"] = logits.double().softmax(dim=1).cpu().numpy()
+        return data
 
     def finish(self, partial: Partial) -> Explanation:
         """Put the walks together and score the directions against the random ones."""
@@ -147,6 +153,10 @@ class Directions(Explainer):
             more_scores, more_values = self._of_critic(walks, kept)
             scores, values = scores | more_scores, values | more_values
         names = {} if self._classes is None else {"class_names": [self._classes.label(a) for a in source.outputs]}
+        if self.subject.classifier is not None:
+            values |= self._verdicts(walks, kept)
+            seen = torch.cat([values["walk_class"], values["walk_class_random"]]).unique().tolist()
+            names["walk_class_names"] = {str(k): self.subject.classifier.label(k) for k in seen}
         numbers = source.numbers
         share = float(numbers[:kept].sum() / max(numbers.sum(), np.finfo(float).tiny))
         meta = {
@@ -158,6 +168,15 @@ class Directions(Explainer):
             **names,
         }
         return self.explanation(partial, values=values, inputs=dict(self.request.inputs), scores=scores, meta=meta)
+
+    def _verdicts(self, walks: list[dict[str, Any]], kept: int) -> dict[str, Tensor]:
+        """Return the class of each picture that is shown (the target's where that is a class) and its probability."""
+        share = np.stack([data["probabilities"] for data in walks[: kept + RANDOM_SHOWN]])  # [K + R, S, classes]
+        target = self.subject.target
+        of = np.full(share.shape[:2], target.index) if target.kind == "class" else share.argmax(axis=2)
+        values = {"walk_class": of, "walk_probability": np.take_along_axis(share, of[..., None], axis=2)[..., 0]}
+        parts = {"": slice(kept), "_random": slice(kept, None)}
+        return {f"{n}{end}": torch.from_numpy(v[part].copy()) for n, v in values.items() for end, part in parts.items()}
 
     def _of_critic(self, walks: list[dict[str, Any]], kept: int) -> tuple[dict[str, Score], dict[str, Tensor]]:
         logits = np.stack([data["logits"] for data in walks])  # [K + R, N, S]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 from ganscale.dashboards.gallery import Row, Tile, gallery
 from ganscale.dashboards.panels import draw_panels, write_panels
 from ganscale.explain import Classifier, Explanation, Subject, explain
+from ganscale.explain.subject import subject_of_run
 
 SIDE, LATENT = 14, 6
 WANTED = {
@@ -75,6 +77,23 @@ def test_walks_move_there_and_back(tmp_path: Path):
     assert len(frames) == 8, "five steps there, three back, and again"
     assert np.array_equal(frames[1], frames[7])
     assert not np.array_equal(frames[0], frames[4])
+
+
+@pytest.mark.parametrize("target", ["critic", "class:1"])
+def test_every_picture_of_a_walk_has_its_verdict_or_the_probability_of_the_target(target: str):
+    pair = subject()
+    asked = subject_of_run(target=target, critic=pair.critic, generator=pair.generator, classifier=pair.classifier)
+    found = explain(asked, inputs()["z"], "directions", num_directions=2, steps=3)
+    for end in ("", "_random"):
+        images = found.values[f"traversal{end}"]
+        with torch.no_grad():
+            share = pair.classifier(images.flatten(0, 1)).double().softmax(dim=1).unflatten(0, images.shape[:2])
+        wanted, of = share.max(dim=2) if target == "critic" else (share[..., 1], torch.ones(images.shape[:2]))
+        assert torch.equal(found.values[f"walk_class{end}"].double(), of.double())
+        torch.testing.assert_close(found.values[f"walk_probability{end}"], wanted)
+    assert found.meta["walk_class_names"]["1"] == "b"
+    plain = replace(found, values={name: v for name, v in found.values.items() if not name.startswith("walk_")})
+    assert draw_panels(plain)["traversal"].shape[0] < draw_panels(found)["traversal"].shape[0], "a line more a row"
 
 
 @pytest.mark.parametrize(
