@@ -180,9 +180,12 @@ figure{margin:12px 0}
 figcaption{color:var(--muted);font-size:.9rem;margin-top:6px;max-width:78ch}
 img{max-width:100%;height:auto;display:block}
 .pixels{image-rendering:pixelated;border:1px solid var(--rule);border-radius:4px}
-.panel img{background:#fff;border:1px solid var(--rule);border-radius:8px}
+.panel{width:fit-content;max-width:100%;background:var(--surface);border:1px solid var(--rule);border-radius:12px;
+  padding:12px}
+.panel img{background:#fff;border-radius:6px}
+@media (prefers-color-scheme: dark){.panel img,.wide img{filter:brightness(.88)}}
 @media (max-width: 720px){.panel{overflow-x:auto}.panel img{max-width:none;width:720px}
-  .panel figcaption{position:sticky;left:0;max-width:calc(100vw - 48px)}}
+  .panel figcaption{position:sticky;left:0;max-width:calc(100vw - 74px)}}
 .final .pixels{width:min(560px,100%)}
 .strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:14px}
 .strip figure{margin:0}.strip .pixels{width:100%}

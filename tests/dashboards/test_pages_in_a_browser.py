@@ -94,6 +94,15 @@ def test_light_is_light_and_dark_is_dark(run, window):
     assert grounds == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}
 
 
+def test_a_panel_lies_on_a_mount_of_the_theme_and_does_not_glare_in_the_dark(run, window):
+    looks = {}
+    for theme in ("light", "dark"):
+        window.open(address(run, PAGES[0]), theme=theme)
+        mount = window.run("getComputedStyle(document.querySelector('.panel')).backgroundColor")
+        looks[theme] = mount, window.run("getComputedStyle(document.querySelector('.panel img')).filter")
+    assert looks == {"light": ("rgb(245, 246, 248)", "none"), "dark": ("rgb(30, 34, 39)", "brightness(0.88)")}
+
+
 @pytest.mark.parametrize("page", [*PAGES, "../report"])
 def test_a_phone_scrolls_tables_and_panels_but_never_the_page(run, window, page):
     window.open(address(run, page), width=PHONE, height=740)
