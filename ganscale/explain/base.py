@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ganscale.errors import nearest, unknown
 from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError, ExplainTargetError
-from ganscale.explain.passes import layout_of_rows, rows_a_pass
+from ganscale.explain.passes import frozen, layout_of_rows, rows_a_pass
 from ganscale.explain.plan import Chunk, Partial, Request, first_rows, merge
 from ganscale.explain.subject import Subject, check_samples, weights_hash
 from ganscale.explain.types import Explanation, Score
@@ -79,7 +79,7 @@ class Meter:
         on that number. Raises CallableError where a value is not finite.
         """
         self.rows_forward += count * self.subject.rows_a_row
-        found = []
+        found, ready = [], None
         with torch.no_grad():
             for start in range(0, count, self.micro_batch):
                 rows = build(slice(start, min(start + self.micro_batch, count))).to(self.device)
@@ -88,7 +88,8 @@ class Meter:
                     rows = torch.cat([rows, rows[-1:].expand(short, *rows.shape[1:])])
                 if fn is self.subject.fn and rows.ndim == 4:
                     rows = rows.contiguous(memory_format=self.layout)
-                found.append(fn(rows)[: self.micro_batch - short].double().cpu())
+                    ready = ready or frozen(self.subject, rows)
+                found.append((ready or fn)(rows)[: self.micro_batch - short].double().cpu())
         return self.finite(torch.cat(found), "the callable", "return finite numbers").numpy()
 
     def finite(self, values: Tensor, what: str, rule: str) -> Tensor:

@@ -8,9 +8,13 @@ that lie channels last took a fifth less time than others in a critic whose weig
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 
+from ganscale import ops
 from ganscale.explain.subject import Subject
 
 VECTORS = 64  # rows of what is no image: latents, points
@@ -48,3 +52,23 @@ def layout_of_rows(subject: Subject, x: Tensor) -> torch.memory_format:
     known = subject.fn(rows.contiguous())
     same = isinstance(found, Tensor) and found.shape == known.shape and torch.allclose(found, known, rtol=1e-4)
     return torch.channels_last if same else torch.contiguous_format
+
+
+_frozen: WeakKeyDictionary[Callable[[Tensor], Tensor], dict[object, ops.Frozen | None]] = WeakKeyDictionary()
+
+
+def frozen(subject: Subject, rows: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what gives ``subject.fn`` of rows like ``rows`` soonest: fn frozen, or fn itself.
+
+    It is traced once a process and shape. Hooks want to be called: a network that has some is not frozen.
+    """
+    if any(part._forward_hooks or part._forward_pre_hooks for each in subject.modules for part in each.modules()):
+        return subject.fn
+    try:
+        known = _frozen.setdefault(subject.fn, {})
+    except TypeError:  # what has no hash or no weak reference cannot be remembered
+        return subject.fn
+    shape = tuple(rows.shape), rows.stride(), rows.dtype
+    if shape not in known:
+        known[shape] = ops.freeze(subject.fn, rows)
+    return known[shape].follow() if known[shape] else subject.fn

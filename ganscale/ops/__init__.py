@@ -17,10 +17,12 @@ from ganscale import errors
 from ganscale.ops import _check, _choice, _extension, _register, conv, reference
 from ganscale.ops._choice import use_impl
 from ganscale.ops.conv_transpose import conv_transpose_act, conv_transpose_norm_act
+from ganscale.ops.frozen import Frozen, freeze
 from ganscale.ops.norm import affine_act, batch_norm_act, channel_moments, norm_act
 from ganscale.ops.penalty import explain_choice, gradient_penalty
 
 __all__ = [
+    "Frozen",
     "affine_act",
     "batch_norm_act",
     "bias_act",
@@ -32,6 +34,7 @@ __all__ = [
     "conv_transpose_norm_act",
     "describe",
     "explain_choice",
+    "freeze",
     "gradient_penalty",
     "interpolate",
     "norm_act",

@@ -5,6 +5,8 @@ N images, C channels, H height, W width.
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -108,3 +110,48 @@ def test_maps_are_the_same_however_rows_lie_and_however_many_go_at_once(method, 
             maps.append(explain(network, x, method, cells=3, micro_batch=rows, **BARE).values["attribution"])
     scale = maps[0].abs().max()
     assert max(float((one - maps[0]).abs().max() / scale) for one in maps[1:]) <= LAST_BITS
+
+
+# --- networks made ready ---------------------------------------------------------------------------------------------
+
+
+def occlusion_of(network) -> torch.Tensor:
+    return explain(network, images(14), method="occlusion", **BARE).values["attribution"]
+
+
+class Looking(nn.Module):
+    """A critic that looks at its values, so that it cannot be traced; beside ``net`` itself it differs in nothing."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x) if torch.isfinite(x).all() else self.net(x.nan_to_num())
+
+
+def test_a_network_made_ready_explains_as_the_plain_one_and_leaves_the_activations_to_the_convolutions(monkeypatch):
+    net, calls = critic(), []
+    plain = torch.nn.functional.leaky_relu
+    monkeypatch.setattr(torch.nn.functional, "leaky_relu", lambda *given: calls.append(1) or plain(*given))
+    ready = occlusion_of(net)
+    few = len(calls)
+    by_itself = occlusion_of(Looking(net))
+    assert few < (len(calls) - few) / 2  # checks before the first pass are made with the network as it is
+    torch.testing.assert_close(ready, by_itself, rtol=0, atol=LAST_BITS * float(by_itself.abs().max()) * 10)
+
+
+def test_weights_written_behind_torchs_back_are_seen_by_the_next_explanation():
+    net = critic()
+    before = occlusion_of(net)
+    net[2].weight.data.mul_(-1)
+    after = occlusion_of(net)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, occlusion_of(deepcopy(net)))
+
+
+def test_hooks_of_a_network_are_called_at_every_pass():
+    net, seen = critic(), []
+    net[0].register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    found = explain(net, images(14), method="occlusion", **BARE)
+    assert sum(seen) >= found.meta["cost"]["rows_forward"]
