@@ -1,8 +1,9 @@
 """Explanations that can stop early and still hold: at a width, a time or a number of rows, or when they are asked to.
 
-Where samples are explained apart from one another, they are finished a few at a time, scores and all, so that at any
-moment those that are done are an explanation: byte for byte the one of these samples alone. Where a map is itself a
-sample (of coalitions), it may also be drawn in sweeps until its intervals are narrow enough.
+Where samples (or draws, classes, layers, units) are explained apart from one another, they are finished a few at a
+time, scores and all, so that at any moment those that are done are an explanation: byte for byte the one of these
+alone.
+Where a map is itself a sample (of coalitions), it may also be drawn in sweeps until its intervals are narrow enough.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ def drive_within(
     """Run an explainer within ``limits`` and return what was finished; ``at_once`` samples are begun together.
 
     An interrupt (Ctrl-C) after the first samples ends it in the same way. ``meta["stopped"]`` then says why and what is
-    there. Raises ExplainOptionError for a width of a method that draws nothing, BudgetSpent where the time was up
-    before a method that has no interim result was done, and KeyboardInterrupt where nothing can be kept.
+    there. Raises ExplainOptionError for a width of a method that draws nothing and for rows of one that has no interim
+    result, BudgetSpent where the time was up before such a one was done, and KeyboardInterrupt where nothing can be
+    kept.
     ``on_progress(done, total, what)`` is told of samples, sweeps or chunks, whichever are finished one after the other.
     """
     return _Drive(explainer, execute, limits or Limits(), at_once, clock, on_progress).run()
@@ -84,6 +86,7 @@ class _Drive:
         self.began = clock()
         self.at_once = 1 if limits.rows is not None else at_once  # so that rows alone decide where it ends
         self.done: dict[Key, Partial] = {}
+        self.rows = 0  # forward, also of what was given up again
         self.tell = on_progress or (lambda done, total, what: None)
 
     def run(self) -> Explanation:
@@ -91,28 +94,30 @@ class _Drive:
         if self.limits.width is not None:
             return self._by_sweeps()
         if self.explainer.samples_apart:
-            return self._by_samples()
+            return self._by_pieces()
+        if self.limits.rows is not None:
+            got = f"{self.explainer.name}: {self.explainer.together}"
+            raise ExplainOptionError("--rows", "be asked of a method with interim results", got, "use fewer samples")
         return self._whole()
 
     def _whole(self) -> Explanation:
         self._rounds(self.explainer, self.explainer.plan(), can_stop=False)
         return self.explainer.finish(self._folded)
 
-    def _by_samples(self) -> Explanation:
-        chunks = self.explainer.plan()
-        starts = sorted({chunk.explanation for chunk in chunks})
-        total = len(self.explainer.request.inputs[self.explainer.input_name])
-        size = max(self.at_once, -(-len(starts) // MOST_WAVES) if self.limits.rows is None else 1)
-        ends = [*starts[size::size], total]
+    def _by_pieces(self) -> Explanation:
+        chunks, total, what = self.explainer.plan(), self.explainer.total, self.explainer.pieces
+        places = {chunk.index: self.explainer.place_of(chunk) for chunk in chunks}
         finished, kept, reason = 0, None, None
         try:
-            for end in ends:
+            for end in self._ends(sorted({*places.values()}), total):
                 if finished and (reason := self._no_more(end - finished, finished)):
                     break
                 part = self.explainer if end == total else self.explainer.first(end)
-                self._rounds(part, [chunk for chunk in chunks if chunk.explanation < end], can_stop=finished > 0)
+                if not part.rounds_apart:
+                    self.done = {key: partial for key, partial in self.done.items() if key[0] == 0}
+                self._rounds(part, [chunk for chunk in chunks if places[chunk.index] < end], can_stop=finished > 0)
                 kept, finished = (part, self._folded), end
-                self.tell(finished, total, "samples")
+                self.tell(finished, total, what)
         except _Enough:
             reason = "seconds"
         except KeyboardInterrupt:
@@ -121,7 +126,18 @@ class _Drive:
             reason = "interrupted"
         part, partial = kept
         explanation = part.finish(partial)
-        return _marked(explanation, reason, {"samples": [finished, total]}) if reason else explanation
+        return _marked(explanation, reason, {what: [finished, total]}) if reason else explanation
+
+    def _ends(self, starts: list[int], total: int) -> list[int]:
+        """Return how many pieces are finished after each wave.
+
+        Waves of a method whose later rounds are of all pieces grow twofold, as each makes those rounds anew.
+        """
+        if self.explainer.rounds_apart:
+            size = max(self.at_once, -(-len(starts) // MOST_WAVES) if self.limits.rows is None else 1)
+            return [*starts[size::size], total]
+        is_limited = self.limits.rows is not None or self.limits.seconds is not None
+        return [*(starts[2**k] for k in range(len(starts)) if 2**k < len(starts) and is_limited), total]
 
     def _by_sweeps(self) -> Explanation:
         explainer = self.explainer
@@ -174,7 +190,9 @@ class _Drive:
         by_index = {chunk.index: chunk for chunk in chunks}
         before, is_whole = len(self.done), self.limits.width is None and not self.explainer.samples_apart
         for index, partial in self.execute(chunks) if chunks else ():
-            self.done.setdefault(_key(by_index[index]), partial)
+            if _key(by_index[index]) not in self.done:  # else a duplicate
+                self.done[_key(by_index[index])] = partial
+                self.rows += partial.rows_forward
             if is_whole:
                 self.tell(len(self.done), before + len(chunks), "chunks")
             late = deadline and self.limits.seconds is not None and self.clock() - self.began > self.limits.seconds
@@ -182,7 +200,8 @@ class _Drive:
                 raise _Enough
             if late and not self.explainer.samples_apart:
                 words = f"{self.limits.seconds:.1f} s were up before {self.explainer.name} had a result"
-                raise BudgetSpent(f"{words}, and it has no interim one; give it more time, or fewer samples")
+                why = self.explainer.together
+                raise BudgetSpent(f"{words}, and it has no interim one ({why}); give it more time, or fewer samples")
         missing = [chunk for chunk in chunks if _key(chunk) not in self.done]
         assert not missing, f"{len(missing)} of {len(chunks)} chunks came to nothing"
 
@@ -190,9 +209,8 @@ class _Drive:
         return reduce(self.explainer.merge, (self.done[_key(chunk)] for chunk in order))
 
     def _no_more(self, more: int, finished: int) -> str | None:
-        """Return which limit forbids ``more`` samples, judged by the ``finished`` ones."""
-        rows = sum(partial.rows_forward for partial in self.done.values())
-        if self.limits.rows is not None and rows * (finished + more) > self.limits.rows * finished:
+        """Return which limit forbids ``more`` pieces, judged by the ``finished`` ones."""
+        if self.limits.rows is not None and self.rows * (finished + more) > self.limits.rows * finished:
             return "rows"
         spent = self.clock() - self.began
         if self.limits.seconds is not None and spent * (finished + more) > self.limits.seconds * finished:
@@ -201,8 +219,7 @@ class _Drive:
 
     def _spent(self, share: float) -> str | None:
         """Return which limit is used up to this ``share`` by the map's own rows."""
-        rows = sum(partial.rows_forward for partial in self.done.values())
-        if self.limits.rows is not None and rows >= self.limits.rows * share:
+        if self.limits.rows is not None and self.rows >= self.limits.rows * share:
             return "rows"
         if self.limits.seconds is not None and self.clock() - self.began >= self.limits.seconds * share:
             return "seconds"

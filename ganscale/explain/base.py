@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
@@ -121,6 +122,9 @@ class Explainer(ABC):
     beside: ClassVar[Mapping[str, int]] = MappingProxyType({})
     least_samples: ClassVar[int] = 1  # below which the method refuses; what runs every method asks for as many
     domains: ClassVar[tuple[str, ...]] = ("x", "z")  # what the explained function may take: images, latents
+    pieces: ClassVar[str] = "samples"  # of what there is less in an explanation that was stopped early
+    rounds_apart: ClassVar[bool] = True  # whether later rounds too are of a piece each, and not of all that are there
+    together: ClassVar[str] = "its result is of all samples together"  # why a method has no interim result
 
     def __init__(self, subject: Subject, request: Request) -> None:
         assert request.method == self.name, (request.method, self.name)
@@ -137,11 +141,20 @@ class Explainer(ABC):
 
     @property
     def samples_apart(self) -> bool:
-        """Whether each sample is explained apart from the others: the first k alone give the same values for them.
+        """Whether each piece is explained apart from the others: the first k alone give the same values for them.
 
-        Chunks then name in ``explanation`` the first sample that they serve. Such a method may be stopped early.
+        ``place_of`` says which piece a chunk begins with. Such a method may be stopped early.
         """
         return False
+
+    @property
+    def total(self) -> int:
+        """Return how many pieces there are."""
+        return len(self.request.inputs[self.input_name])
+
+    def place_of(self, chunk: Chunk) -> int:
+        """Return the first piece that a chunk of the first round serves."""
+        return chunk.explanation
 
     def sweep_of(self, chunk: Chunk) -> int | None:
         """Return which sweep a chunk of the first round belongs to, where a map may be drawn until it is narrow enough.
@@ -162,8 +175,12 @@ class Explainer(ABC):
         return [0.0] * len(self.request.inputs[self.input_name])
 
     def first(self, count: int) -> Explainer:
-        """Return this explainer for its first ``count`` samples alone."""
+        """Return this explainer for its first ``count`` pieces alone."""
         return type(self)(self.subject, first_rows(self.request, type(self), count))
+
+    def with_options(self, **options: Any) -> Explainer:
+        """Return this explainer with other options."""
+        return type(self)(self.subject, replace(self.request, options=self.request.options | options))
 
     @abstractmethod
     def plan(self, previous: Partial | None = None) -> list[Chunk]:

@@ -77,9 +77,9 @@ def used_layers(network: nn.Module, rows: Tensor) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def of_channels(values_C: Tensor, output: Tensor) -> Tensor:
-    """Return one number a channel [C] in a shape that spreads over the layer's ``output`` [n, C, ...]."""
-    return values_C.to(output).view(1, -1, *(1 for _ in output.shape[2:]))
+def of_channels(values: Tensor, output: Tensor) -> Tensor:
+    """Return one number a channel, [C] or [n, C], in a shape that spreads over the layer's ``output`` [n, C, ...]."""
+    return values.to(output).view(-1, output.shape[1], *(1 for _ in output.shape[2:]))
 
 
 def ablate(units: Tensor, to: float = 0.0) -> Edit:
@@ -93,6 +93,6 @@ def ablate(units: Tensor, to: float = 0.0) -> Edit:
     return edit
 
 
-def shift(amounts_C: Tensor) -> Edit:
-    """Return the edit that adds one number to each channel, everywhere."""
-    return lambda output: output + of_channels(amounts_C, output)
+def shift(amounts: Tensor) -> Edit:
+    """Return the edit that adds one number to each channel [C], or to each row's [n, C], everywhere."""
+    return lambda output: output + of_channels(amounts, output)

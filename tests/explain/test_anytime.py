@@ -26,6 +26,7 @@ from ganscale.explain.errors import ExplainOptionError
 
 IMAGES = torch.rand(5, 1, 14, 14, generator=torch.Generator().manual_seed(1)) * 2 - 1
 QUICK = {"cells": 3, "num_coalitions": 64}
+HIDDEN = {"layer": "hidden"}
 
 
 def named(method: str):
@@ -36,9 +37,10 @@ def named(method: str):
 APART = [method for method in invariance.CASES if named(method).samples_apart]
 
 
-def test_attacks_and_counterfactuals_and_the_randomised_network_can_be_stopped_early():
-    attacks = {"attack-input", "attack-latent", "explanation-robustness"}
-    assert attacks | {"latent-counterfactual", "mprt"} <= {*APART}
+def test_all_methods_can_be_stopped_early_but_those_whose_result_is_of_all_samples_together():
+    together = {"expected-gradients", "roar", "directions", "conv-interaction"}
+    together |= {"autoencoder", "disentanglement", "retrieval", "membership"}
+    assert {*APART} == {*invariance.CASES} - together
 
 
 @pytest.mark.parametrize("method", ["attack-input", "latent-counterfactual"])
@@ -115,11 +117,11 @@ def test_without_a_limit_a_few_samples_at_a_time_give_the_bytes_of_all_at_once(m
 def test_stopped_early_it_is_the_explanation_of_the_first_samples_alone(method):
     built = named(method)
     found = drive_within(built, limits=Limits(rows=1))  # at least one sample, or one chunk of them, is finished
-    done, total = found.meta["stopped"]["samples"]
-    assert 1 <= done < total == 5
+    done, total = found.meta["stopped"][built.pieces]
+    assert 1 <= done < total
     alone = drive(built.first(done))
     same(found, alone)
-    assert found.meta["interim"] == f"interim result: {done} of 5 samples, the rows were spent"
+    assert found.meta["interim"] == f"interim result: {done} of {total} {built.pieces}, the rows were spent"
 
 
 @pytest.mark.parametrize("rows", [1, 600, 1500, 3000])
@@ -214,6 +216,61 @@ def test_where_every_coalition_is_tried_the_width_is_zero():
     found = drive_within(explainer(count=1, cells=2), limits=Limits(width=0.1))
     assert found.meta["widths"] == [0]
     assert "stopped" not in found.meta
+
+
+@pytest.mark.parametrize(
+    ("method", "fewer"),
+    [
+        ("class-generation", {"classes": 2}),
+        ("probe-classifier", {"draws": 64}),
+        ("feature-maps", {"layers": "hidden"}),
+        ("feature-vis", {"units": 2}),
+    ],
+)
+def test_what_is_no_sample_is_cut_as_the_option_of_fewer_would(method, fewer):
+    built, asked = named(method), invariance.request_of(method)
+    count = {"feature-maps": 1}.get(method, next(iter(fewer.values())))
+    same(drive(built.first(count)), drive(built.with_options(**fewer)))
+    assert build_explainer(built.subject, replace(asked, options=asked.options | fewer)).total == count
+
+
+def test_channels_are_moved_by_what_is_usual_for_them_and_not_by_the_latents_that_are_explained():
+    asked = make_request(find_explainer("attfind", EXPLAINERS), invariance.request_of("attfind").inputs, options=HIDDEN)
+    built = build_explainer(invariance.subject(), asked)
+    same(drive_within(built, limits=Limits(rows=1)), drive(built.first(4)))
+
+
+def test_more_classes_than_there_are_are_refused():
+    with pytest.raises(ExplainOptionError, match="at most the 3 of three classes, got 4"):
+        named("class-generation").with_options(classes=4).plan()
+
+
+def test_later_rounds_of_all_that_is_there_are_made_anew_within_the_budget_and_no_oftener_than_twice():
+    generator = toys.ConvGenerator(6, 14)
+    with torch.no_grad():  # so that what is brighter than the background is a part of the picture
+        generator.up.bias.fill_(-0.5)
+        generator.up.weight.mul_(3)
+    z = torch.randn(80, 6, generator=torch.Generator().manual_seed(7))
+    asked = make_request(find_explainer("dissect", EXPLAINERS), z, options={"ablate": 1})
+    built = build_explainer(replace(invariance.subject(), generator=generator), asked)
+    whole = drive(built)
+    assert 0.01 < float(whole.values["removed"][0]) < 0.99
+    found = drive_within(built, limits=Limits(rows=10**9))
+    same(found, whole)
+    rows = whole.meta["cost"]["rows_forward"]
+    heard = []
+    cut = drive_within(built, limits=Limits(rows=rows), on_progress=lambda done, total, _: heard.append(done))
+    done, _ = cut.meta["stopped"]["samples"]
+    assert heard == [16, 32][: len(heard)]
+    assert done == heard[-1]
+    assert cut.meta["cost"]["rows_forward"] <= rows
+    same(cut, drive(built.first(done)))
+
+
+def test_rows_of_a_method_without_interim_results_are_refused_with_the_reason():
+    words = "--rows must be asked of a method with interim results, got directions: .* of all samples together"
+    with pytest.raises(ExplainOptionError, match=words):
+        drive_within(named("directions"), limits=Limits(rows=10))
 
 
 def test_a_width_of_a_method_that_draws_nothing_is_refused():

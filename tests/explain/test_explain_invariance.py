@@ -67,6 +67,7 @@ CASES = {
 
 
 JUDGED = ("class-generation", "probe-classifier")  # need a classifier
+BY_SIXTEEN = ("dissect", "layer-ablation", "layer-noise", "layer-swap", "style-mixing")  # latents a chunk
 DRAWS_NOTHING = {"autoencoder", "retrieval", "membership"}
 
 
@@ -95,7 +96,8 @@ def three_classes() -> Classifier:
 def request_of(method: str):
     generator = torch.Generator().manual_seed(7)
     explainer = find_explainer(method, EXPLAINERS)
-    shape = (5, 6) if explainer.input_name == "z" else (5, 1, 14, 14)
+    latents = 20 if method in BY_SIXTEEN else 5
+    shape = (latents, 6) if explainer.input_name == "z" else (5, 1, 14, 14)
     inputs = {explainer.input_name: torch.randn(shape, generator=generator)}
     if method == "roar":  # enough to train on
         inputs = {"x": torch.randn(40, 1, 14, 14, generator=generator), "labels": torch.arange(40) % 2}

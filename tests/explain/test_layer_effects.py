@@ -7,8 +7,9 @@ import torch
 import toys
 from torch import nn
 
-from ganscale.explain import Subject, explain
+from ganscale.explain import Subject, build_explainer, explain, make_request
 from ganscale.explain.errors import ExplainInputError, LayerError
+from ganscale.explain.units import LayerAblation
 
 LATENT, SIDE = 6, 14
 
@@ -88,15 +89,20 @@ def test_noise_in_a_linear_generator_moves_the_picture_in_proportion():
     assert torch.allclose(curve / curve[-1], amounts / amounts[-1], rtol=1e-5)  # float32 pictures
 
 
-def test_the_mean_of_a_layer_is_what_every_picture_gets():
+def test_the_mean_of_a_layer_over_the_prior_is_what_every_picture_gets_however_few_they_are():
     pair = subject()
+    built = build_explainer(pair, make_request(LayerAblation, latents(6), options={"layers": "picture"}))
     found = explain(pair, latents(6), "layer-ablation", layers="picture").values["layer_edited"][0]
     before = []
     with torch.no_grad():
         handle = pair.generator.picture.register_forward_hook(lambda *call: before.append(call[2]))
-        pair.generator(latents(6))
+        pair.generator(built.prior)
         handle.remove()
     torch.testing.assert_close(found, torch.tanh(before[0].mean(dim=0, keepdim=True)).expand(6, -1, -1, -1))
+    one = explain(pair, latents(1), "layer-ablation", layers="picture").values["layer_edited"][0]
+    torch.testing.assert_close(one, found[:1])
+    assert float(built.prior.mean().abs()) < 0.2  # 64 x 6 normal numbers: 4 standard errors
+    assert float(built.prior.std()) == pytest.approx(1, abs=0.2)
 
 
 def test_noise_in_a_layer_grows_with_its_amount_and_leaves_no_trace():

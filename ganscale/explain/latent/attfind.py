@@ -4,12 +4,12 @@ Lang et al. 2021 (StylEx, arXiv:2104.13369, algorithm 1), here for any generator
 channels of a layer. Half of the latents choose each class's best coordinate, the other half says what it is worth, and
 random directions of the same length are chosen from and measured in the same way.
 
-Legend: N base latents, D coordinates, R random directions, M = D + R moves, K classes (1 for a critic), n rows.
+Legend: N base latents, D coordinates, R random directions, M = D + R moves, K classes (1 for a critic), n rows, m and
+l the moves and latents of a chunk.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -27,14 +27,17 @@ from ganscale.explain.plan import Chunk, Partial
 from ganscale.explain.scores import against_control, gini
 from ganscale.explain.types import Explanation, Score
 
-MOVES_A_CHUNK = 8
+MOVES_A_CHUNK, LATENTS_A_CHUNK = 8, 4  # both ways: 64 rows
 MOST_RANDOM = 64
 SHOWN = 6  # rows of pictures
 STEPS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # of the shift, in pictures
 
 
 class AttFindOptions(Options):
-    """``layer``: z, or a layer of the generator by its dotted name, whose channels are the coordinates."""
+    """``layer``: z, or a layer of the generator by its dotted name, whose channels are the coordinates.
+
+    A channel's standard deviation is that over draws of the prior.
+    """
 
     layer: str = Field("z", description="z, or the layer whose channels are moved")
     shift: Annotated[float, Field(gt=0, le=20)] = Field(2.0, description="how far, in standard deviations")
@@ -49,8 +52,13 @@ class AttFind(LatentExplainer):
     options: AttFindOptions
     primary = ("best_effect",)
 
+    @property
+    def samples_apart(self) -> bool:
+        """Whether latents are moved apart: which coordinate is best is chosen, in the end, by those that are there."""
+        return True
+
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
-        """Return one chunk for every few moves: the coordinates, then the random directions."""
+        """Return for every few latents one chunk for every few moves: the coordinates, then the random directions."""
         if previous is not None:
             return []
         if self.subject.classifier is None and self.subject.critic is None:
@@ -59,28 +67,30 @@ class AttFind(LatentExplainer):
         self.images(self.z[:2])
         sigma_D = self._sigma()
         moves = len(sigma_D) + min(len(sigma_D), MOST_RANDOM)
+        places = [(n, m) for n in range(0, len(self.z), LATENTS_A_CHUNK) for m in range(0, moves, MOVES_A_CHUNK)]
         return [
-            Chunk(round=0, index=index, explanation=first, part=0, work={"sigma": sigma_D})
-            for index, first in enumerate(range(0, moves, MOVES_A_CHUNK))
+            Chunk(round=0, index=index, explanation=latent, part=move, work={"sigma": sigma_D})
+            for index, (latent, move) in enumerate(places)
         ]
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
-        """Return by how much each move, both ways, changes the log-odds of each class: float32 [moves, 2, N, K]."""
+        """Return by how much each move, both ways, changes the log-odds of each class: float32 [m, 2, l, K]."""
         sigma_D = chunk.work["sigma"]
-        moves = self._moves(len(sigma_D))[chunk.explanation :][:MOVES_A_CHUNK] * sigma_D
-        z = self.z.to(self.subject.device)
+        moves = self._moves(len(sigma_D))[chunk.part :][:MOVES_A_CHUNK] * sigma_D
+        z = self.z[chunk.explanation :][:LATENTS_A_CHUNK].to(self.subject.device)
+        both = np.stack([moves, -moves], axis=1).reshape(-1, len(sigma_D))
         with torch.no_grad():
             base = self._answers(z, None)
-            changes = [self._answers(z, sign * move) - base for move in moves for sign in (1.0, -1.0)]
-        meter.rows_forward += len(z) * (1 + 2 * len(moves))
-        effect = torch.stack(changes).unflatten(0, (len(moves), 2))
+            after = self._answers(z.repeat(len(both), 1), np.repeat(both, len(z), axis=0))
+        meter.rows_forward += len(z) * (1 + len(both))
+        effect = after.unflatten(0, (len(moves), 2, len(z))) - base
         return {"effect": effect.float().cpu().numpy(), "sigma": sigma_D}
 
     def finish(self, partial: Partial) -> Explanation:
         """Choose on one half of the latents, measure on the other, and draw the strongest coordinates."""
         found = [data for _, _, data in partial.of_round(0)]
         sigma_D = found[0]["sigma"]
-        effect = np.concatenate([data["effect"] for data in found]).astype(np.float64)  # [M, 2, N, K]
+        effect = self._effect(partial)  # [M, 2, N, K]
         own, random = effect[: len(sigma_D)], effect[len(sigma_D) :]
         choosing, judging = self._halves()
         best_K, held_NK = _chosen(own, choosing, judging)
@@ -120,25 +130,33 @@ class AttFind(LatentExplainer):
         }
         return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
 
-    def _answers(self, z: Tensor, move_D: np.ndarray | None, scale: float = 1.0) -> Tensor:
-        """Return the log-odds of each class [n, K], or the critic's logit [n, 1], after a move."""
-        images = self._moved(z, move_D, scale)
+    def _effect(self, partial: Partial) -> np.ndarray:
+        """Return the effects of all moves on all latents, float64 [M, 2, N, K]."""
+        by_latents: dict[int, list[np.ndarray]] = {}
+        for latent, _, data in partial.of_round(0):
+            by_latents.setdefault(latent, []).append(data["effect"])
+        return np.concatenate([np.concatenate(parts) for parts in by_latents.values()], axis=2).astype(np.float64)
+
+    def _answers(self, z: Tensor, moves_nD: np.ndarray | None) -> Tensor:
+        """Return the log-odds of each class [n, K], or the critic's logit [n, 1], after a move of each row's own."""
+        images = self._moved(z, moves_nD)
         if self.subject.classifier is None:
             return self.subject.critic(images)[:, None].double()
         return one_against_rest(self.subject.classifier(images).double())
 
-    def _moved(self, z: Tensor, move_D: np.ndarray | None, scale: float = 1.0) -> Tensor:
-        amount = None if move_D is None else torch.from_numpy(move_D * self.options.shift * scale)
-        if self.options.layer == "z":
-            moved = z if amount is None else (z.double() + amount.to(z.device)).to(z.dtype)
-            edit = nullcontext()
-        else:
-            moved = z
-            edit = (
-                nullcontext() if amount is None else edited(self.subject.generator, self.options.layer, shift(amount))
-            )
-        with edit:
-            return torch.cat([self.subject.generator(part) for part in moved.split(self.micro_batch)])
+    def _moved(self, z: Tensor, moves_nD: np.ndarray | None) -> Tensor:
+        """Return G(z) after the moves, in shifts; of all rows at z itself where there are none."""
+        generator, layer = self.subject.generator, self.options.layer
+        if moves_nD is None:
+            return torch.cat([generator(part) for part in z.split(self.micro_batch)])
+        amounts = torch.from_numpy(moves_nD * self.options.shift).to(z.device)
+        if layer == "z":
+            return self._moved((z.double() + amounts).to(z.dtype), None)
+        images = []
+        for part, amount in zip(z.split(self.micro_batch), amounts.split(self.micro_batch), strict=True):
+            with edited(generator, layer, shift(amount)):
+                images.append(generator(part))
+        return torch.cat(images)
 
     def _sigma(self) -> np.ndarray:
         """Return the standard deviation of each coordinate: 1 for those of z, measured for channels."""
@@ -146,7 +164,7 @@ class AttFind(LatentExplainer):
             return np.ones(self.z.shape[1])
         generator = self.subject.generator
         with self.subject.quiet(), torch.no_grad():
-            z = self.z.to(self.subject.device)
+            z = self.prior.to(self.subject.device)
             output = layer_output(generator, self.options.layer, lambda: generator(z)).double()
         return output.transpose(0, 1).flatten(1).std(dim=1, correction=0).cpu().numpy()
 
@@ -189,9 +207,10 @@ class AttFind(LatentExplainer):
         walks, answers = [], []
         with self.subject.quiet(), torch.no_grad():
             for k, unit, _, sample in rows:
-                z = self.z[sample : sample + 1].to(device)
-                walks.append(torch.cat([self._moved(z, axes[unit], step) for step in STEPS]).cpu())
-                answers.append(torch.cat([self._answers(z, axes[unit], step)[:, k] for step in STEPS]).cpu())
+                z = self.z[sample].to(device).expand(len(STEPS), -1)
+                way = np.array(STEPS)[:, None] * axes[unit]
+                walks.append(self._moved(z, way).cpu())
+                answers.append(self._answers(z, way)[:, k].cpu())
         return {
             "attribute_rows": torch.tensor(rows),
             "attribute_walks": torch.stack(walks),

@@ -6,18 +6,21 @@ Legend: N base latents, D latent, P real images, n rows, C channels, H height, W
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ganscale.explain.base import Explainer
+from ganscale.explain.base import SCORING, Explainer
 from ganscale.explain.errors import CallableError, ExplainInputError
 from ganscale.explain.plan import Request
 from ganscale.explain.subject import Subject
 
 IMAGES_A_PASS = 64
+PRIOR_DRAWS = 64
 
 
 class LatentExplainer(Explainer):
@@ -38,6 +41,12 @@ class LatentExplainer(Explainer):
         expected = getattr(subject.generator, "latent", self.z.shape[1])
         if expected != self.z.shape[1]:
             raise ExplainInputError("inputs['z']", f"have {expected} numbers a row", self.z.shape[1], "draw them anew")
+
+    @cached_property
+    def prior(self) -> Tensor:
+        """Draws [64, D] of the normal prior, from the seed alone: what is usual, whichever latents are explained."""
+        rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING + 6)))
+        return torch.from_numpy(rng.standard_normal((PRIOR_DRAWS, self.z.shape[1]))).to(self.z.dtype)
 
     def images(self, z_nD: Tensor) -> Tensor:
         """Return G(z) on the CPU, float32 [n, C, H, W]; raises CallableError where it makes none or no finite ones."""

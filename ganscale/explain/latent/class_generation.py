@@ -8,14 +8,15 @@ Legend: K classes, B candidates a class, D latent, P real images, n rows.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ganscale.explain.base import Meter, Options
+from ganscale.explain.base import Explainer, Meter, Options
+from ganscale.explain.errors import ExplainOptionError
 from ganscale.explain.latent.attfind import one_against_rest
 from ganscale.explain.latent.base import LatentExplainer
 from ganscale.explain.plan import Chunk, Partial
@@ -33,10 +34,11 @@ class ClassGenerationOptions(Options):
     candidates: Annotated[int, Field(ge=1, le=256)] = Field(8, description="best of them that are improved")
     steps: Annotated[int, Field(ge=0, le=10_000)] = Field(40, description="steps of the search")
     step: Annotated[float, Field(gt=0, le=10)] = Field(0.2, description="length of a step, L2")
+    classes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="auto: all; or the first ones")
 
 
 class ClassGeneration(LatentExplainer):
-    """For each class the latents that the classifier is most certain of."""
+    """For each class the latents that the classifier is most certain of. Stopped early it is of fewer classes."""
 
     name = "class-generation"
     summary = "what the classifier takes for each class when the generator is the prior, beside plain draws"
@@ -44,13 +46,32 @@ class ClassGeneration(LatentExplainer):
     options: ClassGenerationOptions
     needs = ("generator", "classifier")
     primary = ("hit_rate",)
+    pieces = "classes"
+
+    @property
+    def samples_apart(self) -> bool:
+        """Whether classes are searched for apart: yes."""
+        return True
+
+    @property
+    def total(self) -> int:
+        """Return how many classes there are."""
+        known, asked = self.subject.classifier.classes, self.options.classes
+        if asked != "auto" and asked > known:
+            rule = f"be at most the {known} of {self.subject.classifier.name}"
+            raise ExplainOptionError("classes", rule, asked, "leave it out")
+        return known if asked == "auto" else asked
+
+    def first(self, count: int) -> Explainer:
+        """Return this explainer for the first ``count`` classes."""
+        return self.with_options(classes=count)
 
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
         """Return one chunk a class."""
         if previous is not None:
             return []
         self.images(self.z[:2])
-        return [Chunk(round=0, index=k, explanation=k, part=0) for k in range(self.subject.classifier.classes)]
+        return [Chunk(round=0, index=k, explanation=k, part=0) for k in range(self.total)]
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Search for one class; returns latents [B, D] and log-odds, and those of as many plain draws."""

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ganscale.explain.base import Meter, Options
+from ganscale.explain.base import Explainer, Meter, Options
 from ganscale.explain.errors import ExplainInputError
 from ganscale.explain.latent.base import LatentExplainer
 from ganscale.explain.plan import Chunk, Partial
@@ -38,7 +38,10 @@ class ProbeOptions(Options):
 
 
 class ProbeClassifier(LatentExplainer):
-    """Sets a classifier's verdicts on generated images against the labels of the nearest real ones."""
+    """Sets a classifier's verdicts on generated images against the labels of the nearest real ones.
+
+    Stopped early it is of fewer draws.
+    """
 
     name = "probe-classifier"
     summary = "where a classifier fails on generated images: meant against predicted class, and ways between classes"
@@ -46,6 +49,25 @@ class ProbeClassifier(LatentExplainer):
     options: ProbeOptions
     needs = ("generator", "classifier")
     primary = ("agreement",)
+    pieces = "draws"
+
+    @property
+    def samples_apart(self) -> bool:
+        """Whether draws are judged apart: yes. The ways between the latents belong to the first of them."""
+        return True
+
+    @property
+    def total(self) -> int:
+        """Return how many draws there are."""
+        return self.options.draws
+
+    def place_of(self, chunk: Chunk) -> int:
+        """Return the first draw of a chunk."""
+        return chunk.explanation * DRAWS_A_CHUNK
+
+    def first(self, count: int) -> Explainer:
+        """Return this explainer for its first ``count`` draws."""
+        return self.with_options(draws=count)
 
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
         """Return one chunk for every 64 draws, then one for the ways."""

@@ -2,7 +2,8 @@
 
 Bau et al. 2019 (GAN dissection, arXiv:1811.10597, section 3): a unit's map, enlarged to the picture and cut at a
 threshold, is compared with the mask of each concept; then the units that fit a concept best are set to zero. Threshold
-and units are chosen on half of the latents and judged on the other half.
+and units are chosen on half of the latents and judged on the other half; draws of the prior say which thresholds there
+are.
 
 Legend: N latents, U units, K concepts, T thresholds, H height, W width, R random sets, n rows of a chunk.
 """
@@ -31,7 +32,7 @@ from ganscale.explain.units.concepts import Concepts
 ROWS_A_CHUNK = 16
 QUANTILES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 SHARES = (0.2, 0.35, 0.5, 0.65)  # of the way from a unit's median to its largest value: further thresholds
-LOOKED_AT = 64  # latents from which thresholds are taken
+LOOKED_AT = 64  # latents whose pictures may be shown
 RANDOM_SETS = 8
 LEAST_PIXELS = 50  # of a concept in either half, below which nothing is said about it
 SHOWN, TOP_IMAGES = 6, 3
@@ -45,13 +46,22 @@ class DissectOptions(Options):
 
 
 class Dissect(LatentExplainer):
-    """Compares each unit's map with each concept's mask, then removes the units that fit."""
+    """Compares each unit's map with each concept's mask, then removes the units that fit.
+
+    Which units are removed hangs on all latents, so that within a budget this is done again as their number doubles.
+    """
 
     name = "dissect"
     summary = "which unit of the generator draws which concept, and what vanishes without it"
     Options = DissectOptions
     options: DissectOptions
     primary = ("iou_held_out",)
+    rounds_apart = False
+
+    @property
+    def samples_apart(self) -> bool:
+        """Whether overlaps are counted apart: yes, for every few latents."""
+        return True
 
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
         """Return one chunk for every few latents and each layer, then one for each concept that appeared."""
@@ -72,7 +82,7 @@ class Dissect(LatentExplainer):
         found = self._fit(previous)
         units = [(k, found["order"][: self.options.ablate, k]) for k in found["seen"]]
         return [
-            Chunk(round=1, index=index, explanation=int(k), part=1, work={"units": chosen})
+            Chunk(round=1, index=index, explanation=int(k), part=1, work={"units": chosen, "latents": len(self.z)})
             for index, (k, chosen) in enumerate(units)
         ]
 
@@ -160,10 +170,10 @@ class Dissect(LatentExplainer):
         return images[0], interpolate(output.float(), images[0].shape[2:], mode="bilinear", align_corners=False)
 
     def _thresholds(self, layer: str) -> np.ndarray:
-        """Return each unit's quantiles over pixels of the first latents and levels between, float64 [T, U]."""
+        """Return each unit's quantiles over pixels of draws and levels between, float64 [T, U]."""
         self.images(self.z[:2])
         with self.subject.quiet(), torch.no_grad():
-            z = self.z[:LOOKED_AT].to(self.subject.device)
+            z = self.prior.to(self.subject.device)
             flat = torch.cat([self._maps(part, layer)[1] for part in z.split(ROWS_A_CHUNK)]).transpose(0, 1).flatten(1)
         levels = np.quantile(flat.double().cpu().numpy(), (*QUANTILES, 1.0), axis=1)
         middle, most = levels[0], levels[-1]
@@ -215,7 +225,8 @@ class Dissect(LatentExplainer):
         size = len(chunk.work["units"])
         sets = [chunk.work["units"], *(rng.choice(units, size, replace=False) for _ in range(RANDOM_SETS))]
         gone, all_pixels = np.zeros(len(sets)), 0
-        judging = self.z[1::2] if len(self.z) > 1 else self.z
+        z = self.z[: chunk.work["latents"]]
+        judging = z[1::2] if len(z) > 1 else z
         for part in judging.split(ROWS_A_CHUNK):
             z = part.to(self.subject.device)
             before = self.concepts(self.subject.generator(z))[:, chunk.explanation]

@@ -11,6 +11,7 @@ Legend: N latents, S channels shown, L layers, T earlier times, h height, w widt
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ganscale.explain.base import Meter, Options
+from ganscale.explain.base import Explainer, Meter, Options
 from ganscale.explain.beside import rows_a_row
 from ganscale.explain.errors import ExplainOptionError, LayerError
 from ganscale.explain.latent.base import LatentExplainer
@@ -45,13 +46,28 @@ class FeatureMapsOptions(Options):
 
 
 class FeatureMaps(LatentExplainer):
-    """The maps of each layer's most varied channels."""
+    """The maps of each layer's most varied channels. Stopped early it is of fewer layers."""
 
     name = "feature-maps"
     summary = "what each layer of the generator, the critic or the classifier sees: maps of its most varied channels"
     Options = FeatureMapsOptions
     options: FeatureMapsOptions
     primary = ("depicts_its_picture",)
+    pieces = "layers"
+
+    @property
+    def samples_apart(self) -> bool:
+        """Whether layers are looked at apart: yes."""
+        return True
+
+    @property
+    def total(self) -> int:
+        """Return how many layers there are."""
+        return len(self._names)
+
+    def first(self, count: int) -> Explainer:
+        """Return this explainer for its first ``count`` layers."""
+        return self.with_options(layers=",".join(self._names[:count]))
 
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
         """Return one chunk a layer."""
@@ -60,14 +76,9 @@ class FeatureMaps(LatentExplainer):
         if self.options.network == "C" and self.options.checkpoints > 1:
             remedy = "leave it out, or look at G or D"
             raise ExplainOptionError("checkpoints", "be 1 for a classifier", self.options.checkpoints, remedy)
-        rows = self._rows()
-        if self.options.layers == "auto":
-            names = layers_with_maps(self, self.options.network, rows)
-        else:
-            names = [name.strip() for name in self.options.layers.split(",")]
-        if not names:
-            raise LayerError("the network", "have a layer with a map", self.options.network, "choose another network")
-        return [Chunk(round=0, index=k, explanation=k, part=0, work={"layer": name}) for k, name in enumerate(names)]
+        return [
+            Chunk(round=0, index=k, explanation=k, part=0, work={"layer": name}) for k, name in enumerate(self._names)
+        ]
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Return one layer's chosen channels, their maps of the first rows, and how they depict their pictures."""
@@ -115,6 +126,16 @@ class FeatureMaps(LatentExplainer):
             kept = f"{len(before) + 1} are kept (checkpoint.keep)"
             meta["warnings"] = [f"{self.options.checkpoints} checkpoints were asked for, {kept}"]
         return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The layers that are looked at, in order of use; raises LayerError where there are none."""
+        if self.options.layers != "auto":
+            return [name.strip() for name in self.options.layers.split(",")]
+        names = layers_with_maps(self, self.options.network, self._rows())
+        if not names:
+            raise LayerError("the network", "have a layer with a map", self.options.network, "choose another network")
+        return names
 
     @property
     def _before(self) -> tuple[Earlier, ...]:

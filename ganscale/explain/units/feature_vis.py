@@ -9,6 +9,7 @@ Legend: U units, n rows, C channels, H height, W width, D latent.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ganscale.explain.base import Meter, Options
+from ganscale.explain.base import Explainer, Meter, Options
 from ganscale.explain.beside import rows_a_row
 from ganscale.explain.errors import ExplainInputError
 from ganscale.explain.latent.base import LatentExplainer
@@ -41,28 +42,51 @@ class FeatureVisOptions(Options):
 
 
 class FeatureVis(LatentExplainer):
-    """The input that excites a unit most."""
+    """The input that excites a unit most. Stopped early it is of fewer units."""
 
     name = "feature-vis"
     summary = "the input that a unit likes best, found by ascent, beside the real pictures that excite it most"
     Options = FeatureVisOptions
     options: FeatureVisOptions
     primary = ("excitement",)
+    pieces = "units"
+
+    @property
+    def samples_apart(self) -> bool:
+        """Whether units are searched for apart: yes."""
+        return True
+
+    @property
+    def total(self) -> int:
+        """Return how many units there are."""
+        return len(self._units[1])
+
+    def place_of(self, chunk: Chunk) -> int:
+        """Return which unit it is: the most varied one is the first."""
+        return chunk.index
+
+    def first(self, count: int) -> Explainer:
+        """Return this explainer for its first ``count`` units."""
+        return self.with_options(units=count)
 
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
         """Return one chunk a unit."""
         if previous is not None:
             return []
+        layer, units = self._units
+        return [
+            Chunk(round=0, index=k, explanation=unit, part=0, work={"layer": layer}) for k, unit in enumerate(units)
+        ]
+
+    @cached_property
+    def _units(self) -> tuple[str, list[int]]:
+        """The layer and its most varied units."""
         pool = self._pool()
         layer = self.options.layer
         if layer == "auto":
             layer = layers_with_maps(self, self.options.network, pool)[-1]
         excited = _excited(maps_of(self, self.options.network, layer, pool))
-        units = excited.std(dim=0).argsort(descending=True, stable=True)[: self.options.units]
-        return [
-            Chunk(round=0, index=k, explanation=int(unit), part=0, work={"layer": layer})
-            for k, unit in enumerate(units.tolist())
-        ]
+        return layer, excited.std(dim=0).argsort(descending=True, stable=True)[: self.options.units].tolist()
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Search for one unit's best input; returns it, what it reaches, and the best of the pool."""

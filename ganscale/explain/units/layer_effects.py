@@ -49,6 +49,11 @@ class LayerMethod(LatentExplainer):
             for name in self._named:
                 find_layer(subject.generator, name)
 
+    @property
+    def samples_apart(self) -> bool:
+        """Whether each few latents are looked at apart: yes. What is usual is said by draws of the prior."""
+        return True
+
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
         """Return one chunk for every few latents."""
         if previous is not None:
@@ -157,7 +162,7 @@ class LayerAblationOptions(LayerOptions):
 
 
 class LayerAblation(LayerEffect):
-    """Replaces each layer's output by its mean over latents: x (1 - a) + mean a."""
+    """Replaces each layer's output by its mean over draws of the prior: x (1 - a) + mean a."""
 
     name = "layer-ablation"
     summary = "what each layer of the generator contributes: its output is replaced by its mean over latents"
@@ -183,9 +188,9 @@ class LayerAblation(LayerEffect):
 
     @cached_property
     def _means(self) -> dict[str, Tensor]:
-        # over all latents, whichever chunk asks: so that a chunk's edit does not depend on the rows beside it
+        # over the prior, whichever chunk asks: so that an edit does not depend on the latents beside it
         with torch.no_grad():
-            outputs = self._run(self.z.to(self.subject.device))[1]
+            outputs = self._run(self.prior.to(self.subject.device))[1]
         return {name: output.mean(dim=0, keepdim=True) for name, output in outputs.items()}
 
     def finish(self, partial: Partial) -> Explanation:
@@ -227,7 +232,7 @@ class LayerNoise(LayerEffect):
     @cached_property
     def _spreads(self) -> dict[str, Tensor]:
         with torch.no_grad():
-            outputs = self._run(self.z.to(self.subject.device))[1]
+            outputs = self._run(self.prior.to(self.subject.device))[1]
         spreads = {}
         for name, output in outputs.items():
             flat = output.transpose(0, 1).flatten(1).double().std(dim=1, correction=0)

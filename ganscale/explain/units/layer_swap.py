@@ -48,13 +48,20 @@ class LayerSwap(LayerMethod):
         taken = torch.from_numpy(rng.permutation(mine.shape[1]) < mine.shape[1] / 2).to(mine.device)
         return torch.where(taken.view(1, -1, *(1 for _ in mine.shape[2:])), theirs, mine)
 
+    def partners(self, rows: np.ndarray) -> Tensor:
+        """Return the latents from which those of ``rows`` take [n, D]: two by two, each the other's; a last single one
+        takes from the first.
+        """
+        other = rows ^ 1
+        return self.z[np.where(other < len(self.z), other, 0)]
+
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Return how far each picture goes towards its partner's, float64 [L, 1, n]: with a whole swap and mixed.
 
         The share is 1 - |mixed - partner| / |own - partner| in pixels: 0 where nothing happens, 1 for the partner.
         """
         rows = np.arange(chunk.explanation, min(chunk.explanation + ROWS_A_CHUNK, len(self.z)))
-        z, partner = (self.z[at % len(self.z)].to(self.subject.device) for at in (rows, rows + 1))
+        z, partner = (part.to(self.subject.device) for part in (self.z[rows], self.partners(rows)))
         rng = chunk.rng(self.request.seed)
         with torch.no_grad():
             (own, mine), (other, theirs) = self._run(z), self._run(partner)
@@ -84,15 +91,16 @@ class LayerSwap(LayerMethod):
         return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
 
     def _mixed_pictures(self) -> dict[str, Tensor]:
-        z, partner = (part[:SHOWN].to(self.subject.device) for part in (self.z, self.z.roll(-1, dims=0)))
+        rows = np.arange(min(SHOWN, len(self.z)))
+        z, partner = (part.to(self.subject.device) for part in (self.z[rows], self.partners(rows)))
         rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, 0)))
-        rows = []
+        mixed = []
         with self.subject.quiet(), torch.no_grad():
             (own, mine), (other, theirs) = self._run(z), self._run(partner)
             for name in self._layers:
                 with edited(self.subject.generator, name, replaced(self.mix(mine[name], theirs[name], rng))):
-                    rows.append(self.subject.generator(z).cpu())
-        return {"layer_plain": own.cpu(), "layer_partner": other.cpu(), "layer_edited": torch.stack(rows)}
+                    mixed.append(self.subject.generator(z).cpu())
+        return {"layer_plain": own.cpu(), "layer_partner": other.cpu(), "layer_edited": torch.stack(mixed)}
 
 
 class StyleMixing(LayerSwap):
