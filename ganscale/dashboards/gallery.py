@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SIDE = 84
 LEAST_WIDTH = 880
 _CAPTION, _GAP, _BELOW, _HEAD, _BAR, _TICKS = 176, 8, 19, 22, 12, 56
+_LETTER = 6.6  # CSS pixels that a letter of a note takes, at most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +108,8 @@ def _draw(canvas: Canvas, y: int, row: Row, cell: int) -> None:
     colour = SERIES["grey"].light if row.control else SERIES["blue"].light
     canvas.text(MARGIN, y + 2, row.title, size=13, bold=True, colour=colour)
     for line, note in enumerate(row.notes):
-        canvas.text(MARGIN, y + 22 + 17 * line, note, size=12, colour=MUTED.light)
+        fits = (_CAPTION - 8) / (_LETTER * max(len(note), 1))
+        canvas.text(MARGIN, y + 22 + 17 * line, note, size=12 * min(1.0, fits), colour=MUTED.light)
     limit, height = row.limit, SIDE
     for place, tile in enumerate(row.tiles):
         if tile is None:
