@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ganscale.explain.types import Explanation
 
-SIDE = 112  # CSS pixels of one picture's longer edge
+SIDE = 84  # CSS pixels of one picture's longer edge
 MOST_SAMPLES = 8
 MOST_ENLARGED = 10  # times the difference is drawn larger than it is, as far as the colours reach
 _LINES = (("noise", "grey", "--"), ("FGSM", "purple", "-"), ("PGD", "vermilion", "-"))

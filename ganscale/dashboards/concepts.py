@@ -28,13 +28,13 @@ def concepts_panel(explanation: Explanation) -> np.ndarray:
     order = _order(iou_UK / iou_UK.max(axis=0).clip(1e-9)) if seen else np.arange(0)
     of = f"{len(order)} of {len(iou_UK)}" if len(order) < len(iou_UK) else f"all {len(order)}"
     lines = [
-        f"Left: IoU on held-out latents of {of} units of {meta['layer']} with each concept; a row is over its largest.",
-        "Right: units that fit a concept better than any unit does the masks of other images; in brackets the reverse.",
+        f"IoU on held-out latents of {of} units of {meta['layer']} with each concept; a row is over its largest.",
+        "Below: units that fit a concept better than any unit does the masks of other images; in brackets the reverse.",
     ]
     banner = explanation.not_better_than_random
     top, tall = heading_height(lines=len(lines), banner=banner), max(_ROW * len(seen), 60)
     wide, counted = max(_UNIT * len(order), _LEAST), _COUNT * 2 * len(meta["layers"])
-    canvas = Canvas(max(2 * MARGIN + _NAMES + wide + 200 + counted, 860), top + 2 * tall + 140)
+    canvas = Canvas(max(2 * MARGIN + _NAMES + max(wide + 90, counted), 860), top + 3 * tall + 250)
     y = heading(canvas, f"{method_title(explanation.method)}: units and concepts", lines, banner=banner, of=explanation)
     most_K = np.maximum(iou_UK.max(axis=0, initial=1e-9), control_UK.max(axis=0, initial=1e-9))
     names = [f"{meta['concepts'][k]}, {number(float(most))}" for k, most in zip(seen, most_K, strict=True)]
@@ -48,7 +48,7 @@ def concepts_panel(explanation: Explanation) -> np.ndarray:
         axes.set_xticks(range(len(order)), order if place else [""] * len(order), rotation=90, fontsize=9 * POINT)
         canvas.label_axes(axes, title=title, x="unit" if place else "", y="")
         canvas.scale(axes, shown, words="of the row")
-    _counts(canvas, (MARGIN + _NAMES + wide + 150, y + 22), explanation, seen, counted, tall)
+    _counts(canvas, (MARGIN + _NAMES, y + 2 * tall + 134), explanation, seen, counted, tall)
     return canvas.array()
 
 
@@ -73,7 +73,7 @@ def _counts(
         [f"{name}\n({size})" for name, size in zip(meta["layers"], sizes, strict=True)],
         fontsize=10 * POINT,
     )
-    axes.set_yticks(range(len(seen)), [""] * len(seen))
+    axes.set_yticks(range(len(seen)), [meta["concepts"][k] for k in seen], fontsize=11 * POINT)
     for (row, column), count in np.ndenumerate(own):
         ink = "white" if count > 0.5 * max(own.max(), 1) else INK.light
         words = f"{count} ({control[row, column]})"

@@ -40,13 +40,13 @@ def effects_panel(explanation: Explanation) -> np.ndarray:
     banner, curve = explanation.not_better_than_random, "curve_pixels" in explanation.values
     top = heading_height(lines=len(lines), banner=banner)
     tall, wide = max(_ROW * len(layers), 120), _CELL * len(columns)
-    width = max(2 * MARGIN + _NAMES + wide + 90 + (440 if curve else 0), 860)
-    canvas = Canvas(width, top + max(tall + _COLUMN_NAMES, _CHART + 90 if curve else 0) + 12)
+    width, below = max(2 * MARGIN + _NAMES + wide + 90, 860), tall + _COLUMN_NAMES
+    canvas = Canvas(width, top + below + (_CHART + 64 if curve else 0) + 12)
     title = f"{method_title(explanation.method)}: what each layer does"
     y = heading(canvas, title, lines, banner=banner, of=explanation)
     _matrix(canvas, (MARGIN + _NAMES, y + 8, wide, tall), layers, columns, matrix_LE)
     if curve:
-        _curves(canvas, (MARGIN + _NAMES + wide + 150, y + 24), explanation)
+        _curves(canvas, (MARGIN + _NAMES, y + below), explanation)
     return canvas.array()
 
 
@@ -84,7 +84,7 @@ def _matrix(
 
 def _curves(canvas: Canvas, corner: tuple[float, float], explanation: Explanation) -> None:
     values = explanation.values
-    axes = canvas.axes(*corner, 260, _CHART)
+    axes = canvas.axes(*corner, 520, _CHART)
     amounts, layers = values["curve_amounts"].numpy(), explanation.meta["layers"]
     colours = colormaps["viridis"](np.linspace(0, 0.85, len(layers)))
     for place, (name, colour) in enumerate(zip(layers, colours, strict=True)):

@@ -158,7 +158,7 @@ _RULES = """
 html{font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;scroll-behavior:smooth}
 @media (prefers-reduced-motion: reduce){html{scroll-behavior:auto}}
 body{margin:0;background:var(--ground);color:var(--ink)}
-header,main,footer{max-width:1120px;margin:0 auto;padding:0 24px}
+header,main,footer{max-width:1200px;margin:0 auto;padding:0 24px}
 header{padding-top:32px}
 h1{font-size:2rem;line-height:1.2;margin:0 0 4px}
 h2{font-size:1.4rem;margin:48px 0 12px;padding-top:16px;border-top:1px solid var(--rule)}
