@@ -239,7 +239,7 @@ class AttributionExplainer(Explainer):
         curves, measured, words = faithfulness.scores_of(maps, moved, found, request=self.request, points=points)
         words += self._lacking(partial, moved)
         weights = {"attribution": maps.attribution, "segment_weights": torch.from_numpy(maps.weights_NM)}
-        return self.explanation(
+        explained = self.explanation(
             partial,
             values={**weights, **maps.values, **curves},
             inputs={
@@ -258,6 +258,9 @@ class AttributionExplainer(Explainer):
                 **{key: value for key, value in maps.meta.items() if key != "warnings"},
             },
         )
+        if self.inpainting is not None:  # not among the rows: how many processes drew it is the cluster's affair
+            explained.meta["cost"]["images_drawn_by_each_process"] = self.options.bank
+        return explained
 
     def _lacking(self, partial: Partial, moved: list[Maps]) -> list[str]:
         """Say for how many samples a control failed."""

@@ -28,6 +28,7 @@ class Inpainting:
 
     def __init__(self, draw: Callable[[], Tensor]) -> None:
         self._draw = draw
+        self._last: tuple[Tensor, Tensor, np.ndarray] | None = None  # x, segments and distances of the last call
 
     @cached_property
     def bank(self) -> Tensor:
@@ -41,8 +42,13 @@ class Inpainting:
 
         Of equally near ones the more typical; so where nothing is there, the most typical of all.
         """
-        away_KM = cell_sums((self.bank - x).double().square(), segments)
-        return torch.from_numpy((present_nM.astype(float) @ away_KM.T).argmin(axis=1))
+        return torch.from_numpy((present_nM.astype(float) @ self._away(x, segments).T).argmin(axis=1))
+
+    def _away(self, x: Tensor, segments: Tensor) -> np.ndarray:
+        """Return how far each image of the bank is from ``x`` on each player [K, M]; once for a sample's chunks."""
+        if self._last is None or not (torch.equal(self._last[0], x) and torch.equal(self._last[1], segments)):
+            self._last = x, segments, cell_sums((self.bank - x).double().square(), segments)
+        return self._last[2]
 
 
 def draw_later(subject: Subject, count: int, shape: tuple[int, ...], rng: np.random.Generator) -> Callable[[], Tensor]:

@@ -64,15 +64,19 @@ class Occlusion(AttributionExplainer):
         x, baseline = self.x[samples], self.baseline[samples]
         hidden = self.masks[chunk.work["start"] :][:ROWS_A_CHUNK]
         none, all_ = torch.zeros_like(hidden[:1]), torch.ones_like(hidden[:1])
-        table = torch.cat([none, all_, hidden]).to(x.dtype)  # the rows of one sample: the ends, then the windows
+        gone = torch.cat([none, all_, hidden])  # the rows of one sample: the ends, then the windows
+        table = gone.to(x.dtype)
         table = table[:, None] if x.ndim == 4 and table.ndim == 3 else table.reshape(-1, *x.shape[1:])
+        drawn = None if self.inpainting is None else [self._best(one, gone) for one in x]
 
         def build(part: slice) -> Tensor:
             rows, start = [], part.start
             while start < part.stop:  # lerp is exactly either one, at 0 and 1
                 sample, which = divmod(start, len(table))
                 stop = min(part.stop, start - which + len(table))
-                rows.append(torch.lerp(x[sample], baseline[sample], table[which:][: stop - start]))
+                shown = slice(which, which + stop - start)
+                absent = baseline[sample] if drawn is None else self.inpainting.bank[drawn[sample][shown]].to(x.dtype)
+                rows.append(torch.lerp(x[sample], absent, table[shown]))
                 start = stop
             return torch.cat(rows) if len(rows) > 1 else rows[0]
 
@@ -100,6 +104,11 @@ class Occlusion(AttributionExplainer):
             baseline_N=ends[1],
             meta={"windows": len(self.masks), "window": self._side()[0], "stride": self._side()[1]},
         )
+
+    def _best(self, x: Tensor, gone: Tensor) -> Tensor:
+        """Return which image of the bank fits best what is left of a sample beside each window, int64 [n]."""
+        pixels = torch.arange(gone[0].numel()).reshape(gone.shape[1:] if gone.ndim == 3 else x.shape)
+        return self.inpainting.best(x, ~gone.flatten(1).numpy(), pixels)
 
     def _side(self) -> tuple[int, int]:
         """Return the window's side and stride in pixels."""

@@ -12,10 +12,11 @@ import toys
 from torch import nn
 
 from ganscale.dashboards.layout import baseline_words
-from ganscale.explain import Subject, explain
+from ganscale.explain import Subject, build_explainer, explain, inpainting, make_request
 from ganscale.explain.cells import grid_segments
 from ganscale.explain.errors import ExplainOptionError
 from ganscale.explain.inpainting import Inpainting
+from ganscale.explain.occlusion import Occlusion
 
 pytestmark = pytest.mark.filterwarnings("ignore:inputs lie in")  # bright pictures are meant
 
@@ -38,7 +39,7 @@ def right_half(x: torch.Tensor) -> torch.Tensor:
 
 
 def subject(**networks) -> Subject:
-    return Subject(name="right half", fn=right_half, **{"generator": TwoPictures()} | networks)
+    return Subject(name="right half", **{"fn": right_half, "generator": TwoPictures()} | networks)
 
 
 def bright(count: int = 2) -> torch.Tensor:
@@ -69,6 +70,46 @@ def test_the_shares_of_whole_pictures_are_the_shapley_values_of_that_game(dtype)
     torch.testing.assert_close(shares, torch.full_like(shares, 1.6 / 9), atol=1e-6, rtol=0)  # float32 means
 
 
+@pytest.mark.parametrize("side", [SIDE, 1])
+def test_what_a_window_hides_is_what_the_generator_would_draw_there(side):
+    class Many(nn.Module):
+        latent = 3
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            wave = torch.arange(2 * side * side).reshape(2, side, side)
+            return (z @ torch.sin(torch.arange(3)[:, None] + wave.flatten())).unflatten(1, (2, side, side)).tanh()
+
+    x = torch.rand(3, 2, side, side, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    weight = torch.randn(2, side, side, generator=torch.Generator().manual_seed(4))
+    pair = subject(fn=toys.Linear(weight), generator=Many())
+    found = explain(pair, x, "occlusion", fill="generator", window=4, bank=40, **BARE)
+    asked = {"fill": "generator", "window": 4, "bank": 40}
+    bank = build_explainer(pair, make_request(Occlusion, x, options=asked)).inpainting.bank
+    wanted, covered = torch.zeros(3, side * side * (1 if side > 1 else 2)), 0
+    masks = build_explainer(pair, make_request(Occlusion, x, options=asked)).masks
+    for window in masks:
+        hidden = window.expand(2, side, side) if side > 1 else window.reshape(2, 1, 1)
+        for row, one in enumerate(x):
+            away = ((bank - one).double().square() * ~hidden).sum(dim=(1, 2, 3))
+            filled = torch.where(hidden, bank[away.argmin()], one)
+            wanted[row] += ((one - filled) * weight).sum() * window.flatten()
+        covered = covered + window.flatten()
+    wanted = (wanted / covered).reshape(3, -1, side, side).expand(-1, 2, -1, -1)
+    torch.testing.assert_close(found.values["attribution"], wanted, atol=1e-5, rtol=1e-5)  # float32 sums
+    typical = ((x - bank[:1]) * weight).flatten(1).sum(1)
+    torch.testing.assert_close(found.values["fx"] - found.values["f_baseline"], typical.double(), atol=1e-5, rtol=1e-5)
+    assert found.meta["cost"]["images_drawn_by_each_process"] == 40
+
+
+def test_how_far_the_bank_is_from_a_sample_is_found_once_for_all_its_chunks(monkeypatch):
+    plain, asked = inpainting.cell_sums, []
+    monkeypatch.setattr(inpainting, "cell_sums", lambda *given: asked.append(given) or plain(*given))
+    x = bright(3) * torch.tensor([1.0, 0.9, 0.8])[:, None, None, None]
+    found = explain(subject(), x, "lime", cells=4, num_coalitions=600, fill="generator", **BARE)
+    assert found.meta["plan"]["chunks"] > 3 * 4
+    assert len(asked) == 3 * 2  # for the map, and for the curves of each
+
+
 def test_the_image_that_is_taken_is_the_nearest_of_all_on_the_cells_that_are_there():
     draw = torch.Generator().manual_seed(3)
     bank = torch.rand(40, 2, SIDE, SIDE, generator=draw) * 2 - 1
@@ -76,14 +117,14 @@ def test_the_image_that_is_taken_is_the_nearest_of_all_on_the_cells_that_are_the
     segments = grid_segments((2, SIDE, SIDE), 4)
     present = np.random.default_rng(0).random((25, 16)) < 0.5
     present[0] = False
-    inpainting = Inpainting(lambda: bank)
-    best = inpainting.best(x, present, segments)
+    fitting = Inpainting(lambda: bank)
+    best = fitting.best(x, present, segments)
     for row, there in enumerate(present):
         mask = torch.from_numpy(there)[segments]
-        away = ((inpainting.bank - x).double().square() * mask).sum(dim=(1, 2, 3))
+        away = ((fitting.bank - x).double().square() * mask).sum(dim=(1, 2, 3))
         assert float(away[best[row]]) <= float(away.min()) * (1 + 1e-12)
     typical = (bank - bank.mean(dim=0)).flatten(1).norm(dim=1).argmin()
-    assert torch.equal(inpainting.bank[best[0]], bank[typical])
+    assert torch.equal(fitting.bank[best[0]], bank[typical])
 
 
 @pytest.mark.parametrize(
