@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ganscale import __version__
 from ganscale.dashboards.enlarging import DENSITY
 from ganscale.dashboards.gallery import Row, Tile, gallery
 from ganscale.dashboards.layout import BANNER, class_name, method_title, number, target_words
@@ -81,21 +82,21 @@ def comparison_panel(group: Group) -> np.ndarray:
     return gallery(first, rows, lines, columns=columns, title="Maps side by side", banner=False)
 
 
-def write_comparisons(folder: Path, names: Sequence[str]) -> list[Path]:
+def write_comparisons(folder: Path, hashes: Mapping[str, str]) -> list[Path]:
     """Write the comparisons of the explanations in ``folder/NAME`` as PNGs there, and return them; those that cannot
     be read are left out.
 
-    They are drawn only where the names are others than last time.
+    ``hashes`` are those of their tensors, by name: nothing is drawn again that is as it was.
     """
     from ganscale.explain.types import Explanation
 
-    kept, wanted = sorted(folder.glob(_FILES)), " ".join(names)
+    kept, wanted = sorted(folder.glob(_FILES)), " ".join([__version__, *map(":".join, hashes.items())])
     if kept and all(_said(path).get("of") == wanted for path in kept):
         return kept
     for path in kept:
         path.unlink()
     found = []
-    for name in names:
+    for name in hashes:
         try:
             found.append(Explanation.load(folder / name))
         except GanscaleError:

@@ -45,15 +45,17 @@ def write_index(explanations: str | Path) -> Path | None:
     directories = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
     if not directories:
         return None
-    entries, damaged = [], []
+    entries, damaged, maps = [], [], {}
     for directory in directories:
         try:
             page = json.loads((directory / "explanation.json").read_text(encoding="utf-8"))
             entry = _Entry(directory=directory, page=page)
             entries.append((entry, _row(entry)))
+            if "weighs" in entry.meta:
+                maps[directory.name] = str(page["tensors"]["sha256"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
             damaged.append(directory.name)
-    write_comparisons(folder, [entry.directory.name for entry, _ in entries if "weighs" in entry.meta])
+    write_comparisons(folder, maps)
     target = folder / INDEX
     replace_text(target, _render(folder, entries, damaged))
     return target

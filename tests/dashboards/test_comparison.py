@@ -70,12 +70,12 @@ def test_the_index_shows_them_with_their_areas_and_draws_them_once(folder, shapl
     monkeypatch.setattr(comparison, "comparison_panel", again)
     write_index(folder)
     with pytest.raises(AssertionError, match="drawn"):
-        write_comparisons(folder, ["kernel-shap-001", "occlusion-001", "occlusion-002"])
+        write_comparisons(folder, {"kernel-shap-001": "as it was", "occlusion-001": "made anew"})
 
 
 def test_a_comparison_goes_with_its_explanations(folder):
-    names = ["kernel-shap-001", "occlusion-001"]
-    assert [path.name for path in write_comparisons(folder, names)] == ["side-by-side-1.png"]
+    both = {"kernel-shap-001": "a", "occlusion-001": "b"}
+    assert [path.name for path in write_comparisons(folder, both)] == ["side-by-side-1.png"]
     (folder / "occlusion-001" / "values.safetensors").unlink()
-    assert write_comparisons(folder, [*names, "occlusion-002"]) == []
+    assert write_comparisons(folder, {"kernel-shap-001": "a"}) == []
     assert not list(folder.glob("*.png")), "the old one is gone"
