@@ -26,9 +26,11 @@ from torch import Tensor, nn
 
 from ganscale.bench.machine import facts
 from ganscale.config import override
+from ganscale.dashboards.comparison import comparison_panel, groups_of
 from ganscale.dashboards.panels import write_panels
 from ganscale.data import open_dataset, to_float
-from ganscale.explain import Classifier, Subject, explain
+from ganscale.data.pixels import save_png
+from ganscale.explain import Classifier, Subject, Target, explain
 from ganscale.metrics import InDomainCNN, train_classifier
 from ganscale.presets import preset
 from ganscale.runtime import launch
@@ -48,6 +50,7 @@ METHODS = {
     "saliency": {},
     "grad-cam": {"layer": "conv2"},
 }
+DRAWN = ("kernel-shap", "lime", "occlusion", "integrated-gradients", "expected-gradients", "grad-cam")
 
 
 class Images(NamedTuple):
@@ -98,7 +101,7 @@ def subject_of(network: InDomainCNN) -> Subject:
     def log_probability(x: Tensor) -> Tensor:
         return network.logits(x).log_softmax(1)[:, MARKED]
 
-    return Subject(name="in-domain CNN", fn=log_probability, module=network)
+    return Subject(name="in-domain CNN", fn=log_probability, module=network, target=Target.parse(f"class:{MARKED}"))
 
 
 def strongest_cells(network: InDomainCNN, x: Tensor, method: str) -> Tensor:
@@ -115,6 +118,14 @@ def maps_table(networks: dict[str, InDomainCNN], x: Tensor) -> list[str]:
         shares = [(strongest_cells(network, x, method) == 0).float().mean() for network in networks.values()]
         lines.append(f"| {method} | {' | '.join(f'{share:.1%}' for share in shares)} |")
     return lines
+
+
+def draw_maps(networks: dict[str, InDomainCNN], x: Tensor, panels: Path) -> None:
+    """Draw the maps of several methods on the same images side by side, for each classifier."""
+    for name, network in networks.items():
+        found = [explain(subject_of(network), x, method, **METHODS[method]) for method in DRAWN]
+        [group] = groups_of(found)
+        save_png(panels / f"maps-{'shortcut' if name == WITH else 'control'}.png", comparison_panel(group))
 
 
 def counterfactual_table(
@@ -190,8 +201,7 @@ def main() -> None:
     print(f"\nThe strongest of 49 cells is the mark's, in what share of {len(fooled)} images (chance: 2.0 %):\n")
     print("\n".join(maps_table(networks, fooled)), flush=True)
     if chosen.panels is not None:
-        shown = explain(subject_of(networks[WITH]), fooled[:4], "kernel-shap", **METHODS["kernel-shap"])
-        write_panels(shown, chosen.panels / "maps")
+        draw_maps(networks, fooled[:6], chosen.panels)
     with tempfile.TemporaryDirectory() as name:
         data = Path(name, "data")
         data.mkdir()
