@@ -243,8 +243,9 @@ class Explainer(ABC):
                 "rows_backward": partial.rows_backward,
                 "worker_seconds": partial.seconds,
             },
-            "warnings": [],
         }
+        notes = () if self.subject.classifier is None else self.subject.classifier.notes
+        meta = {**meta, "warnings": [*notes, *meta.get("warnings", ())]}
         return Explanation(
             method=self.name,
             target=self.subject.target,

@@ -7,7 +7,7 @@ K classes.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,9 +27,9 @@ class Classifier(nn.Module):
     ``output`` says ("auto": probabilities where rows are not negative and sum to 1, else logits), or one logit a row
     ([n] or [n, 1]), which becomes [0, logit]. ``example`` [N, C, H, W] in [-1, 1] are images it will see: two of
     them are tried. Images are resized to ``size`` (antialiased bilinear) and a gray one repeated over ``channels``,
-    where these are given. ``labels`` name the classes; ``facts`` travel with every number it judges. Raises
-    CallableError where the model does not take such images or returns something else, ExplainOptionError for a range
-    that is none.
+    where these are given. ``labels`` name the classes; ``facts`` travel with every number it judges, ``notes`` are what
+    its user has to know. Raises CallableError where the model does not take such images or returns something else,
+    ExplainOptionError for a range that is none and for labels that are not one a class.
     """
 
     def __init__(
@@ -60,8 +60,10 @@ class Classifier(nn.Module):
             self.output = "probabilities" if is_shares and bool(((sums - 1).abs() < 1e-3).all()) else "logits"
         with torch.no_grad():
             self.classes = self(example[:2].to(self.device)).shape[1]
+        self.notes: tuple[str, ...] = ()
         if self.labels and len(self.labels) != self.classes:
-            self.labels = ()  # names of other classes would mislead
+            remedy = "give one for each output, or leave them out"
+            raise ExplainOptionError(f"labels of {name}", f"be {self.classes}, one a class", len(self.labels), remedy)
         self.facts = {
             "classifier": name,
             "classes": self.classes,
@@ -70,6 +72,14 @@ class Classifier(nn.Module):
             **({"resized_to": list(size)} if size else {}),
             **(facts or {}),
         }
+
+    def adopt(self, labels: Sequence[object], *, remedy: str) -> None:
+        """Take the names that come with the model; where they are not one a class, do without and note it."""
+        if len(labels) == self.classes:
+            self.labels = tuple(map(str, labels))
+        elif labels:  # names of other classes would mislead
+            words = f"{self.name} has {len(labels)} labels for {self.classes} classes: they are left out"
+            self.notes = (f"{words}; {remedy}",)
 
     @property
     def device(self) -> torch.device:
@@ -107,6 +117,7 @@ class Classifier(nn.Module):
             return self.labels.index(near[0])
         first = f"did you mean {' or '.join(near)}? " if near else ""
         names = ", ".join(f"{index} {label}" for index, label in enumerate(self.labels)) or f"0 to {self.classes - 1}"
+        names = "; ".join((names, *self.notes))
         raise ExplainTargetError(f"class of {self.name}", "be one it knows", str(asked), f"{first}classes: {names}")
 
     def label(self, index: int) -> str:

@@ -52,11 +52,12 @@ class ClassifierSource:
         """Build the classifier and try it on ``example`` [N, C, H, W]; raises the errors of ``Classifier``."""
         model = OPENERS[self.kind](self)
         own = {key: getattr(model, key, None) for key in ("value_range", "labels")}
-        return Classifier(
+        brought = self.kind == "in-domain"  # by the data, which may have classes without images
+        classifier = Classifier(
             model,
             name=self.name,
             example=example,
-            labels=self.labels or tuple(own["labels"] or ()),
+            labels=() if brought else self.labels,
             value_range=self.value_range or own["value_range"] or (-1.0, 1.0),
             output=self.output,
             size=self.size,
@@ -64,6 +65,10 @@ class ClassifierSource:
             differentiable=self.kind != "onnx",
             facts={"kind": self.kind, **self.facts},
         )
+        if not classifier.labels:
+            remedy = "train it on images of every class" if brought else "its attribute labels needs a name an output"
+            classifier.adopt(self.labels or tuple(own["labels"] or ()), remedy=remedy)
+        return classifier
 
 
 def source_of_network(network: InDomainCNN, *, name: str, labels: tuple[str, ...] = ()) -> ClassifierSource:

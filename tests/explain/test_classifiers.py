@@ -18,12 +18,14 @@ from ganscale.explain import (
     ClassifierSource,
     explain,
     source_of_lite0,
+    source_of_network,
     source_of_object,
     source_of_path,
     subject_of_run,
 )
 from ganscale.explain import classifier_source as sources
-from ganscale.explain.errors import CallableError, ExplainOptionError
+from ganscale.explain.errors import CallableError, ExplainOptionError, ExplainTargetError
+from ganscale.metrics import InDomainCNN
 
 SIDE, CLASSES = 8, 4
 
@@ -160,6 +162,9 @@ def rule(images):
     return images.flatten(1)[:, :3]
 rule.value_range = (0.0, 1.0)
 rule.labels = ("red", "green", "blue")
+def two(images):
+    return images.flatten(1)[:, :2]
+two.labels = rule.labels
 def build():
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
 number = 3
@@ -181,6 +186,37 @@ def test_a_function_of_the_users_own_module_brings_its_range_and_names(images):
     assert found.find_class("green") == 1
     torch.testing.assert_close(found(images), ((images + 1) / 2).flatten(1)[:, :3])
     assert ClassifierSource(kind="function", name="b", payload="my_rules:build").open(images).classes == 2
+
+
+@pytest.mark.usefixtures("user_module")
+def test_labels_that_are_not_one_a_class_are_left_out_with_both_numbers(images):
+    found = ClassifierSource(kind="function", name="two", payload="my_rules:two").open(images)
+    words = "two has 3 labels for 2 classes: they are left out; its attribute labels needs a name an output"
+    assert found.labels == ()
+    assert found.notes == (words,)
+    with pytest.raises(ExplainTargetError, match=f"classes: 0 to 1; {words}"):
+        found.find_class("red")
+    subject = subject_of_run(target="class:1:logit", critic=None, classifier=found)
+    told = explain(subject, images[:1], "kernel-shap", cells=2, num_coalitions=16).meta["warnings"]
+    assert told.count(words) == 1
+    right = ClassifierSource(kind="function", name="rule", payload="my_rules:rule").open(images)
+    assert (right.labels, right.notes) == (("red", "green", "blue"), ())
+
+
+@pytest.mark.usefixtures("user_module")
+def test_labels_that_were_given_must_be_one_a_class(images):
+    words = "labels of two must be 2, one a class, got 3; give one for each output"
+    with pytest.raises(ExplainOptionError, match=words):
+        ClassifierSource(kind="function", name="two", payload="my_rules:two", labels=("a", "b", "c")).open(images)
+    given = ClassifierSource(kind="function", name="two", payload="my_rules:two", labels=("a", "b")).open(images)
+    assert (given.find_class("b"), given.notes) == (1, ())
+
+
+def test_a_data_set_with_classes_that_no_image_shows_leaves_their_names_out(images):
+    network = InDomainCNN(images.shape[1], 2)
+    source = source_of_network(network, name="of pictures", labels=("a", "b", "empty"))
+    (words,) = source.open(images).notes
+    assert words == "of pictures has 3 labels for 2 classes: they are left out; train it on images of every class"
 
 
 @pytest.mark.usefixtures("user_module")
