@@ -12,9 +12,12 @@ from ganscale.files import full_disk, is_full_disk
 
 
 class RankHung(Exception):
-    """A worker that stood still until it was ended: in words, and ``where``, by which two such failures compare."""
+    """A worker that stood still until it was ended: in words, and ``where``, by which two such failures compare.
 
-    def __init__(self, words: str, where: str) -> None:
+    Without a ``where`` it had fallen silent, which is judged as a loss.
+    """
+
+    def __init__(self, words: str, where: str | None) -> None:
         super().__init__(words, where)
         self.where = where
 
@@ -100,6 +103,8 @@ def _deterministic(rank: int, error: BaseException) -> RunFailed | None:
 
 
 def _is_lost(error: BaseException) -> bool:
+    if isinstance(error, RankHung):
+        return error.where is None
     return _is_named(error, _LOST) or any(text in str(error) for text in _LOST_PEER)
 
 

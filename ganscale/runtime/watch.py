@@ -41,10 +41,14 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hang:
-    """Who hangs: rank -> words. ``where`` is what they were doing; ``victims`` are the processes to end."""
+    """Who hangs: rank -> words; ``victims`` are the processes to end.
+
+    ``where`` is what they were doing: a mistake would hang there again. None for processes that fell silent, as on a
+    machine that stands still.
+    """
 
     ranks: dict[int, str]
-    where: str
+    where: str | None
     victims: tuple[Beat, ...]
 
 
@@ -73,7 +77,7 @@ def find_hang(seen: Mapping[int, Seen], now: float, timeout_s: float) -> Hang | 
     guilty = next((ranks for ranks in (silent, behind, busy) if 0 < len(ranks) < len(seen)), set(seen))
     beats = [seen[rank].beat for rank in sorted(guilty)]
     words = {beat.rank: _words(beat, idle_s, is_silent=beat.rank in silent) for beat in beats}
-    return Hang(ranks=words, where=beats[0].doing, victims=tuple(beats))
+    return Hang(ranks=words, where=None if guilty <= silent else beats[0].doing, victims=tuple(beats))
 
 
 def _words(beat: Beat, idle_s: float, *, is_silent: bool) -> str:

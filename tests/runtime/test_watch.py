@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ganscale.runtime.failures import RankHung, describe, reason_to_stop, signature
+from ganscale.runtime.failures import MAX_FAILURES_IN_A_ROW, RankHung, describe, reason_to_stop, signature
 from ganscale.runtime.heartbeat import Beat, beating
 from ganscale.runtime.watch import Seen, find_hang
 from ganscale.training.whereabouts import Whereabouts
@@ -78,6 +78,15 @@ def test_only_the_guilty_are_ended():
     hang = find(seen(0, moved=11, marks=21), seen(1, moved=11))
     assert [beat.pid for beat in hang.victims] == [101]
     assert hang.where == "phase critic"
+
+
+def test_a_worker_that_falls_silent_is_a_loss_and_may_be_one_again_at_the_same_place():
+    hang = find(seen(0, moved=11), seen(1, moved=12, heard=11))
+    assert hang.where is None
+    silent = {1: RankHung(hang.ranks[1], hang.where)}
+    for count in range(2, MAX_FAILURES_IN_A_ROW):
+        assert reason_to_stop(silent, count, signature(silent)) is None
+    assert "without a new checkpoint" in str(reason_to_stop(silent, MAX_FAILURES_IN_A_ROW, signature(silent)))
 
 
 def test_a_hang_is_retried_once_and_the_same_one_again_ends_the_run_in_one_line():
