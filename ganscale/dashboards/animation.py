@@ -15,8 +15,9 @@ from PIL import Image
 
 from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
 from ganscale.dashboards.figures import Canvas
-from ganscale.dashboards.layout import MARGIN, method_title
-from ganscale.dashboards.palette import MUTED, SERIES
+from ganscale.dashboards.layout import MARGIN, method_title, number
+from ganscale.dashboards.palette import INK, MUTED, SERIES
+from ganscale.dashboards.traversal import verdicts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +34,7 @@ class _Walk:
     title: str
     images: Tensor  # [S, C, H, W] in [-1, 1]
     colour: str = "blue"
+    words: Sequence[str] = ()  # below the image, for each step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,14 +73,14 @@ def _save(explanation: Explanation, walks: Sequence[_Walk], steps: Sequence[str]
 def _page(explanation: Explanation, walks: Sequence[_Walk]) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Return what stands still, uint8 [H, W, 3] in device pixels, and each tile's upper left corner in CSS ones."""
     rows = -(-len(walks) // ACROSS)
-    above = 4 + _LINE * max(1 + walk.title.count("\n") for walk in walks)
+    above, below = 4 + _LINE * max(1 + walk.title.count("\n") for walk in walks), _below(walks)
     width = max(2 * MARGIN + min(len(walks), ACROSS) * (SIDE + _GAP), _LEAST_WIDTH)
-    canvas = Canvas(width, 2 * MARGIN + _HEAD + rows * (SIDE + above + _GAP))
+    canvas = Canvas(width, 2 * MARGIN + _HEAD + rows * (SIDE + above + below + _GAP))
     canvas.text(MARGIN, MARGIN, method_title(explanation.method), size=15, bold=True)
     places = []
     for place, walk in enumerate(walks):
         row, column = divmod(place, ACROSS)
-        x, y = MARGIN + column * (SIDE + _GAP), MARGIN + _HEAD + row * (SIDE + above + _GAP)
+        x, y = MARGIN + column * (SIDE + _GAP), MARGIN + _HEAD + row * (SIDE + above + below + _GAP)
         size = 12 * min(1.0, _LETTERS / max(map(len, walk.title.split("\n"))))
         canvas.text(x, y, walk.title, size=size, bold=True, colour=SERIES[walk.colour].light)
         places.append((x, y + above))
@@ -92,8 +94,22 @@ def _frame(
     said.text(_WORDS, 2, words, size=14, colour=MUTED.light, align="right")
     _paste(shown, page.shape[1] // DENSITY - MARGIN - _WORDS, MARGIN, said.array())
     for (x, y), walk in zip(places, walks, strict=True):
-        _paste(shown, x, y, enlarge(rgb(walk.images[step].numpy()), side=SIDE))
+        pixels = enlarge(rgb(walk.images[step].numpy()), side=SIDE)
+        _paste(shown, x, y, pixels)
+    tall, wide = _below(walks), page.shape[1] // DENSITY
+    for y in {y for _, y in places} if tall else ():
+        strip = Canvas(wide, tall)
+        for (x, own), walk in zip(places, walks, strict=True):
+            for line, said_here in enumerate(walk.words[step].split("\n") if own == y and walk.words else ()):
+                size = 11 * min(1.0, _LETTERS / len(said_here))
+                strip.text(x, 2 + line * (_LINE - 2), said_here, size=size, colour=INK.light)
+        _paste(shown, 0, y + pixels.shape[0] // DENSITY, strip.array())
     return shown[::DENSITY, ::DENSITY].copy()
+
+
+def _below(walks: Sequence[_Walk]) -> int:
+    """Return how many CSS pixels the words below each image take."""
+    return _LINE * max((1 + walk.words[0].count("\n") for walk in walks if walk.words), default=0)
 
 
 def _paste(page: np.ndarray, x: int, y: int, pixels: np.ndarray) -> None:
@@ -103,11 +119,22 @@ def _paste(page: np.ndarray, x: int, y: int, pixels: np.ndarray) -> None:
 def _directions(explanation: Explanation) -> list[_Walk]:
     values, names = explanation.values, explanation.meta.get("class_names", [])
     own = [
-        _Walk(title=names[k] if k < len(names) else f"direction {k + 1}", images=walk)
+        _Walk(title=names[k] if k < len(names) else f"direction {k + 1}", images=walk, words=_said(explanation, "", k))
         for k, walk in enumerate(values["traversal"])
     ]
     random = values.get("traversal_random", ())
-    return own + [_Walk(title=f"random {r + 1}", images=walk, colour="grey") for r, walk in enumerate(random)]
+    return own + [
+        _Walk(title=f"random {r + 1}", images=walk, colour="grey", words=_said(explanation, "_random", r))
+        for r, walk in enumerate(random)
+    ]
+
+
+def _said(explanation: Explanation, kind: str, walk: int) -> list[str]:
+    """Return the critic's logit and the classifier's verdict at each step of a walk, as far as they are known."""
+    logits = explanation.values.get(f"critic_first_walk{kind}")
+    lines = [] if logits is None else [[f"D {number(value, signed=True)}" for value in logits[walk].tolist()]]
+    verdicts = verdicts_of(explanation, kind, walk)
+    return ["\n".join(step) for step in zip(*lines, *([verdicts] if verdicts else []), strict=True)]
 
 
 def _sigmas(explanation: Explanation, steps: int) -> list[str]:

@@ -139,7 +139,7 @@ def _own_walks(explanation: Explanation) -> list[_Walk]:
                 notes=tuple(notes),
                 images=values["traversal"][k].numpy(),
                 logits=None if logits is None else logits[k].numpy(),
-                verdicts=_verdicts(explanation, "", k),
+                verdicts=verdicts_of(explanation, "", k),
             )
         )
     return walks
@@ -159,13 +159,13 @@ def _random_walks(explanation: Explanation) -> list[_Walk]:
                 notes=() if change is None else (f"{number(float(change[r]))} L2 per σ",),
                 images=values["traversal_random"][r].numpy(),
                 logits=None if logits is None else logits[r].numpy(),
-                verdicts=_verdicts(explanation, "_random", r),
+                verdicts=verdicts_of(explanation, "_random", r),
             )
         )
     return walks
 
 
-def _verdicts(explanation: Explanation, kind: str, walk: int) -> list[str]:
+def verdicts_of(explanation: Explanation, kind: str, walk: int) -> list[str]:
     """Return the class of each step of a walk with its probability; nothing where there was no classifier."""
     values = explanation.values
     if "walk_class" not in values:

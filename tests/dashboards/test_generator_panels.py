@@ -12,6 +12,7 @@ import toys
 from PIL import Image
 from torch import nn
 
+from ganscale.dashboards.animation import write_gifs
 from ganscale.dashboards.gallery import Row, Tile, gallery
 from ganscale.dashboards.panels import draw_panels, write_panels
 from ganscale.explain import Classifier, Explanation, Subject, explain
@@ -63,6 +64,25 @@ def test_a_method_is_drawn_from_what_it_saved(method: str, tmp_path: Path):
     for name, panel in drawn.items():
         assert (panel.dtype, panel.shape[2]) == (np.uint8, 3), name
         assert panel.std() > 5, "not empty"
+
+
+def test_words_below_a_moving_picture_are_those_of_its_step(tmp_path: Path):
+    found = explain(subject(), inputs()["z"], "directions", num_directions=2, steps=3)
+    still = {**found.values, "traversal": found.values["traversal"][:, :1].expand_as(found.values["traversal"])}
+    still["traversal_random"] = found.values["traversal_random"][:, :1].expand_as(found.values["traversal_random"])
+    frames = {}
+    for name, values in (("said", still), ("silent", {k: v for k, v in still.items() if k.startswith("traversal")})):
+        [path] = write_gifs(replace(found, values={**values, "sigmas": found.values["sigmas"]}), tmp_path)
+        with Image.open(path) as moving:
+            pages = []
+            for frame in (0, 1):
+                moving.seek(frame)
+                pages.append(np.asarray(moving.convert("L"), dtype=int)[50:])  # below the step's own words
+            frames[name] = pages
+    assert frames["said"][0].shape[0] > frames["silent"][0].shape[0]
+    changed = {name: int((np.abs(first - then) > 64).sum()) for name, (first, then) in frames.items()}
+    assert changed["silent"] == 0, "the pictures stand still; each frame has a palette of its own"
+    assert changed["said"] > 20, "the numbers below them change"
 
 
 def test_walks_move_there_and_back(tmp_path: Path):
