@@ -2,9 +2,10 @@
 
 One training run; from tick to tick nothing is beside it, an evaluation at the lowest priority (ours), or the same at
 ordinary priority (the peer: a plain process beside training), in turn, by SIGCONT and SIGSTOP. The evaluations follow
-each other without a pause, so this is the price of a second of evaluation: a run pays it for the share of its time in
-which one is in work. Wall seconds and the trainer's own process time a tick; the turns keep what other programs do out
-of the ratios. Evaluations are what the beside process does: generation, features, all metrics, on one thread.
+each other without a pause, so a ratio is the price of a second of evaluation. A run pays it for the share of its time
+in which one is in work: the last column, with one evaluation for each of the preset's checkpoints. Wall seconds and the
+trainer's own process time a tick; the turns keep what other programs do out of the ratios. Evaluations are what the
+beside process does: generation, features, all metrics, on one thread.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def main() -> None:
             for child in children.values():
                 child.kill()
         done = {name: child.communicate()[0].count("evaluated") for name, child in children.items()}
-    _print(turns, done, f"{asked.preset}, ticks of {asked.tick_kimg:g} kimg, {asked.threads} threads")
+    print(f"{asked.preset}, ticks of {asked.tick_kimg:g} kimg, {asked.threads} threads\n")
+    _print(turns, done, ticks_between=preset(asked.preset).checkpoint.every_kimg / asked.tick_kimg)
 
 
 def _start(run_dir: Path, word: str) -> subprocess.Popen:
@@ -105,15 +107,18 @@ def _start(run_dir: Path, word: str) -> subprocess.Popen:
     return child
 
 
-def _print(turns: Turns, done: dict[str, int], what: str) -> None:
+def _print(turns: Turns, done: dict[str, int], ticks_between: float) -> None:
     base = [statistics.median(column) for column in zip(*turns.spent[NONE], strict=True)]
-    print(f"{what}\n\n| beside training | ticks | wall, median | / none | its CPU, median | / none | evaluations |")
-    print("|---|---|---|---|---|---|---|")
+    print("| beside training | ticks | wall, median | / none | its CPU, median | / none | evaluations | of a run |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, spent in turns.spent.items():
         wall, cpu = (statistics.median(column) for column in zip(*spent, strict=True))
+        price = ""
+        if done.get(name):  # of a tick's time, by the ticks that an evaluation is in work out of those between two
+            price = f"{(wall / base[0] - 1) * len(spent) / done[name] / ticks_between:.2%}"
         print(
             f"| {name} | {len(spent)} | {1000 * wall:.0f} ms | {wall / base[0]:.3f} "
-            f"| {1000 * cpu:.0f} ms | {cpu / base[1]:.3f} | {done.get(name, 0)} |"
+            f"| {1000 * cpu:.0f} ms | {cpu / base[1]:.3f} | {done.get(name, 0)} | {price} |"
         )
 
 
