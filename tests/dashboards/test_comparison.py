@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dashboard_cases import critic_subject, image_inputs
+from dashboard_cases import critic_subject, image_inputs, make_whole
 from test_dashboards_report import Page
 
-from ganscale.dashboards import comparison, write_index
+from ganscale.dashboards import comparison, panels, write_index, write_panels, write_report
 from ganscale.dashboards.comparison import comparison_panel, groups_of, write_comparisons
 from ganscale.dashboards.layout import number
 from ganscale.explain import Explanation, Target, explain
@@ -71,6 +71,21 @@ def test_the_index_shows_them_with_their_areas_and_draws_them_once(folder, shapl
     write_index(folder)
     with pytest.raises(AssertionError, match="drawn"):
         write_comparisons(folder, {"kernel-shap-001": "as it was", "occlusion-001": "made anew"})
+
+
+def test_the_report_shows_them_too_and_draws_no_panel_again(tmp_path, shapley, occlusion, monkeypatch):
+    run = make_whole(tmp_path, {"kernel-shap-001": shapley, "occlusion-001": occlusion})
+    for name, explanation in (("kernel-shap-001", shapley), ("occlusion-001", occlusion)):
+        write_panels(explanation, run / "explanations" / name)
+
+    def again(_: object) -> None:
+        raise AssertionError("drawn though it lies there")
+
+    monkeypatch.setattr(panels, "draw_panels", again)
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    alts = page.values("alt")
+    assert sum(alt.startswith("Maps of 2 methods") for alt in alts) == 1
+    assert sum("signed map" in alt for alt in alts) == 2
 
 
 def test_a_comparison_goes_with_its_explanations(folder):
