@@ -55,7 +55,7 @@ READING: dict[str, str] = {
         "that regions act together, which no linear model shows."
     ),
     "directions": (
-        "Directions in latent space that move the generator's first layer most. A row is worth a name only where its "
+        "Directions in latent space along which the generator varies. A row is worth a name only where its "
         "images change more, and more steadily, than those of the random rows below. Signs are arbitrary."
     ),
 }
