@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ganscale import __version__
 from ganscale.dashboards.animation import write_gifs
 from ganscale.dashboards.attacked_maps import attacked_maps_panel
 from ganscale.dashboards.attacks import attack_curves_panel, attack_examples_panel
@@ -64,7 +65,7 @@ __all__ = [
 ]
 
 _LEAST_WIDTH = 860  # CSS pixels that a table of scores needs
-_SIZE = "panel"  # of a file's own words: height and width of the panel above its scores, in device pixels
+_SAID = "panel"  # what a file says: by which version, height and width of the panel above its scores in device pixels
 
 #: Panel -> the values that an explanation must hold for it, and the function that draws it (None: it does not apply).
 PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray | None]]] = {
@@ -128,8 +129,8 @@ def write_panels(
     panels = draw_panels(explanation) if panels is None else panels
     written = []
     for name, whole in with_scores(explanation, panels).items():
-        said = PngInfo()
-        said.add_text(_SIZE, " ".join(map(str, panels[name].shape[:2] if name in panels else (0, 0))))
+        said, (height, width) = PngInfo(), panels[name].shape[:2] if name in panels else (0, 0)
+        said.add_text(_SAID, f"{__version__} {height} {width}")
         written.append(Path(directory) / f"{name}.png")
         with written_aside(written[-1]) as aside:
             Image.fromarray(whole).save(aside, format="PNG", pnginfo=said)
@@ -143,10 +144,11 @@ def read_panels(explanation: Explanation, directory: str | Path) -> dict[str, np
         path = Path(directory) / f"{name}.png"
         if path.is_file():
             with Image.open(path) as image:
-                height, width = map(int, image.info.get(_SIZE, "0 0").split())
-                found[name] = np.asarray(image)[:height, :width]
-    whole = [panel.size > 0 for panel in found.values()]  # others are of an older version
-    return found if whole and all(whole) else draw_panels(explanation)
+                version, height, width = image.info.get(_SAID, "- 0 0").split()
+                if version != __version__:
+                    return draw_panels(explanation)
+                found[name] = np.asarray(image)[: int(height), : int(width)]
+    return found or draw_panels(explanation)
 
 
 def score_panel(explanation: Explanation) -> np.ndarray:
