@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ganscale.errors import GanscaleError
 from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError, ExplainTargetError
 
 Output = Literal["auto", "logits", "probabilities", "log-probabilities"]
@@ -74,7 +75,12 @@ class Classifier(nn.Module):
         }
 
     def adopt(self, labels: Sequence[object], *, remedy: str) -> None:
-        """Take the names that come with the model; where they are not one a class, do without and note it."""
+        """Take the names that come with the model; where they are not one a class, do without and note it.
+
+        Raises ExplainOptionError where they are no list of names.
+        """
+        if not isinstance(labels, (list, tuple)):
+            raise ExplainOptionError(f"labels of {self.name}", "be a list of names", labels, "or leave them out")
         if len(labels) == self.classes:
             self.labels = tuple(map(str, labels))
         elif labels:  # names of other classes would mislead
@@ -133,24 +139,29 @@ class Classifier(nn.Module):
         return images if (low, high) == (-1.0, 1.0) else (images + 1) * ((high - low) / 2) + low
 
     def _raw(self, images: Tensor) -> Tensor:
-        return self.model(self._ranged(images))
+        try:
+            return self.model(self._ranged(images))
+        except GanscaleError:
+            raise
+        except Exception as error:  # any framework's own kind; the cause stays attached
+            low, high = self.value_range
+            wanted = f"{'x'.join(map(str, images.shape[1:]))} in [{low:g}, {high:g}]"
+            words = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:200]
+            remedy = "use a classifier of such images; --classifier-range LOW,HIGH says another range"
+            raise CallableError(f"classifier {self.name}", f"take images of {wanted}", words, remedy) from error
 
     def _try(self, example: Tensor) -> Tensor:
         if example.ndim != 4 or len(example) == 0:
             raise ExplainInputError("example images", "be [N, C, H, W]", tuple(example.shape), "give at least one")
-        low, high = self.value_range
-        wanted = f"{'x'.join(map(str, example.shape[1:]))} in [{low:g}, {high:g}]"
-        remedy = "use a classifier of such images; --classifier-range LOW,HIGH says another range"
-        try:
-            with torch.no_grad():
-                found = self._raw(example.to(self.device))
-        except Exception as error:  # any framework's own kind; the cause stays attached
-            words = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:200]
-            raise CallableError(f"classifier {self.name}", f"take images of {wanted}", words, remedy) from error
+        with torch.no_grad():
+            found = self._raw(example.to(self.device))
         if not isinstance(found, Tensor) or found.ndim not in (1, 2) or len(found) != len(example):
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             rule = f"return one row of class scores an image, shape ({len(example)}, K)"
             raise CallableError(f"classifier {self.name}", rule, got, "return its logits")
+        if not found.is_floating_point():
+            rule = "return floating-point class scores"
+            raise CallableError(f"classifier {self.name}", rule, str(found.dtype), "return its logits, before rounding")
         if not torch.isfinite(found).all():
             rule = "return finite numbers"
             raise CallableError(f"classifier {self.name}", rule, "NaN or infinity", "look at its weights and range")

@@ -67,7 +67,7 @@ class ClassifierSource:
         )
         if not classifier.labels:
             remedy = "train it on images of every class" if brought else "its attribute labels needs a name an output"
-            classifier.adopt(self.labels or tuple(own["labels"] or ()), remedy=remedy)
+            classifier.adopt(self.labels or own["labels"] or (), remedy=remedy)
         return classifier
 
 

@@ -121,7 +121,8 @@ def _max_sensitivity(maps: Maps, moved: list[Maps], rng: np.random.Generator) ->
     if not made.any():
         return None
     own, *others = (one.attribution.double().flatten(1).numpy()[made] for one in (maps, *moved))
-    norm_N = np.maximum(np.linalg.norm(own, axis=1), np.finfo(float).tiny)
+    size_N, most_N = np.linalg.norm(own, axis=1), np.max([np.linalg.norm(one, axis=1) for one in others], axis=0)
+    norm_N = np.maximum(np.where(size_N > 0, size_N, most_N), np.finfo(float).tiny)  # an empty map that fills: 1
     away = [np.linalg.norm(one - own, axis=1) for one in others]
     orders = [rng.permutation(own.shape[1]) for _ in range(scores.RANDOM_ORDERS)]
     random = [np.linalg.norm(own[:, order] - own, axis=1) for order in orders]

@@ -69,7 +69,9 @@ def layer_calls(network: nn.Module, name: str, forward: Callable[[], object]) ->
             f"layer {name}", "be used once in a forward", f"{uses} uses", f"write {name}#0 to {name}#{uses - 1}"
         )
     if uses <= int(use or 0):
-        raise LayerError(f"layer {name}", "be used in a forward", f"{uses} uses", "name another layer or use")
+        block = plain.rpartition(".")[0]
+        remedy = f"name what uses its weights, such as {block}" if block and not uses else "name another layer or use"
+        raise LayerError(f"layer {name}", "be used in a forward", f"{uses} uses", remedy)
     chosen = found[int(use or 0) :: uses]
     if not isinstance(chosen[0], Tensor):
         raise LayerError(f"layer {name}", "put out one tensor", type(chosen[0]).__name__, "name a layer inside it")

@@ -56,7 +56,8 @@ class Mprt(Explainer):
         super().__init__(subject, request)
         self.base = self._base()
         if not has_weights(subject.module):
-            raise ExplainTargetError("the subject", "have a network with weights for mprt", subject.name, "name it")
+            rule, remedy = "have a network with weights for mprt", "explain a network, or name it in a Subject"
+            raise ExplainTargetError("the subject", rule, subject.name, remedy)
         layers = weighted_layers(subject.module)[::-1]
         count = min(self.options.stages, len(layers))
         ends = [round((stage + 1) * len(layers) / count) for stage in range(count)]

@@ -79,7 +79,9 @@ def load(directory: Path) -> Explanation:
             scores={name: _to_score(entry) for name, entry in document["scores"].items()},
             meta=document["meta"],
         )
-    except (KeyError, TypeError, AttributeError, AssertionError, SafetensorError) as error:
+    except ExplanationFileError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, AssertionError, SafetensorError) as error:
         raise ExplanationFileError(str(document_path), "describe a whole explanation", repr(error), remedy) from None
 
 
@@ -118,5 +120,6 @@ def _from_score(score: Score) -> dict[str, Any]:
 
 def _to_score(entry: Mapping[str, Any]) -> Score:
     reason = entry.get("reason", {})
-    numbers = {name: float(reason[name]) if name in reason else entry[name] for name in _NUMBERS}
+    given = {name: reason.get(name, entry[name]) for name in _NUMBERS}
+    numbers = {name: None if value is None else float(value) for name, value in given.items()}
     return Score(**numbers, n=entry["n"], better=entry["better"], margin_of=entry.get("margin_of", "chance"))

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ganscale.errors import GanscaleError
 from ganscale.explain.beside import Beside
 from ganscale.explain.classifier import Classifier
 from ganscale.explain.errors import CallableError, ExplainInputError, ZeroGradientError
@@ -227,8 +228,11 @@ def check_callable(subject: Subject, x: Tensor, companion: Tensor, *, gradient: 
         try:
             together = subject.fn(rows.clone().requires_grad_(gradient))
             alone = [subject.fn(row.clone()) for row in rows.split(1)]
-        except RuntimeError as error:
-            words = str(error).splitlines()[0]
+        except GanscaleError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            words = next(iter(str(error).splitlines()), "")
+            words = words if isinstance(error, RuntimeError) else f"{type(error).__name__}: {words}"
             raise CallableError(
                 "the callable",
                 f"accept inputs of shape {tuple(rows.shape)}",

@@ -5,6 +5,7 @@ Legend: n rows, C channels, H height, W width, K classes, D latent.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ganscale.explain.beside import without_companions
 from ganscale.explain.classifier import Classifier
 from ganscale.explain.errors import CallableError, ExplainTargetError, LayerError
 from ganscale.explain.layers import find_layer, layer_names, layer_output
@@ -155,6 +157,10 @@ def build_target(target: Target, parts: Parts) -> tuple[Target, Scalar, Scalar |
             return replace(target, of_generator=True), score, None
     elif target.kind == "critic":
         critic = _wanted(parts.critic, "critic", target)
+        if target.label is not None and not _takes_labels(critic):
+            raise ExplainTargetError(
+                "target", "name no label of this critic, which takes none", str(target), "use critic"
+            )
         score = critic if target.label is None else Conditional(critic, target.label)
         score = Negated(score) if target.sign == "fake" else score
     elif target.kind == "class":
@@ -174,6 +180,14 @@ def _wanted(network: nn.Module | None, what: str, target: Target) -> nn.Module:
         remedy = "pass --classifier NAME|PATH" if what == "classifier" else "explain a run that has one"
         raise ExplainTargetError("target", f"be of a {what} that is there", str(target), remedy)
     return network
+
+
+def _takes_labels(critic: nn.Module) -> bool:
+    try:
+        inspect.signature(without_companions(critic).forward).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _region(target: Target, parts: Parts) -> Region:

@@ -222,6 +222,10 @@ def _images(run: Run, dataset: Dataset, num: int, seed: int, samples: str) -> di
     networks = run.networks
     num_fake = {"both": num // 2, "real": 0, "generated": num}[samples]
     num_real = num - num_fake
+    if num_real > len(dataset):
+        most = len(dataset) * (2 if samples == "both" else 1)
+        rule = f"be at most {most}: {dataset.name} has {len(dataset)} samples"
+        raise UserError("--num-samples", rule, num, f"use --num-samples {most}, or --samples generated")
     real, labels = _real(dataset, num_real, seed, purpose="explain")
     fake = networks.draw_float(latents(max(num_fake, 1), networks.generator.latent, seed=seed, purpose="explain"))
     order = torch.arange(num)

@@ -43,6 +43,16 @@ def constant_with_a_gradient(images):
 def broken(images):
     return images.flatten(1)[:, :2] / 0
 
+def raises_later(images):
+    return {2: images.flatten(1)[:, :2], 1: images.flatten(1)[:, :2]}[min(len(images), 3)]
+
+def named_by_number(images):
+    return images.flatten(1)[:, :2]
+named_by_number.labels = 2
+
+def of_integers(images):
+    return (images.flatten(1)[:, :2] * 100).to(torch.int8)
+
 def breaks_later(images):
     x = images.flatten(1)
     return torch.where((x[:, :1] == -1) & (x[:, 400:401] > -0.9), float("nan"), x[:, 400:402])
@@ -87,6 +97,35 @@ REFUSED = {
     "a layer that is not there": ([*SHAP, "--target", "unit:D.nothing:0"], ["all layers"]),
     "a channel that is not there": ([*SHAP, "--target", "unit:D.blocks.0.conv:99999"], ["layer"]),
     "a target that the method cannot serve": ([*EXPLAIN, "--method", "grad-cam", "--target", "critic@G"], ["grad-cam"]),
+    "a label of a critic that takes none": ([*SHAP, "--target", "critic(3)"], ["critic(3)", "takes none"]),
+    "a layer that is not used by itself": (
+        [*SHAP, "--target", "unit:D.blocks.0.conv:0"],
+        ["be used in a forward", "such as blocks.0"],
+    ),
+    "rows of a method without interim results": (
+        [*EXPLAIN, "--method", "directions", "--rows", "10"],
+        ["--rows", "directions", "all samples together"],
+    ),
+    "more samples than there are": (
+        ["explain", "RUN", "--method", "saliency", "--num-samples", "20001"],
+        ["at most 18000", "--samples generated"],
+    ),
+    "a classifier that breaks later": (
+        [*SHAP, "--classifier", "my_rules:raises_later", "--target", "class:0"],
+        ["my_rules:raises_later", "KeyError: 3"],
+    ),
+    "labels that are no names": (
+        [*SHAP, "--classifier", "my_rules:named_by_number", "--target", "class:0"],
+        ["labels of my_rules:named_by_number must be a list of names, got 2"],
+    ),
+    "outputs that are whole numbers": (
+        [*SHAP, "--classifier", "my_rules:of_integers", "--target", "class:0"],
+        ["floating-point", "int8"],
+    ),
+    "a classifier of other classes than the data's": (
+        [*EXPLAIN, "--method", "probe-classifier", "--classifier", "my_rules:halves"],
+        ["below 2", "classifier of the data's classes"],
+    ),
     "a classifier that is not there": ([*SHAP, "--classifier", "nothing"], ["--classifier", "package.module"]),
     "a data set misspelt": ([*SHAP, "--classifier", "fashion-mist"], ["fashion-mnist"]),
     "a file that is not there": ([*SHAP, "--classifier", "nothing.onnx"], ["nothing.onnx"]),

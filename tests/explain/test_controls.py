@@ -103,6 +103,12 @@ def test_the_gradient_of_a_linear_model_does_not_move_with_its_input(images):
     assert score.control > 0.5
 
 
+def test_a_map_that_is_empty_until_its_input_moves_has_moved_by_its_whole_size():
+    x = torch.full((2, 1, 4, 4), -1.0)  # its own baseline: nothing to share out
+    found = explain(lambda rows: rows.flatten(1).sum(1), x, "input-x-gradient")
+    assert found.scores["max_sensitivity"].value == pytest.approx(1)
+
+
 def test_moved_inputs_stay_in_the_range_and_near(images):
     explainer = build_explainer(
         Subject(name="f", fn=toys.Linear(torch.ones(1, 14, 14))),

@@ -52,6 +52,7 @@ def test_options_may_come_as_text_and_are_all_recorded(images):
         (lambda x: [0.0], "one number a row"),
         (lambda x: x.flatten(1).sum(1) / 0, "finite"),
         (lambda x: x @ torch.ones(3, 3), "accept inputs of shape"),
+        (lambda x: {}["no such key"], "accept inputs of shape .*got KeyError: 'no such key'"),
         (toys.MinibatchSpread(), "rows independently"),
     ],
 )

@@ -77,7 +77,7 @@ def test_damaged_tensors_are_refused_by_name(tmp_path: Path, damage: str):
         file.write_bytes(raw[:-10])
     else:
         file.unlink()
-    with pytest.raises(ExplanationFileError, match=r"values\.safetensors"):
+    with pytest.raises(ExplanationFileError, match=r"values\.safetensors must (match the SHA-256|exist)"):
         Explanation.load(file.parent)
 
 
@@ -88,6 +88,26 @@ def test_a_damaged_or_unknown_document_is_refused_by_name(tmp_path: Path, text: 
     directory = make().save(tmp_path / "kernel-shap-001")
     (directory / "explanation.json").write_text(text)
     with pytest.raises(ExplanationFileError, match=r"explanation\.json"):
+        Explanation.load(directory)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": {}},
+        {"scores": []},
+        {"meta": []},
+        {"meta": {"primary": ["none"]}},
+        {"target": "critic"},
+        {"scores": {"odd": {"value": "x", "low": None, "high": None, "control": 0.0, "n": 3, "better": "zero"}}},
+        {"scores": {"odd": {**dict.fromkeys(("value", "low", "high", "control")), "reason": {"value": "no number"}}}},
+    ],
+)
+def test_a_document_that_is_no_whole_explanation_is_refused_by_name(tmp_path: Path, change: dict):
+    directory = make().save(tmp_path / "kernel-shap-001")
+    document = json.loads((directory / "explanation.json").read_text())
+    (directory / "explanation.json").write_text(json.dumps(document | change))
+    with pytest.raises(ExplanationFileError, match=r"explanation\.json must describe a whole explanation"):
         Explanation.load(directory)
 
 

@@ -248,7 +248,10 @@ class AttackInput(Explainer):
         labels = self.request.inputs.get("labels", torch.full((len(output),), -1))
         if int(labels.max()) >= self.classes:
             raise ExplainInputError(
-                "inputs['labels']", f"be below {self.classes}, the number of classes", int(labels.max()), "use its own"
+                "inputs['labels']",
+                f"be below {self.classes}, the number of classes",
+                int(labels.max()),
+                "use a classifier of the data's classes, or --samples generated",
             )
         known = labels >= 0
         right = torch.where(known, (predicted == labels).double(), torch.nan)

@@ -77,6 +77,10 @@ class ProbeClassifier(LatentExplainer):
         if self.real is None or labels is None or not bool((labels >= 0).any()):
             rule = f"hold real images with labels for {self.name}"
             raise ExplainInputError("inputs", rule, sorted(self.request.inputs), "explain a run on labelled data")
+        classes = self.subject.classifier.classes
+        if int(labels.max()) >= classes:
+            rule, remedy = f"be below {classes}, the number of classes", "use a classifier of the data's classes"
+            raise ExplainInputError("labels of the real images", rule, int(labels.max()), remedy)
         self.images(self.z[:2])
         firsts = range(0, self.options.draws, DRAWS_A_CHUNK)
         draws = [
