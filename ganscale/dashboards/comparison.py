@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ganscale import __version__
-from ganscale.dashboards.enlarging import DENSITY
+from ganscale.dashboards.enlarging import DAMAGED, DENSITY
 from ganscale.dashboards.gallery import Row, Tile, gallery
 from ganscale.dashboards.layout import BANNER, class_name, method_title, number, target_words
 from ganscale.dashboards.maps import cells_of, is_picture, limit_of, signed_map
@@ -161,6 +161,10 @@ def _words(group: Group) -> str:
 
 
 def _said(path: Path) -> Mapping[str, str]:
-    with Image.open(path) as image:
-        image.load()
-        return {key: str(value) for key, value in image.info.items()}
+    """Return what a PNG says of itself; nothing where it is damaged."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return {key: str(value) for key, value in image.info.items()}
+    except DAMAGED:
+        return {}

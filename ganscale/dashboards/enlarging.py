@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 DENSITY = 2
+DAMAGED = (OSError, ValueError, SyntaxError)  # what PIL raises for a file that is no whole picture
 
 
 def rgb(image_CHW: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from ganscale.dashboards.concepts import concepts_panel
 from ganscale.dashboards.counterfactual import counterfactual_panel
 from ganscale.dashboards.curves import faithfulness_panel, logit_panel
 from ganscale.dashboards.dissection import dissection_panel
-from ganscale.dashboards.enlarging import DENSITY
+from ganscale.dashboards.enlarging import DAMAGED, DENSITY
 from ganscale.dashboards.feature_panels import maps_over_time_panel, maps_panel, vis_panel
 from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.latent_attacks import latent_attack_panel
@@ -138,16 +138,21 @@ def write_panels(
 
 
 def read_panels(explanation: Explanation, directory: str | Path) -> dict[str, np.ndarray]:
-    """Return the panels that ``write_panels`` left in ``directory``, without the scores; drawn where it left none."""
+    """Return the panels that ``write_panels`` left in ``directory``, without the scores.
+
+    They are drawn where it left none, or another version did, or a file is damaged.
+    """
     found = {}
-    for name in PANELS:
-        path = Path(directory) / f"{name}.png"
+    for path in (Path(directory) / f"{name}.png" for name in PANELS):
         if path.is_file():
-            with Image.open(path) as image:
-                version, height, width = image.info.get(_SAID, "- 0 0").split()
-                if version != __version__:
-                    return draw_panels(explanation)
-                found[name] = np.asarray(image)[: int(height), : int(width)]
+            try:
+                with Image.open(path) as image:
+                    version, height, width = image.info.get(_SAID, "- 0 0").split()
+                    found[path.stem] = np.asarray(image)[: int(height), : int(width)]
+            except DAMAGED:
+                version = "-"
+            if version != __version__:
+                return draw_panels(explanation)
     return found or draw_panels(explanation)
 
 

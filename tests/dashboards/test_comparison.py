@@ -91,6 +91,11 @@ def test_the_report_shows_them_too_and_draws_no_panel_again(tmp_path, shapley, o
 def test_a_comparison_goes_with_its_explanations(folder):
     both = {"kernel-shap-001": "a", "occlusion-001": "b"}
     assert [path.name for path in write_comparisons(folder, both)] == ["side-by-side-1.png"]
+    [path] = folder.glob("*.png")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    write_comparisons(folder, both)
+    assert path.read_bytes() == whole, "a damaged one is drawn anew"
     (folder / "occlusion-001" / "values.safetensors").unlink()
     assert write_comparisons(folder, {"kernel-shap-001": "a"}) == []
     assert not list(folder.glob("*.png")), "the old one is gone"

@@ -189,10 +189,14 @@ def test_written_panels_are_the_drawn_ones_above_the_scores_and_are_read_without
     assert {name: panel.tobytes() for name, panel in read.items()} == {n: p.tobytes() for n, p in drawn.items()}
 
 
-def test_panels_of_another_version_are_drawn_anew(shapley: Explanation, tmp_path):
-    for name in ("curves", "maps"):
-        Image.new("RGB", (40, 30)).save(tmp_path / f"{name}.png")  # which does not say where its scores begin
-    assert read_panels(shapley, tmp_path)["maps"].shape == draw_panels(shapley)["maps"].shape
+def test_damaged_panels_and_those_of_another_version_are_drawn_anew(shapley: Explanation, tmp_path):
+    drawn = draw_panels(shapley)["maps"].shape
+    whole = write_panels(shapley, tmp_path)[0].read_bytes()
+    for damage in (whole[: len(whole) // 2], b"no picture", b""):
+        (tmp_path / "maps.png").write_bytes(damage)
+        assert read_panels(shapley, tmp_path)["maps"].shape == drawn
+    Image.new("RGB", (40, 30)).save(tmp_path / "maps.png")  # which does not say where its scores begin
+    assert read_panels(shapley, tmp_path)["maps"].shape == drawn
 
 
 def test_a_margin_says_what_it_is_the_error_of():
