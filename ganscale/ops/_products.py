@@ -82,6 +82,13 @@ def _multiplies_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def onednn_takes(image: Tensor) -> bool:
+    """Tell whether oneDNN applies an activation in the pass of a convolution of this image as it lies."""
+    if image.device.type != "cpu" or not torch.backends.mkldnn.enabled or not image.is_contiguous(memory_format=LAST):
+        return False
+    return image.dtype == torch.float32 or (image.dtype == torch.bfloat16 and _multiplies_bf16())
+
+
 def pays(kind: str, image: Tensor, pixels: int, weight_shape: torch.Size) -> bool:
     """Tell whether ``kind`` ("convolve", "transpose", "weights") of a dense image is better done as a product.
 

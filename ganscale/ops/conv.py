@@ -25,10 +25,7 @@ class ConvAct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding, activation, negative_slope):
-        z = _products.convolve(x, weight, None, stride, padding)
-        if z is None:
-            z = torch.conv2d(x, weight, None, stride, padding)
-        y = _bind.bias_act(z, bias, activation, negative_slope)
+        y = _convolve_act(x, weight, bias, stride, padding, activation, negative_slope)
         ctx.conv, ctx.act = (stride, padding), (activation, negative_slope)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, y)
@@ -53,6 +50,18 @@ class ConvAct(torch.autograd.Function):
             others = torch.ops.aten.convolution_backward(gz, x, weight, *options)
             gx, gw = gx if gx is not None else others[0], gw if gw is not None else others[1]
         return gx, gw, run.channel_sum(gz) if to_bias else None, None, None, None, None
+
+
+def _convolve_act(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, activation: str, negative_slope: float
+) -> Tensor:
+    z = _products.convolve(x, weight, None, stride, padding)
+    if z is None and activation == "leaky_relu" and _products.onednn_takes(x):  # its relu would drop a NaN
+        how = list(padding), list(stride), [1, 1], 1, "leaky_relu", [negative_slope], ""
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *how)
+    if z is None:
+        z = torch.conv2d(x, weight, None, stride, padding)
+    return _bind.bias_act(z, bias, activation, negative_slope)
 
 
 def _towards_image(gz: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor | None:

@@ -100,6 +100,18 @@ def test_it_compiles_into_torchs_own_operators():
         torch.testing.assert_close(mine, truth, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "relu"])
+def test_leaky_relu_takes_no_pass_of_its_own_and_no_activation_drops_a_nan(activation):
+    (x, weight, bias), conv = _case(SHAPES[0], torch.float32)
+    x.data[1, 0, 4, 4] = torch.nan
+    with torch.profiler.profile() as profile:
+        y = ops.conv_act(x, weight, bias, activation=activation, impl="fused", **conv)
+    called = {event.name for event in profile.events()}
+    assert ("mkldnn::_convolution_pointwise" in called) is (activation == "leaky_relu")
+    torch.testing.assert_close(y, _plain(x, weight, bias, activation, **conv), equal_nan=True)
+    assert y.isnan().any()
+
+
 def test_an_empty_batch_has_no_pictures_and_gradients_of_zero():
     tensors, conv = _case((0, 3, 8, 4, 4, 2, 1), torch.float32)
     y = ops.conv_act(*tensors, activation="relu", **conv)
