@@ -14,6 +14,7 @@ from tiny_runs import descendants, tiny_config
 from ganscale.errors import DataError, RunFailed
 from ganscale.runtime import launch
 from ganscale.runtime.local import ray_session
+from ganscale.runtime.train import translate
 from ganscale.training.process_group import solo_group
 from ganscale.training.state import TrainState
 
@@ -98,3 +99,13 @@ class _NoData:
 def test_a_run_that_no_worker_joins_in_time_ends_with_what_is_missing(tmp_path):
     with pytest.raises(RunFailed, match=r"1 worker did not start within 0\.05 s: each needs .* CPUs"):
         launch(tiny_config(runtime__max_wait_s=0.05), name="late", runs_dir=tmp_path, workers=1)
+
+
+def test_a_process_that_ray_ended_for_lack_of_memory_is_named_as_that_and_not_by_rays_advice(tmp_path):
+    from ray.exceptions import OutOfMemoryError
+
+    advice = "Refer to the documentation on how to address the out of memory issue: https://... Set max_restarts ..."
+    error = translate(OutOfMemoryError(f"Task was killed due to the node running low on memory.\n{advice}"), tmp_path)
+    assert isinstance(error, RunFailed)
+    assert "a machine's memory was full; lower train.batch" in str(error)
+    assert "\n" not in str(error)
