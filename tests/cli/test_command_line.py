@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -131,6 +132,34 @@ def test_a_taken_port_is_refused_and_a_free_one_named(tmp_path, expect_refused):
         server.listen()
         port = server.getsockname()[1]
         expect_refused(call("dashboard", str(tmp_path), "--port", str(port)), str(port), "--port")
+
+
+class Terminal(io.StringIO):
+    """A stream that says that a person looks at it."""
+
+    def isatty(self) -> bool:
+        """Return that it is one."""
+        return True
+
+
+def test_on_a_terminal_a_table_folds_to_its_width(monkeypatch):
+    monkeypatch.setattr("ganscale.cli.output.shutil.get_terminal_size", lambda: os.terminal_size((30, 24)))
+    monkeypatch.setattr("sys.stdout", Terminal())
+    words = "one two three four five six seven eight"
+    assert table([("a", words)]) == "a  one two three four five six\n   seven eight"
+
+
+def test_on_a_terminal_the_count_is_a_bar_that_goes_when_all_is_done(monkeypatch):
+    shown_on = Terminal()
+    monkeypatch.setattr("sys.stderr", shown_on)
+    with Counting() as shown:
+        for done in range(1, 4):
+            shown(done, 4, "sweeps")
+        (task,) = shown._bar.tasks
+        assert (task.completed, task.total) == (3, 4)
+        assert task.description.startswith("3 of 4 sweeps, about ")
+        assert shown._bar.live.is_started
+    assert not shown._bar.live.is_started
 
 
 def test_a_long_count_is_said_now_and_then_and_never_at_once(monkeypatch, capsys):

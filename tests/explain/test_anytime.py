@@ -26,6 +26,7 @@ from ganscale.explain.errors import ExplainOptionError
 
 IMAGES = torch.rand(5, 1, 14, 14, generator=torch.Generator().manual_seed(1)) * 2 - 1
 QUICK = {"cells": 3, "num_coalitions": 64}
+WIDE = {"cells": 6, "num_coalitions": 4000, "shakes": 0, "shuffled_network": False}
 HIDDEN = {"layer": "hidden"}
 
 
@@ -177,10 +178,19 @@ def test_a_method_without_interim_results_is_left_when_its_time_is_up():
     assert clock.now <= 5
 
 
+def test_what_is_told_meanwhile_counts_what_is_finished():
+    heard = []
+    for method in ("directions", "kernel-shap", "class-generation"):
+        drive_within(named(method), on_progress=lambda *told: heard.append(told))
+    count = len(named("directions").plan())
+    assert heard[:count] == [(done + 1, count, "chunks") for done in range(count)]
+    rest = [told for told in heard if told[2] != "chunks"]
+    assert rest == [(done + 1, 5, "samples") for done in range(5)] + [(done + 1, 3, "classes") for done in range(3)]
+
+
 def test_drawing_stops_at_the_width_that_was_asked_for_with_fewer_rows():
-    asked = {"cells": 6, "num_coalitions": 4000, "shakes": 0, "shuffled_network": False}
-    whole = drive(explainer(count=2, **asked))
-    found = drive_within(explainer(count=2, **asked), limits=Limits(width=0.15))
+    whole = drive(explainer(count=2, **WIDE))
+    found = drive_within(explainer(count=2, **WIDE), limits=Limits(width=0.15))
     sweeps, most = found.meta["stopped"]["sweeps"]
     assert found.meta["stopped"]["reason"] == "width"
     assert sweeps < most
@@ -196,13 +206,55 @@ def test_drawing_stops_at_the_width_that_was_asked_for_with_fewer_rows():
 
 
 def test_each_sample_is_drawn_until_it_is_narrow_enough_itself():
-    asked = {"cells": 6, "num_coalitions": 4000, "shakes": 0, "shuffled_network": False}
-    found = drive_within(explainer(count=4, **asked), limits=Limits(width=0.15))
+    found = drive_within(explainer(count=4, **WIDE), limits=Limits(width=0.15))
     rows = found.meta["coalitions"]
     assert len(set(rows)) > 1  # some samples are harder than others
-    narrow = drive_within(explainer(count=1, **asked), limits=Limits(width=0.15))
+    narrow = drive_within(explainer(count=1, **WIDE), limits=Limits(width=0.15))
     assert narrow.meta["coalitions"] == rows[0]
     assert torch.equal(narrow.values["segment_weights"][0], found.values["segment_weights"][0])
+
+
+def test_nothing_is_computed_for_a_sample_that_is_narrow_enough_and_each_sweep_is_told():
+    built, ran, heard = explainer(count=4, **WIDE), [], []
+
+    def execute(chunks):
+        for chunk in chunks:
+            ran.append(chunk)
+            yield chunk.index, built.run(chunk)
+
+    limits = Limits(width=0.15)
+    found = drive_within(built, execute=execute, limits=limits, on_progress=lambda *told: heard.append(told))
+    assert len(ran) == found.meta["plan"]["chunks"]
+    sweeps, most = found.meta["stopped"]["sweeps"]
+    assert heard == [(sweep + 1, most, "sweeps") for sweep in range(sweeps)]
+
+
+def test_rows_and_seconds_end_the_drawing_before_the_width_with_something_left_for_the_scores():
+    clock, built = Clock(), explainer(count=2, **WIDE)
+    rows = drive(built).meta["cost"]["rows_forward"] // 2
+    few = drive_within(built, limits=Limits(width=1e-9, rows=rows))
+    assert few.meta["stopped"]["reason"] == "rows"
+    done, most = few.meta["stopped"]["sweeps"]
+    assert few.meta["interim"] == f"interim result: {done} of {most} sweeps, the rows were spent"
+    assert 0.5 * rows < few.meta["cost"]["rows_forward"] <= rows
+    limits = Limits(width=1e-9, seconds=len(built.plan()) / 2)
+    late = drive_within(built, execute=ticking(built, clock), limits=limits, clock=clock)
+    assert late.meta["stopped"]["reason"] == "seconds"
+    assert clock.now <= limits.seconds
+
+
+def test_an_interrupt_amid_sweeps_keeps_those_that_are_whole_and_scores_them():
+    built = explainer(count=2, **WIDE)
+    sweeps = [built.sweep_of(chunk) for chunk in built.plan()]
+    before, third = sum(sweep < 3 for sweep in sweeps), sweeps.count(3)
+    limits = Limits(width=1e-9)
+    found = drive_within(built, execute=interrupted_after(built, before + third // 2), limits=limits)
+    assert found.meta["stopped"] == {"reason": "interrupted", "sweeps": [3, max(sweeps) + 1]}
+    total = found.values["segment_weights"].sum(1)
+    torch.testing.assert_close(total, found.values["fx"] - found.values["f_baseline"], atol=1e-9, rtol=1e-9)
+    assert found.scores["deletion_auc"].n == 2
+    with pytest.raises(KeyboardInterrupt):
+        drive_within(built, execute=interrupted_after(built, 1), limits=limits)
 
 
 def test_a_width_out_of_reach_takes_all_rows_and_is_the_whole():
