@@ -157,8 +157,7 @@ def _row(made: Made) -> tuple[str, ...]:
     name = next(iter(found.meta.get("primary") or found.scores))
     score = found.scores[name]
     verdict = "not better" if found.not_better_than_random else "better"
-    samples = " of ".join(str(count) for count in found.meta.get("stopped", {}).get("samples", [made.asked]))
-    return made.method, samples, verdict, f"{name} {_shown(score.value)} v {_shown(score.control)}"
+    return made.method, made.held(), verdict, f"{name} {_shown(score.value)} v {_shown(score.control)}"
 
 
 def _facts(made: Made) -> dict[str, Any]:

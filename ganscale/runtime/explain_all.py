@@ -53,6 +53,13 @@ class Made:
         facts = {"method": self.method, "path": self.path.name, "samples": self.asked, "seconds": self.seconds}
         return facts | ({"stopped": stopped} if stopped else {})
 
+    def held(self, what: str = "") -> str:
+        """Return in words how many samples there are, or of which pieces how many."""
+        stopped = self.explanation.meta.get("stopped", {})
+        parts = {name: "{} of {}".format(*made) for name, made in stopped.items() if name != "reason"}
+        samples = f"{parts.pop('samples', self.asked)} {what}".strip()
+        return ", ".join([samples, *(f"{words} {name}" for name, words in parts.items())])
+
     @property
     def can_grow(self) -> bool:
         """Whether more samples may be asked for."""
@@ -202,6 +209,11 @@ class _All:
         try:
             job = make_job(self.run, made.method, num_samples=count, **self.request)
             found = explain_networks(job, workers=self.workers, limits=limits, actors=self.actors)
+            interrupted = found.meta.get("stopped", {}).get("reason") == "interrupted"
+            if made.explanation is not None and not _holds_more(found, count, made):
+                if interrupted:
+                    raise KeyboardInterrupt
+                return False
             writing = time.monotonic()
             path, drawing = keep(self.run, found)
         except Exception as error:  # one method's failure is no reason to lose the others
@@ -213,10 +225,8 @@ class _All:
         made.path, made.drawing = path, drawing
         made.explanation, made.asked, made.reason, made.late = found, _count(found, count), "", False
         made.seconds, made.writing = time.monotonic() - began, time.monotonic() - writing
-        cut = f" of {count}" if made.asked < count else ""
-        interrupted = found.meta.get("stopped", {}).get("reason") == "interrupted"
-        why = " (its time was up)" if cut and not interrupted else ""
-        self.say(f"{made.method}: {made.asked}{cut} samples in {made.seconds:.1f} s{why}")
+        why = " (its time was up)" if "stopped" in found.meta and not interrupted else ""
+        self.say(f"{made.method}: {made.held('samples')} in {made.seconds:.1f} s{why}")
         if interrupted:
             raise KeyboardInterrupt
         return True
@@ -233,3 +243,14 @@ class _All:
 def _count(explanation: Explanation, asked: int) -> int:
     stopped = explanation.meta.get("stopped", {})
     return stopped.get("samples", [asked])[0]
+
+
+def _holds_more(found: Explanation, count: int, made: Made) -> bool:
+    """Whether a further go holds more samples, and no smaller a part of classes, draws, layers or units."""
+    return _count(found, count) > made.asked and _part(found) >= _part(made.explanation)
+
+
+def _part(explanation: Explanation) -> float:
+    pieces = {what: made for what, made in explanation.meta.get("stopped", {}).items() if what != "reason"}
+    pieces.pop("samples", None)
+    return min((done / total for done, total in pieces.values()), default=1.0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from calls import FORM, TINY, call
 from click.testing import Result
+from explaining import MODULE
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,3 +44,21 @@ def launched(tmp_path_factory) -> tuple[Result, Path]:
     done = call("launch", "--workers", 0, "--name", "tiny", "--runs-dir", runs, "--kimg", 0.256, *TINY)
     assert done.exit_code == 0, (done.output, done.exception)
     return done, runs / "tiny"
+
+
+@pytest.fixture
+def run(launched, tmp_path) -> Path:
+    """A run of this test's own, without explanations."""
+    copy = tmp_path / "runs" / "tiny"
+    shutil.copytree(launched[1], copy, ignore=shutil.ignore_patterns("generated", "explanations", "tensorboard"))
+    return copy
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch) -> Iterator[None]:
+    """Work in a directory that holds ``my_rules``, a user's own module."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "my_rules.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path / "here")
+    yield
+    sys.modules.pop("my_rules", None)

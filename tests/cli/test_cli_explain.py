@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import threading
 from pathlib import Path
 
@@ -12,76 +11,15 @@ import numpy as np
 import pytest
 import torch
 from calls import call, files_below
+from explaining import EXPLAIN, GRADIENTS, SHAP, of
 from PIL import Image
 
-from ganscale.explain import EXPLAINERS, Explanation
+from ganscale.explain import Explanation
 from ganscale.explain.base import Explainer
 from ganscale.explain.errors import CallableError
-from ganscale.runtime import explain_all, load
+from ganscale.runtime import load
 
-MODULE = """
-import torch
-
-def halves(images):
-    x = images.flatten(1)
-    return torch.stack([x[:, :392].mean(1), x[:, 392:].mean(1)], dim=1)
-halves.labels = ("upper", "lower")
-
-wrong_size = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
-
-def of_bytes(images):
-    if images.min() < 0:
-        raise ValueError("these are no bytes")
-    return images.flatten(1)[:, :2]
-
-def constant(images):
-    return torch.zeros(len(images), 2)
-
-def constant_with_a_gradient(images):
-    return (images.flatten(1) * 0).sum(1, keepdim=True).expand(-1, 2) + torch.tensor([0.0, 1.0])
-
-def broken(images):
-    return images.flatten(1)[:, :2] / 0
-
-def raises_later(images):
-    return {2: images.flatten(1)[:, :2], 1: images.flatten(1)[:, :2]}[min(len(images), 3)]
-
-def named_by_number(images):
-    return images.flatten(1)[:, :2]
-named_by_number.labels = 2
-
-def of_integers(images):
-    return (images.flatten(1)[:, :2] * 100).to(torch.int8)
-
-def breaks_later(images):
-    x = images.flatten(1)
-    return torch.where((x[:, :1] == -1) & (x[:, 400:401] > -0.9), float("nan"), x[:, 400:402])
-"""
-EXPLAIN = ["explain", "RUN", "--workers", "0", "--num-samples", "2"]
-SHAP = [*EXPLAIN, "--method", "kernel-shap", "--set", "cells=2"]
-GRADIENTS = [*EXPLAIN, "--method", "integrated-gradients"]
-
-
-@pytest.fixture(autouse=True)
-def user_module(tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "my_rules.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path / "here")
-    yield
-    sys.modules.pop("my_rules", None)
-
-
-@pytest.fixture
-def run(launched, tmp_path) -> Path:
-    """A run of this test's own, without explanations."""
-    copy = tmp_path / "runs" / "tiny"
-    shutil.copytree(launched[1], copy, ignore=shutil.ignore_patterns("generated", "explanations", "tensorboard"))
-    return copy
-
-
-def of(arguments: list[str], run: Path):
-    return call(*(argument.replace("RUN", str(run)) for argument in arguments))
-
+pytestmark = pytest.mark.usefixtures("user_module")
 
 REFUSED = {
     "a method misspelt": ([*EXPLAIN, "--method", "lyme"], ["did you mean lime"]),
@@ -242,6 +180,7 @@ def test_an_interrupt_keeps_what_is_finished_and_nothing_half_written(run, monke
     found = Explanation.load(kept)
     assert 1 <= len(found.inputs["x"]) < 6
     assert found.meta["stopped"]["reason"] == "interrupted"
+    assert f"note: {found.meta['interim']}" in done.stderr.splitlines()
     assert list(kept.glob("*.png"))
     for page in (kept / "explanation.html", kept.parent / "index.html"):
         assert found.meta["interim"] in page.read_text(encoding="utf-8"), "it says that it is not whole"
@@ -267,107 +206,6 @@ def test_a_damaged_explanation_does_not_hide_the_others_in_the_report(run):
     assert "directions-001" in page
     assert "kernel-shap-001" in page  # and what is wrong with it
     assert "match the SHA-256" in page
-
-
-def test_all_methods_write_one_report_that_names_those_left_out(run, monkeypatch):
-    class OfLatents(EXPLAINERS["kernel-shap"]):
-        name = "of-latents"
-        domains = ("z",)
-
-    monkeypatch.setitem(EXPLAINERS, "of-latents", OfLatents)
-    served = ("exact-shapley", "directions", "kernel-shap")
-    monkeypatch.setattr(explain_all, "EXPLAINERS", {name: EXPLAINERS[name] for name in (*served, "of-latents")})
-    found = explain_all.explain_all(load(run), num_samples=1, workers=0)
-    made = {one.method: one for one in found.made}
-    assert "latent" in made["of-latents"].reason  # which is no reason to stop
-    for name in served:
-        assert Explanation.load(made[name].path).scores
-        assert len(list((run / "explanations").glob(f"{name}-*"))) == 1
-    page = found.report.read_text()
-    assert all(made[name].path.name in page for name in served)
-    for said in (page, (run / "explanations" / "index.html").read_text()):
-        assert "of-latents" in said  # which was left out,
-        assert "must be a function of the latent" in said  # and why
-
-
-def test_time_that_is_left_buys_more_samples_until_no_more_fit(run, monkeypatch):
-    class Clock:
-        now = 0.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-    clock, plain, goes = Clock(), explain_all.explain_networks, []
-
-    def slowly(job, **options):
-        count = len(next(iter(job.request.inputs.values())))
-        clock.now += 2.0 * count  # two seconds a sample, whatever this machine takes
-        goes.append((job.request.method, count))
-        return plain(job, **options)
-
-    monkeypatch.setattr(explain_all, "time", clock)
-    monkeypatch.setattr(explain_all, "explain_networks", slowly)
-    few = ("exact-shapley", "directions")
-    monkeypatch.setattr(explain_all, "EXPLAINERS", {name: EXPLAINERS[name] for name in few})
-    found = explain_all.explain_all(load(run), num_samples=1, workers=0, budget=40.0)
-    assert 0.6 * 40 <= found.seconds <= 40  # a further go makes all its samples anew, so the last one may not fit
-    counts = {name: [count for method, count in goes if method == name] for name in few}
-    assert all(each == sorted(each) and len(each) > 1 for each in counts.values())
-    assert {one.method: one.asked for one in found.made} == {name: each[-1] for name, each in counts.items()}
-    assert len(list((run / "explanations").glob("*-*"))) == len(few)  # a further go takes the place of the first
-
-
-def test_an_interrupt_of_all_methods_keeps_those_that_are_done_and_still_writes_the_report(run, monkeypatch):
-    def go(whole, made, *_):
-        if made.method == "occlusion":
-            raise KeyboardInterrupt
-        return plain(whole, made, *_)
-
-    plain = explain_all._All.go
-    monkeypatch.setattr(explain_all._All, "go", go)
-    few = {name: EXPLAINERS[name] for name in ("directions", "occlusion", "lime")}
-    monkeypatch.setattr(explain_all, "EXPLAINERS", few)
-    done = of([*EXPLAIN, "--method", "all"], run)
-    assert done.exit_code == 130
-    assert "occlusion, lime: left out: interrupted" in done.stdout
-    assert "directions-001" in (run / "report.html").read_text()
-    assert [path.name for path in (run / "explanations").iterdir() if path.is_dir()] == ["directions-001"]
-
-
-def test_an_explanation_that_cannot_be_drawn_takes_no_other_with_it(run, monkeypatch):
-    plain = explain_all.keep
-
-    def keep(run, found):
-        if found.method == "kernel-shap":
-            raise ZeroDivisionError("nothing to draw")
-        return plain(run, found)
-
-    monkeypatch.setattr(explain_all, "keep", keep)
-    few = {name: EXPLAINERS[name] for name in ("kernel-shap", "directions")}
-    monkeypatch.setattr(explain_all, "EXPLAINERS", few)
-    done = of([*EXPLAIN, "--method", "all"], run)
-    assert done.exit_code == 1
-    assert "kernel-shap: ZeroDivisionError: nothing to draw" in done.stderr
-    assert "directions-001" in (run / "report.html").read_text()
-    listed = json.loads((run / "explanations" / "all.json").read_text())["methods"]
-    assert ["left_out" in one for one in listed] == [True, False]
-
-
-def test_a_method_that_breaks_takes_no_other_with_it(run, monkeypatch):
-    class Broken(EXPLAINERS["kernel-shap"]):
-        name = "kernel-shap"
-
-        def first_round(self):
-            raise ZeroDivisionError("nothing to share")
-
-    few = {"kernel-shap": Broken, "directions": EXPLAINERS["directions"]}
-    monkeypatch.setattr(explain_all, "EXPLAINERS", few)
-    monkeypatch.setitem(EXPLAINERS, "kernel-shap", Broken)
-    done = of([*EXPLAIN, "--method", "all"], run)
-    assert done.exit_code == 1
-    assert "kernel-shap: ZeroDivisionError: nothing to share" in done.stderr
-    assert [path.name for path in (run / "explanations").iterdir() if path.is_dir()] == ["directions-001"]
-    assert "directions-001" in (run / "report.html").read_text()
 
 
 def _folder_of_two_classes(folder: Path) -> None:

@@ -289,7 +289,9 @@ def test_what_is_no_sample_is_cut_as_the_option_of_fewer_would(method, fewer):
 def test_channels_are_moved_by_what_is_usual_for_them_and_not_by_the_latents_that_are_explained():
     asked = make_request(find_explainer("attfind", EXPLAINERS), invariance.request_of("attfind").inputs, options=HIDDEN)
     built = build_explainer(invariance.subject(), asked)
-    same(drive_within(built, limits=Limits(rows=1)), drive(built.first(4)))
+    found = drive_within(built, limits=Limits(rows=1))
+    assert found.meta["stopped"]["samples"] == [4, 5]
+    same(found, drive(built.first(4)))
 
 
 def test_more_classes_than_there_are_are_refused():
