@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,7 @@ def explain(
 
     Ctrl-C keeps the samples that are finished (exit code 130).
     """
+    warnings.filterwarnings("ignore", module=r"ganscale\.explain\.")  # they come back as notes
     path = find_run(run)
     chosen = dict(_key_and_value(text) for text in settings)
     if classifier_range is not None and classifier is None:

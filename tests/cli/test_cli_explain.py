@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from calls import call, files_below
 from explaining import EXPLAIN, GRADIENTS, SHAP, of
 from PIL import Image
 
-from ganscale.explain import Explanation
+from ganscale.explain import Explanation, attribution
 from ganscale.explain.base import Explainer
 from ganscale.explain.errors import CallableError
 from ganscale.runtime import load
@@ -132,6 +133,16 @@ def test_a_constant_function_is_explained_as_not_better_than_random(run):
     assert done.exit_code == 0, done.stderr
     assert "not better than random" in done.stdout
     assert "nan" not in done.stdout
+
+
+def test_a_warning_is_one_note_and_no_line_of_python(run, monkeypatch):
+    monkeypatch.setattr(attribution, "check_range", lambda *_: ["inputs lie in [0, 1]"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        done = of([*EXPLAIN, "--method", "saliency", "--set", "cells=2"], run)
+    assert done.exit_code == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if "inputs lie in" in line] == ["note: inputs lie in [0, 1]"]
+    assert not [one for one in caught if "inputs lie in" in str(one.message)]
 
 
 def test_a_users_function_is_explained_where_it_looks(run):
