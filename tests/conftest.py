@@ -11,7 +11,6 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import pytest
 
-
 # Files of minutes, the longest first: begun last, one of them would keep one core busy while the others have nothing.
 LONG = ("test_emulator.py", "test_gaussians.py", "test_jobs.py", "test_interruption.py", "test_ranks.py")
 
