@@ -1,9 +1,8 @@
 """The part of KubeRay's API that our manifests use, as a closed JSON schema: a name that is not in it is a mistake.
 
 Kubernetes drops unknown fields without a word, so a typo would show only as something missing on the cluster. The
-fields and types are those of ray.io/v1 in KubeRay's CRDs as of commit feeaf72facab4881ba2b179248bb67315634e229. With
-GANSCALE_KUBERAY_CRDS naming a folder that holds ray.io_rayjobs.yaml and ray.io_rayclusters.yaml (helm-chart/
-kuberay-operator/crds of github.com/ray-project/kuberay, Apache-2.0) the manifests are checked against the whole CRDs.
+fields and types are those of ray.io/v1 in KubeRay's CRDs, which lie whole in ``crds``; this part is stricter: it asks
+for what a training cannot do without.
 """
 
 from __future__ import annotations

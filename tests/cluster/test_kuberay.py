@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
+import lzma
 import shlex
 from collections.abc import Callable
 from importlib import metadata
@@ -20,7 +20,7 @@ from ganscale.presets import PRESETS
 
 FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "kuberay"
 MANIFESTS = {"RayJob": "rayjob.yaml", "RayCluster": "raycluster.yaml"}
-CRDS = {"RayJob": "ray.io_rayjobs.yaml", "RayCluster": "ray.io_rayclusters.yaml"}
+CRDS = {"RayJob": "ray.io_rayjobs.yaml.xz", "RayCluster": "ray.io_rayclusters.yaml.xz"}
 
 
 def read(kind: str) -> dict[str, Any]:
@@ -49,14 +49,9 @@ def test_a_manifest_has_only_fields_that_the_operator_knows(kind):
 
 @pytest.mark.parametrize("kind", MANIFESTS)
 def test_a_manifest_meets_the_whole_crd(kind):
-    folder = os.environ.get("GANSCALE_KUBERAY_CRDS")
-    if not folder:
-        pytest.skip("GANSCALE_KUBERAY_CRDS names no folder with KubeRay's CRDs")
-    (version,) = [
-        version
-        for version in yaml.safe_load((Path(folder) / CRDS[kind]).read_text())["spec"]["versions"]
-        if version["name"] == "v1"
-    ]
+    with lzma.open(Path(__file__).parent / "crds" / CRDS[kind], "rt") as stream:
+        versions = yaml.load(stream, yaml.CSafeLoader)["spec"]["versions"]
+    (version,) = [version for version in versions if version["name"] == "v1"]
     schema = closed(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own, which a CRD leaves open
     assert [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(read(kind))] == []
