@@ -121,7 +121,8 @@ def _draw(canvas: Canvas, y: int, row: Row, cell: int) -> None:
         fill = INK.light if tile.bold else LINE.light
         canvas.box(x - frame, y - frame, width + 2 * frame, height + 2 * frame, fill=fill)
         canvas.image(x, y, pixels)
-        canvas.text(left + cell / 2, y + height + 3, tile.words, size=11, colour=INK.light, align="center")
+        size = 11 * min(1.0, (cell + _GAP - 6) / (0.92 * _LETTER * max(len(tile.words), 1)))
+        canvas.text(left + cell / 2, y + height + 3, tile.words, size=size, colour=INK.light, align="center")
     if limit:
         colour_bar(canvas, MARGIN + _CAPTION + len(row.tiles) * (cell + _GAP), y, round(height), limit)
 
