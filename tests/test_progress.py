@@ -6,7 +6,7 @@ from ganscale.progress import times_passed, to_images
 
 
 @pytest.mark.parametrize(
-    ("kimg", "images"), [(16.1, 16100), (256 / 1000 + 0.032, 288), (0.0004, 1), (25_000.0, 25_000_000)]
+    ("kimg", "images"), [(16.1, 16100), (1.001, 1001), (256 / 1000 + 0.032, 288), (0.0004, 1), (25_000.0, 25_000_000)]
 )
 def test_kimg_become_the_number_of_images_that_was_meant(kimg: float, images: int):
     assert to_images(kimg) == images
