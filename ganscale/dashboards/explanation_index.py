@@ -45,20 +45,30 @@ def write_index(explanations: str | Path) -> Path | None:
     directories = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
     if not directories:
         return None
-    entries, damaged, maps = [], [], {}
+    entries, damaged, maps = [], [], []
     for directory in directories:
         try:
             page = json.loads((directory / "explanation.json").read_text(encoding="utf-8"))
             entry = _Entry(directory=directory, page=page)
             entries.append((entry, _row(entry)))
             if "weighs" in entry.meta:
-                maps[directory.name] = str(page["tensors"]["sha256"])
+                images = int(entry.meta.get("run", {}).get("images", 0))
+                maps.append((entry, images, str(page["tensors"]["sha256"])))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
             damaged.append(directory.name)
-    write_comparisons(folder, maps)
+    write_comparisons(folder, _comparable(maps))
     target = folder / INDEX
     replace_text(target, _render(folder, entries, damaged))
     return target
+
+
+def _comparable(maps: list[tuple[_Entry, int, str]]) -> dict[str, str]:
+    """Return the maps of the newest checkpoint that two methods have explained, hashes by name: a long run has many."""
+    for newest in sorted({images for _, images, _ in maps}, reverse=True):
+        chosen = [(entry, digest) for entry, images, digest in maps if images == newest]
+        if len({entry.page["method"] for entry, _ in chosen}) > 1:
+            return {entry.directory.name: digest for entry, digest in chosen}
+    return {}
 
 
 def left_out_section(explanations: Path, *, key: str) -> str:

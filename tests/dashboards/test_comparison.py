@@ -10,7 +10,7 @@ import pytest
 from dashboard_cases import critic_subject, image_inputs, make_whole
 from test_dashboards_report import Page
 
-from ganscale.dashboards import comparison, panels, write_index, write_panels, write_report
+from ganscale.dashboards import comparison, explanation_index, panels, write_index, write_panels, write_report
 from ganscale.dashboards.comparison import comparison_panel, groups_of, write_comparisons
 from ganscale.dashboards.layout import number
 from ganscale.explain import Explanation, Target, explain
@@ -71,6 +71,18 @@ def test_the_index_shows_them_with_their_areas_and_draws_them_once(folder, shapl
     write_index(folder)
     with pytest.raises(AssertionError, match="drawn"):
         write_comparisons(folder, {"kernel-shap-001": "as it was", "occlusion-001": "made anew"})
+
+
+def test_of_a_long_run_the_newest_checkpoint_with_two_methods_is_compared(tmp_path, shapley, occlusion, monkeypatch):
+    for place, images in enumerate((1000, 2000, 3000)):
+        at = {"run": {"name": "long", "images": images}}
+        replace(shapley, meta={**shapley.meta, **at}).save(tmp_path / f"kernel-shap-{place:03d}")
+        if images < 3000:
+            replace(occlusion, meta={**occlusion.meta, **at}).save(tmp_path / f"occlusion-{place:03d}")
+    asked = []
+    monkeypatch.setattr(explanation_index, "write_comparisons", lambda folder, hashes: asked.append(list(hashes)))
+    write_index(tmp_path)
+    assert asked == [["kernel-shap-001", "occlusion-001"]]
 
 
 def test_the_report_shows_them_too_and_draws_no_panel_again(tmp_path, shapley, occlusion, monkeypatch):
