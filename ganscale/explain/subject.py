@@ -224,21 +224,7 @@ def check_callable(subject: Subject, x: Tensor, companion: Tensor, *, gradient: 
     """
     second = x[1:2] if len(x) > 1 and not torch.equal(x[0], x[1]) else companion
     rows = torch.cat([x[:1], second]).to(subject.device)
-    with subject.quiet(), torch.enable_grad():
-        try:
-            together = subject.fn(rows.clone().requires_grad_(gradient))
-            alone = [subject.fn(row.clone()) for row in rows.split(1)]
-        except GanscaleError:
-            raise
-        except Exception as error:  # whatever a user's function raises
-            words = next(iter(str(error).splitlines()), "")
-            words = words if isinstance(error, RuntimeError) else f"{type(error).__name__}: {words}"
-            raise CallableError(
-                "the callable",
-                f"accept inputs of shape {tuple(rows.shape)}",
-                words,
-                "check size and channels of the inputs",
-            ) from error
+    together, alone = _called(subject, rows, gradient=gradient)
     for value, count in ((together, 2), (alone[0], 1)):
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         if got != (count,):
@@ -265,3 +251,23 @@ def check_callable(subject: Subject, x: Tensor, companion: Tensor, *, gradient: 
             "remove what looks across the batch: batch norm in train mode, minibatch standard deviation; or give each "
             "row the same companions",
         )
+
+
+def _called(subject: Subject, rows: Tensor, *, gradient: bool) -> tuple[Tensor, list[Tensor]]:
+    """Return fn of the rows together and one by one; raises CallableError for whatever a user's function raises."""
+    with subject.quiet(), torch.enable_grad():
+        try:
+            together = subject.fn(rows.clone().requires_grad_(gradient))
+            alone = [subject.fn(row.clone()) for row in rows.split(1)]
+        except GanscaleError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            words = next(iter(str(error).splitlines()), "")
+            words = words if isinstance(error, RuntimeError) else f"{type(error).__name__}: {words}"
+            raise CallableError(
+                "the callable",
+                f"accept inputs of shape {tuple(rows.shape)}",
+                words,
+                "check size and channels of the inputs",
+            ) from error
+    return together, alone
