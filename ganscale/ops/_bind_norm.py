@@ -14,6 +14,8 @@ from torch import Tensor
 from ganscale.ops import _bind, _extension, reference_norm
 from ganscale.ops.reference_norm import MEAN, RSTD, SCALE, SHIFT
 
+Running = tuple[Tensor, Tensor, float]  # mean, unbiased variance [C], and by how much they move towards the batch's
+
 
 def _numbers(x: Tensor, first: int, count: int) -> _bind.View:
     """Describe ``count`` elements of a contiguous ``x`` from element ``first`` on, as one axis."""
@@ -86,30 +88,53 @@ def normalise(
     return y, stats
 
 
+def _rooms(x: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor | None, Tensor | None]:
+    """Return totals with their count, and a workspace; on the CPU the core has its own."""
+    if x.device.type == "cpu":
+        return None, None
+    totals = torch.full((2 * shape[1] + 1,), shape[0] * shape[2], dtype=torch.float64, device=x.device)
+    return totals, _workspace(x, shape)
+
+
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
 def forward(
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, activation: str, negative_slope: float
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y, stats [6, C]) by the statistics of this batch: ``normalise`` of ``totals`` in one call."""
+    """(y, stats [6, C]) by the statistics of this batch: ``normalise`` of ``totals`` in one call.
+
+    ``running`` moves too: dense, of the dtype of the sums and on the CPU.
+    """
     x = _bind.dense(x)
     if not x.numel():
         return normalise(x, totals(x), gamma, beta, eps, activation, negative_slope)
-    core, shape, channels = _extension.core(), _bind.planes(x), x.shape[1]
-    y, stats = torch.empty_like(x), stats_like(x)
-    moments = torch.full((2 * channels + 1,), shape[0] * shape[2], dtype=torch.float64, device=x.device)
+    y, stats, shape = torch.empty_like(x), stats_like(x), _bind.planes(x)
     gamma, beta = (None if t is None else t.contiguous() for t in (gamma, beta))
-    workspace = torch.empty(core.norm_workspace_bytes(*shape), dtype=torch.uint8, device=x.device)
-    core.norm_forward(
+    sums, workspace = _rooms(x, shape)
+    mean, variance, momentum = running or (None, None, 0.0)
+    _extension.core().norm_forward(
         shape,
         _bind.DTYPES[x.dtype],
         x.data_ptr(),
-        moments.data_ptr(),
-        0 if gamma is None else gamma.data_ptr(),
-        0 if beta is None else beta.data_ptr(),
+        _pointer(sums),
+        _pointer(gamma),
+        _pointer(beta),
         stats.data_ptr(),
         y.data_ptr(),
         eps,
         _bind.ACTIVATIONS[activation],
         negative_slope,
+        _pointer(mean),
+        _pointer(variance),
+        momentum,
         _bind.execution(x, workspace),
     )
     return y, stats
@@ -118,20 +143,18 @@ def forward(
 def backward(gy: Tensor, x: Tensor, stats: Tensor, activation: str, negative_slope: float) -> tuple[Tensor, Tensor]:
     """(gx, [2, C] gradients of gamma and beta): ``backward_input`` of ``backward_sums`` in one call."""
     x = _bind.dense(x)
-    channels = x.shape[1]
-    gx, gradients = torch.empty_like(x), stats.new_empty(2, channels)
+    gx, gradients = torch.empty_like(x), stats.new_empty(2, x.shape[1])
     if not x.numel():
         return gx, gradients.zero_()
-    core, gy, shape = _extension.core(), _bind.laid_out_like(gy, x), _bind.planes(x)
-    sums = torch.full((2 * channels + 1,), shape[0] * shape[2], dtype=torch.float64, device=x.device)
-    workspace = torch.empty(core.norm_workspace_bytes(*shape), dtype=torch.uint8, device=x.device)
-    core.norm_backward(
+    gy, shape = _bind.laid_out_like(gy, x), _bind.planes(x)
+    sums, workspace = _rooms(x, shape)
+    _extension.core().norm_backward(
         shape,
         _bind.DTYPES[x.dtype],
         gy.data_ptr(),
         x.data_ptr(),
         stats.data_ptr(),
-        sums.data_ptr(),
+        _pointer(sums),
         gradients.data_ptr(),
         gx.data_ptr(),
         _bind.ACTIVATIONS[activation],

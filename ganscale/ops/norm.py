@@ -70,7 +70,7 @@ def _gradients(ctx, gy, _):
         found = reference_norm.differentiable_backward(gy, x, gamma, beta, *ctx.how, ctx.reduce)
     elif ctx.reduce is None:
         gx, both = (_bind_norm.backward if _at_once(gy) else _batch_norm_act_backward)(gy, x, stats, *ctx.how[1:])
-        found = gx, both[0], both[1]
+        found = gx, *both.unbind()
     else:
         pieces = _bind_norm if ctx.fused else reference_norm
         both, gradients = pieces.backward_sums(gy, x, stats, *ctx.how[1:])
@@ -88,12 +88,11 @@ class _Eager(torch.autograd.Function):
 
     ``reduce`` sums a float64 tensor over the ranks that share the batch, once each way; None for one rank. ``fused``
     chooses between the kernels and their twins. ``found`` are this rank's totals where the layer before has summed
-    them up already.
+    them up already. ``running`` are statistics that move too.
     """
 
     @staticmethod
-    def forward(ctx, x, gamma, beta, eps, activation, negative_slope, reduce, fused, found):
-        how = eps, activation, negative_slope
+    def forward(ctx, x, gamma, beta, how, reduce, fused, found, running):
         pieces = _bind_norm if fused else reference_norm
         totals = ()
         if reduce is not None:
@@ -102,7 +101,7 @@ class _Eager(torch.autograd.Function):
         elif found is not None:
             y, stats = pieces.normalise(x, found, gamma, beta, *how)
         else:
-            y, stats = _bind_norm.forward(x, gamma, beta, *how)
+            y, stats = _bind_norm.forward(x, gamma, beta, *how, running)
         ctx.how, ctx.reduce, ctx.fused = how, reduce, fused
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(stats)
@@ -254,8 +253,8 @@ def affine_act(
     return run(x, mean, scale, shift, activation, float(negative_slope))
 
 
-def _by_batch(x, gamma, beta, eps, activation, negative_slope, reduce, impl, totals=None):
-    """(y, mean, biased variance, unbiased variance) by the statistics of the batch that all ranks share."""
+def _by_batch(x, gamma, beta, eps, activation, negative_slope, reduce, impl, totals=None, running=None):
+    """(y, statistics by ``StatRow``) of the batch that all ranks share; None for those where ``running`` has moved."""
     _check.floating("x", x, least_axes=2)
     _check.activation(activation, negative_slope)
     gamma, beta = _number_a_channel("gamma", gamma, x), _number_a_channel("beta", beta, x)
@@ -268,15 +267,27 @@ def _by_batch(x, gamma, beta, eps, activation, negative_slope, reduce, impl, tot
     if reduce is None and count == 0:  # nothing to take statistics of; gradients of zeros all the same
         zero = x.new_zeros(x.shape[1], dtype=_bind.accumulation(x.dtype))
         gamma, beta = zero + 1 if gamma is None else gamma, zero if beta is None else beta
-        return reference_norm.affine_act(x, None, gamma, beta, *how[1:]), zero, zero, zero
+        y = reference_norm.affine_act(x, None, gamma, beta, *how[1:])
+        return y, {MEAN: zero, VARIANCE: zero, UNBIASED: zero}
     if reduce is None and not fused:
         y, mean, variance = reference_norm.batch_norm_act(x, gamma, beta, *how)
-        return y, mean, variance, variance * (count / max(1, count - 1))
+        return y, {MEAN: mean, VARIANCE: variance, UNBIASED: variance * (count / max(1, count - 1))}
     if reduce is None and not is_plain(x):
-        y, stats = _batch_norm_act(x, gamma, beta, *how)
-    else:
-        y, stats = _Eager.apply(x, gamma, beta, *how, reduce, fused, totals)
-    return y, stats[MEAN], stats[VARIANCE], stats[UNBIASED]
+        return _batch_norm_act(x, gamma, beta, *how)
+    if running is None or reduce is not None or totals is not None or not _core_moves(running, x):
+        return _Eager.apply(x, gamma, beta, how, reduce, fused, totals, None)
+    y, _ = _Eager.apply(x, gamma, beta, how, None, fused, None, running)
+    torch.autograd.graph.increment_version(running[:2])
+    return y, None
+
+
+def _core_moves(running: _bind_norm.Running, x: Tensor) -> bool:
+    """Tell whether the core can write to the running statistics: as wide and exact as its own, in the CPU's memory."""
+    dtype, shape = _bind.accumulation(x.dtype), x.shape[1:2]
+    return x.device.type == "cpu" and all(
+        held.dtype == dtype and held.shape == shape and held.device == x.device and held.is_contiguous()
+        for held in running[:2]
+    )
 
 
 def batch_norm_act(
@@ -299,7 +310,8 @@ def batch_norm_act(
     rank's share of them. It must be differentiable itself where second derivatives are wanted.
     Raises UserError where a channel has a single value, as torch does.
     """
-    return _by_batch(x, gamma, beta, eps, activation, negative_slope, sum_over_ranks, impl)[:3]
+    y, stats = _by_batch(x, gamma, beta, eps, activation, negative_slope, sum_over_ranks, impl)
+    return y, stats[MEAN], stats[VARIANCE]
 
 
 def norm_act(
@@ -332,12 +344,14 @@ def norm_act(
             offset = _number_a_channel("offset", offset, x)
             beta = 0 * offset if beta is None else _number_a_channel("beta", beta, x) + 0 * offset
         how = eps, activation, negative_slope, sum_over_ranks, impl, totals
-        y, mean, _, unbiased = _by_batch(x, gamma, beta, *how)
-        if training and running_mean is not None and running_var is not None and (x.numel() or sum_over_ranks):
+        moves = training and running_mean is not None and running_var is not None
+        running = (running_mean, running_var, float(momentum)) if moves and offset is None else None
+        y, stats = _by_batch(x, gamma, beta, *how, running)
+        if moves and stats is not None and (x.numel() or sum_over_ranks):
             with torch.no_grad():
-                mean = mean if offset is None else mean + offset
+                mean = stats[MEAN] if offset is None else stats[MEAN] + offset
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-                running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+                running_var.lerp_(stats[UNBIASED].to(running_var.dtype), momentum)
         return y
     dtype = _bind.accumulation(x.dtype)
     rstd = (running_var.to(dtype) + eps).rsqrt()

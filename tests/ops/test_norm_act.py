@@ -414,3 +414,48 @@ X = torch.zeros(2, 3, 4, 4)
 def test_a_wrong_argument_is_named(call, said, impl):
     with pytest.raises(errors.UserError, match=said):
         call(impl)
+
+
+def _trained(x, mean, variance, momentum=0.1):
+    return ops.norm_act(x, None, None, mean, variance, training=True, momentum=momentum, impl="fused")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_running_statistics_move_as_by_lerp_but_for_the_last_bit(dtype, momentum):
+    torch.manual_seed(0)
+    x, wide = (3 * torch.randn(8, 48, 6, 6) + 1).to(dtype), torch.float64 if dtype == torch.float64 else torch.float32
+    found, held = torch.randn(2, 48, dtype=wide), torch.zeros(2, 48, dtype=wide)
+    _trained(x, *held, momentum=1.0)  # as they are of this batch
+    moved = found.clone()
+    _trained(x, *moved, momentum=momentum)
+    wanted, bit = torch.lerp(found, held, momentum), torch.finfo(wide).eps
+    torch.testing.assert_close(moved, wanted, rtol=bit, atol=bit * float(held.max()))  # of what is added up
+    if momentum in (0.0, 1.0):
+        assert torch.equal(moved, wanted)
+
+
+def test_running_statistics_that_a_graph_still_needs_are_known_to_have_moved():
+    x, mean, variance = torch.randn(4, 16, 8, 8).requires_grad_(), torch.zeros(16), torch.ones(16)
+    y = mean.requires_grad_(False) * torch.ones(16, requires_grad=True)  # keeps mean for its backward pass
+    _trained(x, mean, variance)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "held",
+    [torch.zeros(1), torch.zeros(16, dtype=torch.float64), torch.zeros(16, 2)[:, 0]],
+    ids=["one for all", "float64", "strided"],
+)
+def test_running_statistics_of_another_kind_move_as_well(held):
+    x = torch.randn(4, 16, 8, 8)
+    usual = torch.zeros(16), torch.zeros(16)
+    _trained(x, *usual)
+    others = held.clone(memory_format=torch.preserve_format), torch.zeros(16)
+    if held.numel() == 1:
+        with pytest.raises(RuntimeError, match="shape"):
+            _trained(x, *others)
+    else:
+        _trained(x, *others)
+        torch.testing.assert_close(others[0], usual[0].to(held.dtype))
