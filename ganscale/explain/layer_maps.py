@@ -94,7 +94,11 @@ class LayerMap(GradientExplainer):
                     raise LayerError(
                         f"layer {layer}", "put out maps [n, K, h, w]", tuple(output.shape), "name a conv layer"
                     )
-                slope = own_rows(self.network, torch.autograd.grad(values[0].sum(), calls))
+                slopes_of_calls = torch.autograd.grad(values[0].sum(), calls, allow_unused=True)
+                if None in slopes_of_calls:
+                    rule, remedy = "be one that the target goes through", "name an earlier one: --set layer=NAME"
+                    raise LayerError("layer", rule, f"{layer}, for {self.subject.name}", remedy)
+                slope = own_rows(self.network, slopes_of_calls)
                 outputs.append(output[: len(part)].detach().cpu())
                 slopes.append(slope[: len(part)].cpu())
         return (

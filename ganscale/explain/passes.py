@@ -30,7 +30,7 @@ def rows_a_pass(subject: Subject, x: Tensor) -> int:
     if x.ndim != 4 or x.shape[2:].numel() == 1:
         return VECTORS
     kind = "cuda" if subject.device.type == "cuda" else "cpu"
-    size = subject.classifier.size if subject.target.kind == "class" and subject.classifier is not None else None
+    size = subject.classifier.size if subject.target.of_classifier and subject.classifier is not None else None
     height, width = size or x.shape[2:]
     fitting = max(1, PIXELS[kind] // (height * width))
     return min(MOST[kind], 1 << (fitting.bit_length() - 1))

@@ -94,7 +94,7 @@ class Subject:
     @property
     def differentiable(self) -> bool:
         """Whether fn has a gradient: all have but a classifier that is run outside torch."""
-        return self.target.kind != "class" or self.classifier is None or self.classifier.differentiable
+        return not self.target.of_classifier or self.classifier is None or self.classifier.differentiable
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -137,7 +137,7 @@ def subject_of_run(
     judged = critic if companions is None or critic is None else Beside(critic, companions)
     parts = Parts(critic=judged, generator=generator, classifier=classifier, reference=reference)
     target, fn, score_images = build_target(asked, parts)
-    module = classifier if target.kind == "class" else critic if critic is not None else generator
+    module = classifier if target.of_classifier else critic if critic is not None else generator
     domain = "z" if target.of_generator else "x"
     of_critic = target.kind == "critic" or str(target.layer).startswith("D.")
     return Subject(

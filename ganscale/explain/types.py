@@ -91,6 +91,11 @@ class Target:
         numbers = {key: int(value) for key, value in parts.items() if key in ("label", "index", "y", "x")}
         return cls(kind=kind, of_generator=of_generator or kind == "region", **{**parts, **numbers})
 
+    @property
+    def of_classifier(self) -> bool:
+        """Whether it is of a classifier: a class, or what is inside it."""
+        return self.kind == "class" or str(self.layer).startswith("C.")
+
     def __str__(self) -> str:
         place = "" if self.y is None else f":{self.y}:{self.x}"
         label = "" if self.label is None else f"({self.label})"

@@ -65,6 +65,10 @@ REFUSED = {
         [*EXPLAIN, "--method", "probe-classifier", "--classifier", "my_rules:halves"],
         ["below 2", "classifier of the data's classes"],
     ),
+    "neighbours of latents": (
+        [*EXPLAIN, "--method", "retrieval", "--target", "critic@G"],
+        ["function of images for retrieval", "leave @G out"],
+    ),
     "a classifier that is not there": ([*SHAP, "--classifier", "nothing"], ["--classifier", "package.module"]),
     "a data set misspelt": ([*SHAP, "--classifier", "fashion-mist"], ["fashion-mnist"]),
     "a file that is not there": ([*SHAP, "--classifier", "nothing.onnx"], ["nothing.onnx"]),

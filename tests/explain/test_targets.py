@@ -176,6 +176,23 @@ def test_a_channel_or_place_that_is_not_there_is_refused(networks, images):
             subject_of_run(target=target, **networks).fn(images)
 
 
+def test_a_unit_of_the_classifier_is_looked_at_in_the_classifier(networks, images):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.LazyLinear(3))
+    maps = Classifier(model, name="maps", example=images)
+    found = subject_of_run(target="unit:C.2:1", **networks | {"classifier": maps})
+    assert found.module is maps
+    assert explain(found, images[:2], "grad-cam", layer="0", shakes=0).meta["layer"] == "0"
+    blind = Classifier(model, name="blind", example=images, differentiable=False)
+    assert not subject_of_run(target="unit:C.2:1", **networks | {"classifier": blind}).differentiable
+
+
+def test_a_layer_behind_the_target_has_no_share_in_it(networks, images):
+    unit = subject_of_run(target="unit:D.0:1", **networks)
+    with pytest.raises(LayerError, match=r"layer must be one that the target goes through, got 2.*earlier one"):
+        explain(unit, images[:2], "grad-cam")
+    assert explain(unit, images[:2], "grad-cam", layer="0", shakes=0).scores
+
+
 def test_a_module_used_twice_is_addressed_by_its_use():
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -48,6 +48,7 @@ class Retrieval(Explainer):
     options: RetrievalOptions
     primary = ("shared_with_pixels",)
     wants = ("classifier",)
+    domains = ("x",)
     beside = MappingProxyType({"real": GALLERY})
 
     def __init__(self, subject: Subject, request: Request) -> None:
