@@ -19,9 +19,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from ganscale import ops
 from ganscale.errors import nearest, unknown
 from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError, ExplainTargetError
-from ganscale.explain.passes import frozen, layout_of_rows, rows_a_pass
+from ganscale.explain.passes import frozen_function, is_watched, layout_of_rows, rows_a_pass
 from ganscale.explain.plan import Chunk, Partial, Request, first_rows, merge
 from ganscale.explain.subject import Subject, check_samples, weights_hash
 from ganscale.explain.types import Explanation, Score
@@ -65,9 +66,12 @@ class Meter:
 
     tolerant = False
 
-    def __init__(self, subject: Subject, micro_batch: int, layout: torch.memory_format) -> None:
+    def __init__(
+        self, subject: Subject, micro_batch: int, layout: torch.memory_format, frozen: ops.Frozen | None = None
+    ) -> None:
         self.subject = subject
         self.layout = layout
+        self.frozen = frozen
         self.device = subject.device
         self.micro_batch = micro_batch
         self.rows_forward = 0
@@ -80,17 +84,18 @@ class Meter:
         on that number. Raises CallableError where a value is not finite.
         """
         self.rows_forward += count * self.subject.rows_a_row
-        found, ready = [], None
+        found, own = [], fn is self.subject.fn
+        if own and self.frozen is not None and not is_watched(self.subject):
+            fn = self.frozen.follow()  # the weights may be shuffled ones
         with torch.no_grad():
             for start in range(0, count, self.micro_batch):
                 rows = build(slice(start, min(start + self.micro_batch, count))).to(self.device)
                 short = self.micro_batch - len(rows)
                 if short:
                     rows = torch.cat([rows, rows[-1:].expand(short, *rows.shape[1:])])
-                if fn is self.subject.fn and rows.ndim == 4:
+                if own and rows.ndim == 4:
                     rows = rows.contiguous(memory_format=self.layout)
-                    ready = ready or frozen(self.subject, rows)
-                found.append((ready or fn)(rows)[: self.micro_batch - short].double().cpu())
+                found.append(fn(rows)[: self.micro_batch - short].double().cpu())
         return self.finite(torch.cat(found), "the callable", "return finite numbers").numpy()
 
     def finite(self, values: Tensor, what: str, rule: str) -> Tensor:
@@ -138,6 +143,11 @@ class Explainer(ABC):
     def layout(self) -> torch.memory_format:
         """How rows of images lie in memory."""
         return layout_of_rows(self.subject, self.request.inputs[self.input_name])
+
+    @cached_property
+    def frozen(self) -> ops.Frozen | None:
+        """The explained function made ready for passes of ``micro_batch`` rows."""
+        return frozen_function(self.subject, self.request.inputs[self.input_name], self.micro_batch, self.layout)
 
     @property
     def samples_apart(self) -> bool:
@@ -198,7 +208,7 @@ class Explainer(ABC):
         """Compute one chunk; the same chunk gives the same partial wherever it runs (its cost apart)."""
         began = time.perf_counter()
         with self.subject.quiet():
-            meter = Meter(self.subject, self.micro_batch, self.layout)
+            meter = Meter(self.subject, self.micro_batch, self.layout, self.frozen)
             data = self.compute(chunk, meter)
         return Partial(
             round=chunk.round,

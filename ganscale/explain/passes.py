@@ -57,18 +57,25 @@ def layout_of_rows(subject: Subject, x: Tensor) -> torch.memory_format:
 _frozen: WeakKeyDictionary[Callable[[Tensor], Tensor], dict[object, ops.Frozen | None]] = WeakKeyDictionary()
 
 
-def frozen(subject: Subject, rows: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what gives ``subject.fn`` of rows like ``rows`` soonest: fn frozen, or fn itself.
+def frozen_function(subject: Subject, x: Tensor, count: int, layout: torch.memory_format) -> ops.Frozen | None:
+    """Return ``subject.fn`` frozen for ``count`` rows like ``x`` that lie in ``layout``; None where it cannot be.
 
-    It is traced once a process and shape. Hooks want to be called: a network that has some is not frozen.
+    It is traced once a process and shape, on the first sample, so that all workers decide alike. Called with the
+    networks in eval mode.
     """
-    if any(part._forward_hooks or part._forward_pre_hooks for each in subject.modules for part in each.modules()):
-        return subject.fn
+    if x.ndim != 4 or x.shape[2:].numel() == 1 or subject.device.type != "cpu":
+        return None
     try:
         known = _frozen.setdefault(subject.fn, {})
     except TypeError:  # what has no hash or no weak reference cannot be remembered
-        return subject.fn
-    shape = tuple(rows.shape), rows.stride(), rows.dtype
+        return None
+    shape = count, *x.shape[1:], layout
     if shape not in known:
-        known[shape] = ops.freeze(subject.fn, rows)
-    return known[shape].follow() if known[shape] else subject.fn
+        rows = x[:1].expand(count, *x.shape[1:])
+        known[shape] = None if is_watched(subject) else ops.freeze(subject.fn, rows.contiguous(memory_format=layout))
+    return known[shape]
+
+
+def is_watched(subject: Subject) -> bool:
+    """Whether hooks of the networks want to be called at each pass, which a frozen function would not do."""
+    return any(part._forward_hooks or part._forward_pre_hooks for each in subject.modules for part in each.modules())
