@@ -231,12 +231,16 @@ def heading_height(*, lines: int, banner: bool) -> int:
 def heading(canvas: Canvas, title: str, lines: Sequence[str], *, banner: bool, of: Explanation | None = None) -> int:
     """Draw title, explaining lines and, where nothing was shown, the banner; return the y below it.
 
-    What was looked at stands at the right of the title, where ``of`` is given.
+    What was looked at stands at the right of the title, where ``of`` is given, and that it is not whole.
     """
     y = MARGIN
     canvas.text(MARGIN, y, title, size=17, bold=True)
     if of is not None:
-        canvas.text(canvas.width - MARGIN, y + 4, origin_words(of), size=11, colour=MUTED.light, align="right")
+        right, interim = canvas.width - MARGIN, of.meta.get("interim", "")
+        to_say = interim and not any(interim in line for line in lines)
+        canvas.text(right, y - 8 if to_say else y + 4, origin_words(of), size=11, colour=MUTED.light, align="right")
+        if to_say:
+            canvas.text(right, y + 7, interim, size=11, colour=WARNING_INK.light, align="right")
     y += _HEAD
     for line in lines:
         fits = (canvas.width - 2 * MARGIN) / (_LETTER * max(len(line), 1))

@@ -64,12 +64,13 @@ def _step(width: int, columns: int) -> int:
 
 def _curve(canvas: Canvas, y: int, explanation: Explanation) -> None:
     stages_SN = explanation.values["similarity"].numpy()
-    moved = float(explanation.values["similarity_moved"].mean())
+    moved = float(explanation.values["similarity_moved"].nanmean())
     axes = canvas.axes(MARGIN + 50, y + 20, canvas.width - 2 * MARGIN - 60, _CHART - 30)
     place = np.arange(len(stages_SN) + 1)
     whole_SN = np.concatenate([np.ones((1, stages_SN.shape[1])), stages_SN])
     axes.plot(place, whole_SN, color=SERIES["blue"].light, linewidth=0.6, alpha=0.4)
-    axes.plot(place, whole_SN.mean(axis=1), color=SERIES["blue"].light, linewidth=2, marker="o", markersize=4)
+    mean_S = [1.0, *explanation.values["similarity"].nanmean(dim=1).tolist()]  # of the samples that have the stage
+    axes.plot(place, mean_S, color=SERIES["blue"].light, linewidth=2, marker="o", markersize=4)
     axes.axhline(moved, color=SERIES["grey"].light, linestyle="--", linewidth=1.6)
     axes.text(place[-1], moved, "moved inputs ", ha="right", va="bottom", fontsize=11 * POINT, color=INK.light)
     axes.set_ylim(0, 1.05)

@@ -158,6 +158,16 @@ def test_the_banner_stands_exactly_where_a_deciding_score_is_beaten(shapley: Exp
     assert share_of(score_panel(worthless), WARNING_GROUND.light) > 0.01
 
 
+def test_every_panel_says_that_a_result_is_not_whole(shapley: Explanation, directions: Explanation):
+    meta = {"interim": "interim result: 2 of 4 samples, the time was up"}
+    for whole in (shapley, directions):  # the one names its target below its title, the other beside it
+        interim = draw_panels(replace(whole, meta={**whole.meta, **meta}))
+        for name, panel in draw_panels(whole).items():
+            assert interim[name].shape == panel.shape
+            head = slice(0, 80 * DENSITY)
+            assert not np.array_equal(interim[name][head], panel[head]), name
+
+
 def test_real_samples_stand_before_generated_ones(shapley: Explanation):
     panel = draw_panels(shapley)["maps"]
 
