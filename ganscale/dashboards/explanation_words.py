@@ -106,7 +106,7 @@ READING |= {
 READING |= {
     "roar": (
         "Whether a map finds what classes are told apart by: networks are trained anew without its first regions. A "
-        "good map's curve falls faster than that of random regions; a difference within the interval shows nothing."
+        "good map's curve falls faster than that of random regions; a difference within the margin shows nothing."
     ),
     "autoencoder": (
         "What a code of few numbers keeps of an image, and what it loses first. Beating the mean image is the least; "

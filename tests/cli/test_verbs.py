@@ -182,7 +182,8 @@ def test_an_explanation_prints_scores_beside_their_controls(launched):
     options = ("--method", "directions", "--workers", 0, "--num-samples", 2, "--set", "num_directions=2")
     done = call("explain", launched[1], *options)
     assert done.exit_code == 0, done.stderr
-    assert done.stdout.splitlines()[0].split() == ["score", "value", "95", "%", "interval", "control", "better", "n"]
+    head = done.stdout.splitlines()[0].split()
+    assert head == ["score", "value", "margin", "(95", "%)", "control", "better", "n"]
     page = json.loads(call("explain", launched[1], *options, "--json").stdout)
     assert Path(page["path"]).name == "directions-002"
     assert (Path(page["path"]) / "explanation.json").is_file()
