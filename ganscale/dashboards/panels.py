@@ -65,7 +65,8 @@ __all__ = [
 ]
 
 _LEAST_WIDTH = 860  # CSS pixels that a table of scores needs
-_SAID = "panel"  # what a file says: by which version, height and width of the panel above its scores in device pixels
+#: What a file says: by which version, height and width of the panel above its scores in device pixels, and all names.
+_SAID = "panel"
 
 #: Panel -> the values that an explanation must hold for it, and the function that draws it (None: it does not apply).
 PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray | None]]] = {
@@ -130,7 +131,7 @@ def write_panels(
     written = []
     for name, whole in with_scores(explanation, panels).items():
         said, (height, width) = PngInfo(), panels[name].shape[:2] if name in panels else (0, 0)
-        said.add_text(_SAID, f"{__version__} {height} {width}")
+        said.add_text(_SAID, " ".join([__version__, str(height), str(width), *panels]))
         written.append(Path(directory) / f"{name}.png")
         with written_aside(written[-1]) as aside:
             Image.fromarray(whole).save(aside, format="PNG", pnginfo=said)
@@ -140,20 +141,20 @@ def write_panels(
 def read_panels(explanation: Explanation, directory: str | Path) -> dict[str, np.ndarray]:
     """Return the panels that ``write_panels`` left in ``directory``, without the scores.
 
-    They are drawn where it left none, or another version did, or a file is damaged.
+    All are drawn where it left none or one of them is missing, or another version did, or a file is damaged.
     """
-    found = {}
+    found, belong = {}, []
     for path in (Path(directory) / f"{name}.png" for name in PANELS):
         if path.is_file():
             try:
                 with Image.open(path) as image:
-                    version, height, width = image.info.get(_SAID, "- 0 0").split()
+                    version, height, width, *belong = image.info.get(_SAID, "- 0 0").split()
                     found[path.stem] = np.asarray(image)[: int(height), : int(width)]
             except DAMAGED:
                 version = "-"
             if version != __version__:
                 return draw_panels(explanation)
-    return found or draw_panels(explanation)
+    return found if found and found.keys() == {*belong} else draw_panels(explanation)
 
 
 def score_panel(explanation: Explanation) -> np.ndarray:

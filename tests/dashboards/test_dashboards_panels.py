@@ -209,6 +209,13 @@ def test_damaged_panels_and_those_of_another_version_are_drawn_anew(shapley: Exp
     assert read_panels(shapley, tmp_path)["maps"].shape == drawn
 
 
+@pytest.mark.parametrize("lost", ["maps", "curves"])
+def test_where_one_panel_is_missing_all_are_drawn_anew(shapley: Explanation, tmp_path, lost):
+    write_panels(shapley, tmp_path)
+    (tmp_path / f"{lost}.png").unlink()
+    assert list(read_panels(shapley, tmp_path)) == ["maps", "curves"]
+
+
 def test_a_margin_says_what_it_is_the_error_of():
     score = Score(value=0.5, low=0.25, high=0.75, control=0.1, n=3, better="higher")
     assert margin_words(score) == "±0.250 chance"
