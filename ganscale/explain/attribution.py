@@ -100,6 +100,7 @@ class AttributionExplainer(Explainer):
     Options = AttributionOptions
     options: AttributionOptions
     primary = ("deletion_auc", "insertion_auc")
+    many_passes = True
     takes_prior: ClassVar[bool] = False  # whether several draws of the prior may stand for what is absent
     weighs = "cells"  # what the method itself gives weights to; recorded in meta
 

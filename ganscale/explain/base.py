@@ -122,6 +122,7 @@ class Explainer(ABC):
     needs: ClassVar[tuple[str, ...]] = ()  # of "generator", "critic", "classifier": refused by name where missing
     wants: ClassVar[tuple[str, ...]] = ()  # the same, but what a run lacks is done without
     needs_gradient: ClassVar[bool] = False  # of the target
+    many_passes: ClassVar[bool] = False  # whether it evaluates the target itself on many rows
     #: Inputs with rows of their own, and how many a run should give: "real" and "held_out" images (each with
     #: NAME_labels), "latents". A caller may leave them out.
     beside: ClassVar[Mapping[str, int]] = MappingProxyType({})
@@ -146,7 +147,9 @@ class Explainer(ABC):
 
     @cached_property
     def frozen(self) -> ops.Frozen | None:
-        """The explained function made ready for passes of ``micro_batch`` rows."""
+        """The explained function made ready for passes of ``micro_batch`` rows, where that pays."""
+        if not self.many_passes:
+            return None
         return frozen_function(self.subject, self.request.inputs[self.input_name], self.micro_batch, self.layout)
 
     @property

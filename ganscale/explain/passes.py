@@ -8,9 +8,6 @@ that lie channels last took a fifth less time than others in a critic whose weig
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from weakref import WeakKeyDictionary
-
 import torch
 from torch import Tensor
 
@@ -54,26 +51,15 @@ def layout_of_rows(subject: Subject, x: Tensor) -> torch.memory_format:
     return torch.channels_last if same else torch.contiguous_format
 
 
-_frozen: WeakKeyDictionary[Callable[[Tensor], Tensor], dict[object, ops.Frozen | None]] = WeakKeyDictionary()
-
-
 def frozen_function(subject: Subject, x: Tensor, count: int, layout: torch.memory_format) -> ops.Frozen | None:
     """Return ``subject.fn`` frozen for ``count`` rows like ``x`` that lie in ``layout``; None where it cannot be.
 
-    It is traced once a process and shape, on the first sample, so that all workers decide alike. Called with the
-    networks in eval mode.
+    It is traced on the first sample, so that all workers decide alike. Called with the networks in eval mode.
     """
-    if x.ndim != 4 or x.shape[2:].numel() == 1 or subject.device.type != "cpu":
+    if x.ndim != 4 or x.shape[2:].numel() == 1 or subject.device.type != "cpu" or is_watched(subject):
         return None
-    try:
-        known = _frozen.setdefault(subject.fn, {})
-    except TypeError:  # what has no hash or no weak reference cannot be remembered
-        return None
-    shape = count, *x.shape[1:], layout
-    if shape not in known:
-        rows = x[:1].expand(count, *x.shape[1:])
-        known[shape] = None if is_watched(subject) else ops.freeze(subject.fn, rows.contiguous(memory_format=layout))
-    return known[shape]
+    rows = x[:1].expand(count, *x.shape[1:])
+    return ops.freeze(subject.fn, rows.contiguous(memory_format=layout))
 
 
 def is_watched(subject: Subject) -> bool:

@@ -24,12 +24,11 @@ TOLERANCE = 1e-4  # of the values' scale: what sums in another order may differ 
 
 aten = torch.ops.aten
 VIEWS = (aten.view.default, aten._unsafe_view.default)  # reshape stands for them: a packed result lies channels last
-# what oneDNN calls an activation, and its numbers from the operator's own arguments
+# What oneDNN calls an activation, and its numbers from the operator's own arguments. Its relu and hardtanh would make a
+# number of a NaN, which has to be seen: relu has a slope that no sum notices instead, hardtanh stays as it is.
 ACTIVATIONS: dict[Any, tuple[str, Callable[..., list[float]]]] = {
-    aten.relu: ("relu", list),
+    aten.relu: ("leaky_relu", lambda: [1e-30]),
     aten.leaky_relu: ("leaky_relu", lambda slope=0.01: [slope]),
-    aten.hardtanh: ("hardtanh", lambda low=-1.0, high=1.0: [low, high]),
-    aten.relu6: ("hardtanh", lambda: [0.0, 6.0]),
     aten.silu: ("swish", list),
 }
 ACTIVATIONS |= {getattr(aten, f"{packet.__name__}_"): how for packet, how in list(ACTIVATIONS.items())}
@@ -45,7 +44,7 @@ class Frozen:
         self._traced = traced
         self._constants = _constants(traced.graph)
         self._graph, self.packed, self._held = _fused(traced.graph, self._constants)
-        for node in traced.graph.nodes:
+        for node in (*traced.graph.nodes, *self._graph.graph.nodes):
             node.meta.clear()  # of the values that they had
         self._checksums: list[int] = []
 
@@ -91,6 +90,8 @@ class PackedConv(nn.Module):
             name, numbers = ACTIVATIONS[act.target.overloadpacket]
             self.activation[:2] = name, numbers(*act.args[1:])
         self.size = list(x.meta["val"].shape)
+        #: equal for convolutions that are the same but for what goes in
+        self.facts = self.weight, self.bias, self.statistics, self.eps, self.how, self.activation, self.size
 
     def pack(self, value: Callable[[Any], Any]) -> None:
         """Take the weights as they are now; ``value`` gives what a node of the traced graph holds."""
@@ -115,17 +116,19 @@ def freeze(fn: Callable[[Tensor], Tensor], rows: Tensor) -> Frozen | None:
     """
     if rows.device.type != "cpu" or rows.dtype != torch.float32 or rows.ndim != 4:
         return None
-    others = 0.5 * rows.flip(0)
-    known = fn(rows), fn(others)
+    noise = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)  # laid out as they are below
+    others = torch.empty_like(rows).copy_(rows.amin() + (rows.amax() - rows.amin()) * noise)
+    known = fn(others.clone())  # fn may write to what it is given
     before = _choice.use_impl("reference")  # torch's own operators are what can be traced
     try:
-        frozen = Frozen(_traced(fn, rows)).follow()
-        found = frozen(rows), frozen(others)
+        traced, first = _traced(fn, rows.clone())
+        frozen = Frozen(traced).follow()
+        found = frozen(rows.clone()), frozen(others)
     except Exception:  # whatever tracing a user's function raises: it is then called as it is
         return None
     finally:
         _choice.use_impl(before)
-    return frozen if frozen.packed and all(map(_alike, found, known)) else None
+    return frozen if frozen.packed and _alike(found[0], first) and _alike(found[1], known) else None
 
 
 def _alike(found: Tensor, known: Tensor) -> bool:
@@ -152,27 +155,36 @@ class _Tape(TorchDispatchMode):
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
         self.root, self.graph = nn.Module(), fx.Graph()
-        self.nodes = {id(rows): self.graph.placeholder("rows")}
-        self.nodes[id(rows)].meta["val"] = rows
-        self.kept: list[Any] = [rows]  # alive, so that no id is given twice
+        self.nodes: dict[int, fx.Node] = {}  # by the id of what they made
+        self.kept: list[Tensor] = []  # alive, so that no id is given twice
+        self.varying = {self.graph.placeholder("rows")}  # nodes that follow from the rows
+        self.fresh: set[fx.Node] = set()  # those of them whose memory is their own
+        self._name(rows, *self.varying)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Call and write down one operator."""
         kwargs = kwargs or {}
         nodes = tree_map(self.node_of, args), tree_map(self.node_of, kwargs)
+        written = [place for place, each in enumerate(func._schema.arguments) if each.is_write]
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise _NotFrozen(f"{func} draws numbers")
-        if func._schema.is_mutable and nodes[0][0].op == "get_attr":
-            raise _NotFrozen(f"{func} changes a weight")
+        if written and (written != [0] or nodes[0][0] not in self.fresh or nodes[0][0].users):
+            raise _NotFrozen(f"{func} writes to what others see, or to what is computed once")
         found = func(*args, **kwargs)
         node = self.graph.call_function(func, *nodes)
+        made = [node]
         if isinstance(found, Tensor):
             self._name(found, node)
         elif isinstance(found, tuple | list) and all(isinstance(each, Tensor) for each in found):
             for place, each in enumerate(found):
-                self._name(each, self.graph.call_function(operator.getitem, (node, place)))
+                made.append(self.graph.call_function(operator.getitem, (node, place)))
+                self._name(each, made[-1])
         else:
             raise _NotFrozen(f"{func} looks at values")
+        if any(each in self.varying for each in node.all_input_nodes):
+            self.varying.update(made)
+            if written or all(each.alias_info is None for each in func._schema.returns):
+                self.fresh.update(made)
         return found
 
     def node_of(self, value: Any) -> Any:
@@ -191,11 +203,12 @@ class _Tape(TorchDispatchMode):
         self.kept.append(value)
 
 
-def _traced(fn: Callable[[Tensor], Tensor], rows: Tensor) -> fx.GraphModule:
+def _traced(fn: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[fx.GraphModule, Tensor]:
+    """Return what fn does with ``rows``, and its values."""
     with _Tape(rows) as tape:
         found = fn(rows)
     tape.graph.output(tape.nodes[id(found)])
-    return fx.GraphModule(tape.root, tape.graph)
+    return fx.GraphModule(tape.root, tape.graph), found
 
 
 def _constants(graph: fx.Graph) -> list[fx.Node]:
@@ -227,9 +240,12 @@ def _fused(graph: fx.Graph, constants: list[fx.Node]) -> tuple[fx.GraphModule, l
             continue
         if _is_convolution(node) and all(each in known for each in node.all_input_nodes[1:]):
             norm, act, absorbed = _behind(node, known)
-            packed.append(PackedConv(node, norm, act))
-            root.add_module(f"convolution_{len(packed)}", packed[-1])
-            one = new.call_module(f"convolution_{len(packed)}", (now(node.args[0]),))
+            convolution = PackedConv(node, norm, act)
+            place = next((i for i, each in enumerate(packed) if each.facts == convolution.facts), len(packed))
+            if place == len(packed):
+                root.add_module(f"convolution_{place}", convolution)
+                packed.append(convolution)
+            one = new.call_module(f"convolution_{place}", (now(node.args[0]),))
             nodes.update(dict.fromkeys((node, *absorbed), one))
             continue
         nodes[node] = new.node_copy(node, now)

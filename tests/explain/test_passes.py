@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from ganscale.explain import Subject, explain, source_of_object, subject_of_run
+from ganscale.explain import (
+    EXPLAINERS,
+    Subject,
+    build_explainer,
+    explain,
+    make_request,
+    source_of_object,
+    subject_of_run,
+)
 from ganscale.explain import base as explain_base
 from ganscale.explain.passes import VECTORS, layout_of_rows, rows_a_pass
 
@@ -141,13 +149,63 @@ def test_a_network_made_ready_explains_as_the_plain_one_and_leaves_the_activatio
     torch.testing.assert_close(ready, by_itself, rtol=0, atol=LAST_BITS * float(by_itself.abs().max()) * 10)
 
 
-def test_weights_written_behind_torchs_back_are_seen_by_the_next_explanation():
+def weight_by_data(net) -> None:
+    net[2].weight.data.mul_(-1)
+
+
+def another_weight(net) -> None:
+    net[2].weight = nn.Parameter(-net[2].weight.detach())
+
+
+def another_slope(net) -> None:
+    net[1].negative_slope = 0.9
+
+
+def another_layer(net) -> None:
+    net[3] = nn.Tanh()
+
+
+@pytest.mark.parametrize("change", [weight_by_data, another_weight, another_slope, another_layer])
+def test_what_is_changed_in_a_network_is_seen_by_the_next_explanation(change):
     net = critic()
     before = occlusion_of(net)
-    net[2].weight.data.mul_(-1)
+    change(net)
     after = occlusion_of(net)
     assert not torch.equal(after, before)
     assert torch.equal(after, occlusion_of(deepcopy(net)))
+
+
+@pytest.mark.parametrize("target", ["critic", "critic:fake", "class:1"])
+def test_targets_of_critics_and_classifiers_are_made_ready(target):
+    net = critic()
+    classes = source_of_object(nn.Sequential(net, nn.Unflatten(0, (-1, 1)), nn.Linear(1, 3)).eval()).open(images(14))
+    subject = subject_of_run(target=target, critic=net, classifier=classes)
+    explainer = build_explainer(subject, make_request(EXPLAINERS["occlusion"], images(14)))
+    assert len(explainer.frozen.packed) == 2
+
+
+class Fragile(nn.Module):
+    """A critic that gives NaN once its weights are shuffled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.of_log = critic(), nn.Parameter(torch.tensor([1.0, *[-1.0] * 15]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x) + self.of_log[0].log()
+
+
+def test_who_meets_a_control_that_fails_first_computes_the_bytes_of_who_meets_it_last():
+    request = make_request(EXPLAINERS["occlusion"], images(14, 3), options={"shakes": 0})
+    chunks = build_explainer(subject_of(Fragile().eval()), request).plan()
+    found = []
+    for sign in (1, -1):
+        explainer = build_explainer(subject_of(Fragile().eval()), request)
+        partials = {chunk.index: explainer.run(chunk) for chunk in sorted(chunks, key=lambda chunk: sign * chunk.index)}
+        found.append([partials[chunk.index].items[0][3]["sum"] for chunk in chunks])
+    assert any(sums.isnan().any() for sums in found[0])
+    assert any(sums.isfinite().all() for sums in found[0])
+    torch.testing.assert_close(*found, rtol=0, atol=0, equal_nan=True)
 
 
 def test_hooks_of_a_network_are_called_at_every_pass():

@@ -125,6 +125,51 @@ def test_it_follows_weights_that_change_in_place_and_back():
     assert torch.equal(frozen.follow()(rows), before)
 
 
+def test_a_layer_that_is_used_again_is_packed_once():
+    torch.manual_seed(0)
+    net = nn.Conv2d(4, 4, 3, padding=1).eval()
+    frozen = ops.freeze(lambda x: net(net(x)).mean((1, 2, 3)) + net(x.flip(3)).mean((1, 2, 3)), pictures())
+    assert len(frozen.packed) == 1
+
+
+def test_a_residual_that_is_added_in_place_is_taken_as_it_is():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)).eval()
+
+    def block(x):
+        y = net(x)
+        y += x
+        return torch.relu_(y).mean((1, 2, 3))
+
+    frozen = ops.freeze(block, pictures())
+    assert len(frozen.packed) == 1
+    assert_same(frozen, block, pictures() * 3)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_no_activation_makes_a_number_of_a_nan(activation):
+    net = critic(ACTIVATIONS[activation])
+    frozen, rows = ops.freeze(net, pictures()), pictures()
+    rows[2, 1, 5, 5] = torch.nan
+    with torch.no_grad():
+        assert torch.equal(frozen(rows.clone()).isnan(), net(rows.clone()).isnan())
+
+
+def test_neither_the_rows_nor_what_was_computed_of_them_is_changed_or_kept():
+    net, rows = critic(), pictures()
+
+    def scaled(x):
+        x.sub_(0.1).mul_(2)
+        return net(x)
+
+    before = rows.clone()
+    assert ops.freeze(scaled, rows) is None  # it writes to what it is given
+    assert torch.equal(rows, before)
+    frozen = ops.freeze(net, rows)
+    held = [node.meta for graph in (frozen._traced.graph, frozen._graph.graph) for node in graph.nodes]
+    assert not any(held)
+
+
 def test_a_weight_that_is_computed_from_others_is_computed_once_and_again_when_they_change():
     torch.manual_seed(0)
     net = nn.Sequential(spectral_norm(nn.Conv2d(4, 4, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 1)).eval()
@@ -169,7 +214,26 @@ def counts(x):
     return COUNTED(x) * COUNTED[3].running_mean.add_(0.1).sum()
 
 
-@pytest.mark.parametrize("fn", [looks, draws, leaves, no_convolution, counts], ids=lambda fn: fn.__name__)
+def one_hot(x):
+    best = COUNTED[:1](x).mean((2, 3)).argmax(1, keepdim=True)
+    return torch.zeros(len(x), 8).scatter_(1, best, 1.0).cumsum(1).sum(1)
+
+
+def counts_a_view(x):
+    COUNTED[3].running_mean[:1].add_(0.1)
+    return COUNTED(x)
+
+
+def clamps_a_view(x):
+    y = COUNTED[0](x)
+    y.view(len(x), -1).clamp_(max=0.8)
+    return y.mean((1, 2, 3))
+
+
+REFUSED = [looks, draws, leaves, no_convolution, counts, one_hot, counts_a_view, clamps_a_view]
+
+
+@pytest.mark.parametrize("fn", REFUSED, ids=lambda fn: fn.__name__)
 def test_what_cannot_be_traced_is_refused(fn):
     assert ops.freeze(fn, pictures()) is None
 
