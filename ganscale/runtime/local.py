@@ -153,8 +153,12 @@ def require_token(*, create: bool) -> Path | None:
     if not create:
         raise UserError("the Ray token", f"be in {path}", "no such file", "copy it from the head node of the cluster")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+    aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
         stream.write(secrets.token_hex(32))
+    with contextlib.suppress(FileExistsError):  # another launch was first: its token is everybody's
+        os.link(aside, path)
+    aside.unlink()
     return path
 
 

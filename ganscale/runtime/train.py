@@ -154,7 +154,7 @@ def translate(error: BaseException, run_dir: Path) -> BaseException:
                 return with_way_on(candidate, run_dir)
             candidate = candidate.__cause__
     words = str(inner or error).strip()
-    if "out of memory" in words or "low on memory" in words:  # the last line is then advice about Ray's settings
+    if "low on memory" in words or "address the out of memory issue" in words:  # and then advice about Ray's settings
         remedy = "lower train.batch or model.width, or put fewer workers on a machine"
         return with_way_on(RunFailed(f"Ray ended a process because a machine's memory was full; {remedy}"), run_dir)
     last = words.splitlines()[-1] if words else type(error).__name__

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -40,6 +41,24 @@ def test_a_token_is_made_once_for_its_owner_alone(tmp_path, monkeypatch):
     require_token(create=False)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_text() == first
+
+
+def test_launches_that_begin_together_agree_on_one_token(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    for turn in range(50):
+        path = tmp_path / str(turn) / "auth_token"
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+        together = threading.Barrier(8)
+
+        def read(_, together=together):
+            together.wait()
+            return require_token(create=True).read_text()
+
+        with ThreadPoolExecutor(8) as pool:
+            tokens = set(pool.map(read, range(8)))
+        assert tokens == {path.read_text()}
+        assert len(path.read_text()) == 64
+        assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_ray_without_a_token_is_started_only_where_that_was_accepted(monkeypatch):
