@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 # Before torch is imported: test machines are small, and a pool of threads a process slows them all down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +17,14 @@ import pytest
 
 # Files of minutes, the longest first: begun last, one of them would keep one core busy while the others have nothing.
 LONG = ("test_emulator.py", "test_gaussians.py", "test_jobs.py", "test_interruption.py", "test_ranks.py")
+
+
+@pytest.fixture(scope="module")
+def short_dir() -> Iterator[Path]:
+    """A folder with a short name, for one module: the paths of Ray's sockets in it may have 107 bytes in all."""
+    folder = Path(tempfile.mkdtemp(prefix="gs-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

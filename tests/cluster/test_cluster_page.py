@@ -29,8 +29,8 @@ def blocks() -> list[str]:
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_every_command_of_the_page_works_in_its_order(tmp_path_factory):
-    home = tmp_path_factory.mktemp("h")
+def test_every_command_of_the_page_works_in_its_order(short_dir):
+    home = short_dir
     dashboard, *others = free_ports(4)
     flags = f"--port={others[0]} --dashboard-port={dashboard} --dashboard-agent-listen-port={others[1]}"
     flags += f" --ray-client-server-port={others[2]} --temp-dir={home}/ray --num-cpus=2 --num-gpus=0 --block"

@@ -23,7 +23,7 @@ from ganscale.runtime.local import ray_session
 from ganscale.runtime.run_lock import started_at
 from ganscale.runtime.watch import end_process
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.alone]  # a hang is told from a long step by the clock
 PATIENCE_S = 200  # only where all else fails
 HANG_S = 8.0  # longer than any step on a busy machine
 LAST = 2048  # images

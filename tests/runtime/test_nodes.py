@@ -31,8 +31,8 @@ LONG = SETTINGS | {
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("r")
+def home(short_dir: Path) -> Path:
+    return short_dir
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ PATIENCE_S = 240  # only where all else fails
 SETTINGS = ["model.width=16", "train.tick_kimg=1.024", "sample.every_kimg=999", "checkpoint.every_kimg=999"]
 
 
-def test_a_sweep_joins_a_cluster_and_leaves_it_as_it_was(tmp_path_factory):
-    home = tmp_path_factory.mktemp("r")
+def test_a_sweep_joins_a_cluster_and_leaves_it_as_it_was(short_dir):
+    home = short_dir
     command = [sys.executable, "-m", "ganscale", "tune", "--preset", "r3gan-gaussians", "--trials", "2", "--json"]
     command += ["--param", "optim.critic.lr=1e-4,1e-3", "--kimg", "2.048", "--every", "1.024", "--name", "s"]
     command += [word for setting in SETTINGS for word in ("--set", setting)]
