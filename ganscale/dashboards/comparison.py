@@ -6,7 +6,8 @@ Legend: C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def comparison_panel(group: Group) -> np.ndarray:
 
     Each map's colours end at its own largest value, which stands below it; uint8 RGB [H, W, 3].
     """
-    first, samples = group.members[0], group.samples[:MOST_SAMPLES]
+    first, samples = _unmarked(group.members[0]), group.samples[:MOST_SAMPLES]
     shown = [_places(first)[sample] for sample in samples]
     inputs = [
         Tile(
@@ -94,7 +95,7 @@ def write_comparisons(folder: Path, hashes: Mapping[str, str]) -> list[Path]:
     if kept and all(_said(path).get("of") == wanted for path in kept):
         return kept
     for path in kept:
-        path.unlink()
+        path.unlink(missing_ok=True)  # another process may do the same
     found = []
     for name in hashes:
         try:
@@ -115,14 +116,28 @@ def write_comparisons(folder: Path, hashes: Mapping[str, str]) -> list[Path]:
 def comparison_figures(folder: Path) -> str:
     """Return the comparisons that lie in ``folder`` as figures; empty where there are none."""
     caption = "The maps of each method on the same samples, with areas under deletion and insertion curves."
-    return "\n".join(
-        figure(picture_file(path, _said(path).get("alt", caption), density=DENSITY), caption, kind="panel")
-        for path in sorted(folder.glob(_FILES))
-    )
+    figures = []
+    for path in sorted(folder.glob(_FILES)):
+        with suppress(FileNotFoundError):  # another process draws it anew
+            picture = picture_file(path, _said(path).get("alt", caption), density=DENSITY)
+            figures.append(figure(picture, caption, kind="panel"))
+    return "\n".join(figures)
 
 
 def _key(explanation: Explanation) -> tuple[str, object]:
-    return target_words(explanation), explanation.meta.get("run", {}).get("images")
+    return target_words(_unmarked(explanation)), explanation.meta.get("run", {}).get("images")
+
+
+def _unmarked(explanation: Explanation) -> Explanation:
+    """Return it without the words that it is not whole, which each row says for itself."""
+    return replace(explanation, meta={key: value for key, value in explanation.meta.items() if key != "interim"})
+
+
+def _notes(explanation: Explanation) -> list[str]:
+    """Return its areas under curves, and of a result that is not whole, what there is of it."""
+    interim = explanation.meta.get("interim", "").partition(",")[0]  # without the reason
+    areas = [f"{words} {_score(explanation, name)}" for name, words in _CURVES.items() if name in explanation.scores]
+    return [*areas, interim] if interim else areas
 
 
 def _places(explanation: Explanation) -> dict[bytes, int]:
@@ -135,8 +150,7 @@ def _row(explanation: Explanation, samples: Sequence[bytes]) -> Row:
         values = signed_map(explanation, places[sample])
         limit = limit_of(values, cells_of(explanation, places[sample]))
         tiles.append(Tile(values=np.clip(values / (limit or 1.0), -1, 1), words=f"±{number(limit)}"))
-    notes = [f"{words} {_score(explanation, name)}" for name, words in _CURVES.items() if name in explanation.scores]
-    notes += [BANNER] if explanation.not_better_than_random else []
+    notes = [*_notes(explanation), *([BANNER] if explanation.not_better_than_random else [])]
     return Row(title=method_title(explanation.method), tiles=tiles, notes=notes)
 
 
@@ -153,10 +167,7 @@ def _kind(explanation: Explanation, place: int) -> str:
 
 
 def _words(group: Group) -> str:
-    methods = "; ".join(
-        ", ".join([method_title(one.method), *(f"{words} {_score(one, name)}" for name, words in _CURVES.items())])
-        for one in group.members
-    )
+    methods = "; ".join(", ".join([method_title(one.method), *_notes(one)]) for one in group.members)
     return f"Maps of {len(group.members)} methods on {len(group.samples)} same samples. {methods}."
 
 

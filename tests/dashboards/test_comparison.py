@@ -11,7 +11,8 @@ from dashboard_cases import critic_subject, image_inputs, make_whole
 from test_dashboards_report import Page
 
 from ganscale.dashboards import comparison, explanation_index, panels, write_index, write_panels, write_report
-from ganscale.dashboards.comparison import comparison_panel, groups_of, write_comparisons
+from ganscale.dashboards.comparison import comparison_figures, comparison_panel, groups_of, write_comparisons
+from ganscale.dashboards.enlarging import DENSITY
 from ganscale.dashboards.layout import number
 from ganscale.explain import Explanation, Target, explain
 
@@ -50,6 +51,27 @@ def test_other_samples_targets_or_checkpoints_are_never_put_beside(shapley, occl
     for one in (other, fake, later):
         assert groups_of([shapley, one]) == []
     assert groups_of([shapley, replace(shapley)]) == [], "one method twice is no comparison"
+
+
+def test_results_that_are_not_whole_are_compared_on_what_they_share_and_say_so(tmp_path, shapley, occlusion):
+    words = "interim result: 2 of 4 samples, the time was up"
+    two = {name: tensor[:2] if name != "segments" else tensor for name, tensor in shapley.inputs.items()}
+    values = {name: tensor[:2] if len(tensor) == 4 else tensor for name, tensor in shapley.values.items()}
+    stopped = replace(shapley, inputs=two, values=values, meta={**shapley.meta, "interim": words})
+    also = replace(occlusion, meta={**occlusion.meta, "interim": words.replace("2 of 4", "3 of 4")})
+    for other in (occlusion, also):
+        [group] = groups_of([stopped, other])
+        assert len(group.samples) == 2
+    plain = comparison_panel(groups_of([replace(stopped, meta=shapley.meta), occlusion])[0])
+    marked = comparison_panel(groups_of([stopped, occlusion])[0])
+    changed = (marked != plain).any(axis=(1, 2))
+    assert changed.any()
+    assert not changed[: 100 * DENSITY].any(), "the heading, which is of all, does not say it"
+    stopped.save(tmp_path / "kernel-shap-001")
+    also.save(tmp_path / "occlusion-001")
+    [alt] = [alt for alt in Page(write_index(tmp_path).read_text(encoding="utf-8")).values("alt") if "Maps of" in alt]
+    assert "interim result: 2 of 4 samples" in alt
+    assert "interim result: 3 of 4 samples" in alt
 
 
 def test_the_last_explanation_of_a_method_stands_for_it(shapley, occlusion):
@@ -111,3 +133,16 @@ def test_a_comparison_goes_with_its_explanations(folder):
     (folder / "occlusion-001" / "values.safetensors").unlink()
     assert write_comparisons(folder, {"kernel-shap-001": "a"}) == []
     assert not list(folder.glob("*.png")), "the old one is gone"
+
+
+def test_what_another_process_takes_away_meanwhile_is_no_error(folder, monkeypatch):
+    both = {"kernel-shap-001": "a", "occlusion-001": "b"}
+    [path] = write_comparisons(folder, both)
+
+    def taken(path: Path) -> dict[str, str]:
+        path.unlink(missing_ok=True)
+        return {}
+
+    monkeypatch.setattr(comparison, "_said", taken)
+    assert write_comparisons(folder, both) == [path]
+    assert comparison_figures(folder) == ""
