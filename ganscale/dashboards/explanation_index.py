@@ -50,10 +50,11 @@ def write_index(explanations: str | Path) -> Path | None:
         try:
             page = json.loads((directory / "explanation.json").read_text(encoding="utf-8"))
             entry = _Entry(directory=directory, page=page)
-            entries.append((entry, _row(entry)))
+            row = _row(entry)
             if "weighs" in entry.meta:
                 images = int(entry.meta.get("run", {}).get("images", 0))
                 maps.append((entry, images, str(page["tensors"]["sha256"])))
+            entries.append((entry, row))  # last: what raises is listed as damaged alone
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
             damaged.append(directory.name)
     write_comparisons(folder, _comparable(maps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -136,6 +137,18 @@ def test_a_report_makes_the_pages_that_are_missing_and_names_what_is_damaged(who
     index = Page((folder / "index.html").read_text(encoding="utf-8"))
     assert "2 explanations; all better than random" in index.text
     assert "kernel-shap-002 cannot be read" in index.text
+
+
+@pytest.mark.parametrize("lost", ["tensors", "images"])
+def test_what_the_index_cannot_read_is_listed_as_that_alone(shapley, tmp_path, lost):
+    shapley.save(tmp_path / "kernel-shap-001")
+    path = tmp_path / "kernel-shap-001" / "explanation.json"
+    page = json.loads(path.read_text(encoding="utf-8"))
+    page |= {"tensors": {}} if lost == "tensors" else {"meta": {**page["meta"], "run": {"images": "many"}}}
+    path.write_text(json.dumps(page), encoding="utf-8")
+    index = Page(write_index(tmp_path).read_text(encoding="utf-8")).text
+    assert "0 explanations" in index
+    assert "kernel-shap-001 cannot be read" in index
 
 
 def test_a_run_without_explanations_has_no_index(bare_run):
