@@ -102,14 +102,15 @@ def write_comparisons(folder: Path, hashes: Mapping[str, str]) -> list[Path]:
             found.append(Explanation.load(folder / name))
         except GanscaleError:
             continue
-    written = []
-    for place, group in enumerate(groups_of(found) if len(found) > 1 else []):
+    # all are drawn before the first is written: where one raises, none is there that would pass for all
+    drawn, written = [(group, comparison_panel(group)) for group in groups_of(found)], []
+    for place, (group, panel) in enumerate(drawn):
         said = PngInfo()
         said.add_text("of", wanted)
         said.add_itxt("alt", _words(group))
         written.append(folder / _FILES.replace("*", str(place + 1)))
         with written_aside(written[-1]) as aside:
-            Image.fromarray(comparison_panel(group)).save(aside, format="PNG", pnginfo=said)
+            Image.fromarray(panel).save(aside, format="PNG", pnginfo=said)
     return written
 
 

@@ -14,7 +14,8 @@ from ganscale.dashboards.explanation_words import subject_of
 from ganscale.dashboards.layout import BANNER, method_title, number, score_title
 from ganscale.dashboards.page import Html, document, link, note, picture_file, section, table
 from ganscale.dashboards.thumbnails import THUMBNAIL
-from ganscale.files import replace_text
+from ganscale.errors import RunFailed
+from ganscale.files import is_full_disk, replace_text
 
 INDEX = "index.html"
 RECORD = "all.json"
@@ -39,13 +40,14 @@ class _Entry:
 def write_index(explanations: str | Path) -> Path | None:
     """Write ``explanations/index.html`` over all directories there are and return its path; None where there is none.
 
-    Explanations that cannot be read are named on the page.
+    Explanations that cannot be read are named on the page. Raises RunFailed, once it is written, where the maps side
+    by side cannot be drawn.
     """
     folder = Path(explanations)
     directories = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
     if not directories:
         return None
-    entries, damaged, maps = [], [], []
+    entries, damaged, maps, failure = [], [], [], None
     for directory in directories:
         try:
             page = json.loads((directory / "explanation.json").read_text(encoding="utf-8"))
@@ -57,9 +59,18 @@ def write_index(explanations: str | Path) -> Path | None:
             entries.append((entry, row))  # last: what raises is listed as damaged alone
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
             damaged.append(directory.name)
-    write_comparisons(folder, _comparable(maps))
+    lost = [f"{name} cannot be read and is left out." for name in damaged]
+    try:
+        write_comparisons(folder, _comparable(maps))
+    except Exception as error:  # the list is not given up for a picture
+        if is_full_disk(error):
+            raise
+        failure = error
+        lost.append(f"The maps side by side cannot be drawn: {type(error).__name__}: {error}")
     target = folder / INDEX
-    replace_text(target, _render(folder, entries, damaged))
+    replace_text(target, _render(folder, entries, lost))
+    if failure is not None:
+        raise RunFailed(f"{target} is written. {lost[-1]}") from failure
     return target
 
 
@@ -86,7 +97,7 @@ def left_out_section(explanations: Path, *, key: str) -> str:
     return section(key, "Left out", listed)
 
 
-def _render(folder: Path, entries: list[tuple[_Entry, tuple[object, ...]]], damaged: list[str]) -> str:
+def _render(folder: Path, entries: list[tuple[_Entry, tuple[object, ...]]], lost: list[str]) -> str:
     run = folder.absolute().parent.name
     weak = sum(bool(entry.page.get("not_better_than_random")) for entry, _ in entries)
     verdicts = f"{weak} not better than random" if weak or not entries else "all better than random"
@@ -99,8 +110,7 @@ def _render(folder: Path, entries: list[tuple[_Entry, tuple[object, ...]]], dama
     columns = ("explanation", "picture", "verdict", "deciding score", "value", "control", "explains")
     caption = "All explanations of this run, by name"
     listed = table(columns, [row for _, row in entries], caption=caption, numeric=(4, 5), kind="wide")
-    lost = "\n".join(note(f"{name} cannot be read and is left out.") for name in damaged)
-    main = section("all", "All explanations", listed, lost)
+    main = section("all", "All explanations", listed, "\n".join(map(note, lost)))
     beside = comparison_figures(folder)
     main += section("side-by-side", "Side by side", beside) if beside else ""
     main += left_out_section(folder, key="left-out")

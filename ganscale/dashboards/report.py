@@ -17,6 +17,7 @@ from ganscale.dashboards.page import code, details, document, figure, note, pict
 from ganscale.dashboards.report_explanations import explanations_section
 from ganscale.dashboards.report_numbers import metrics_section, progress_section
 from ganscale.dashboards.run_facts import RunFacts, read_run
+from ganscale.errors import RunFailed
 from ganscale.files import replace_text
 from ganscale.progress import to_images
 
@@ -35,7 +36,10 @@ def write_report(run_dir: str | Path) -> Path:
     for name, explanation in facts.explanations:
         if not (facts.path / "explanations" / name / PAGE).is_file():
             write_explanation_page(explanation, facts.path / "explanations" / name)
-    write_index(facts.path / "explanations")
+    try:
+        write_index(facts.path / "explanations")
+    except RunFailed as error:  # the report is not given up for a picture of the index
+        facts.problems.append(str(error))
     target = facts.path / REPORT
     replace_text(target, render(facts))
     return target
