@@ -68,6 +68,14 @@ class Canvas:
             parse_math=False,
         )
 
+    def width_of(self, words: str, *, size: float = 12, bold: bool = False) -> float:
+        """Return how many CSS pixels ``words`` would take on one line."""
+        weight = "bold" if bold else "normal"
+        shown = self.figure.text(0, 0, words, fontsize=size * POINT, fontweight=weight, parse_math=False)
+        wide = shown.get_window_extent(self._agg.get_renderer()).width / DENSITY
+        shown.remove()
+        return wide
+
     def box(self, x: float, y: float, width: float, height: float, *, fill: str = "none", line: str = "none") -> None:
         """Draw a rectangle under the text."""
         patch = Rectangle(

@@ -231,16 +231,18 @@ def heading_height(*, lines: int, banner: bool) -> int:
 def heading(canvas: Canvas, title: str, lines: Sequence[str], *, banner: bool, of: Explanation | None = None) -> int:
     """Draw title, explaining lines and, where nothing was shown, the banner; return the y below it.
 
-    What was looked at stands at the right of the title, where ``of`` is given, and that it is not whole.
+    What was looked at stands at the right of the title, where ``of`` is given, and that it is not whole; smaller where
+    the title leaves less room.
     """
     y = MARGIN
     canvas.text(MARGIN, y, title, size=17, bold=True)
     if of is not None:
-        right, interim = canvas.width - MARGIN, of.meta.get("interim", "")
+        interim = of.meta.get("interim", "")
         to_say = interim and not any(interim in line for line in lines)
-        canvas.text(right, y - 8 if to_say else y + 4, origin_words(of), size=11, colour=MUTED.light, align="right")
+        room = canvas.width - 2 * MARGIN - canvas.width_of(title, size=17, bold=True) - 16
+        _at_right(canvas, y - 8 if to_say else y + 4, origin_words(of), room, colour=MUTED.light)
         if to_say:
-            canvas.text(right, y + 7, interim, size=11, colour=WARNING_INK.light, align="right")
+            _at_right(canvas, y + 7, interim, room, colour=WARNING_INK.light)
     y += _HEAD
     for line in lines:
         fits = (canvas.width - 2 * MARGIN) / (_LETTER * max(len(line), 1))
@@ -255,6 +257,13 @@ def heading(canvas: Canvas, title: str, lines: Sequence[str], *, banner: bool, o
         canvas.text(MARGIN + 12, y + 8, words, size=13, bold=True, colour=WARNING_INK.light)
         y += _BANNER
     return y + 8
+
+
+def _at_right(canvas: Canvas, y: float, words: str, room: float, *, colour: str) -> None:
+    size = 11.0
+    for _ in range(2):  # small letters are hinted wider than they should be
+        size *= min(1.0, room / canvas.width_of(words, size=size))
+    canvas.text(canvas.width - MARGIN, y, words, size=size, colour=colour, align="right")
 
 
 def score_table(explanation: Explanation, width: int) -> np.ndarray:

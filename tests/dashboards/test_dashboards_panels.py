@@ -11,8 +11,8 @@ from dashboard_cases import critic_subject, evaluation_values, image_inputs
 from PIL import Image
 
 from ganscale.dashboards.enlarging import DENSITY, enlarge, rgb
-from ganscale.dashboards.figures import blend, over_ground, signed_colours
-from ganscale.dashboards.layout import MARGIN, class_name, margin_words, number
+from ganscale.dashboards.figures import Canvas, blend, over_ground, signed_colours
+from ganscale.dashboards.layout import MARGIN, class_name, heading, margin_words, number
 from ganscale.dashboards.maps import SIDE, most_important, signed_map
 from ganscale.dashboards.palette import SERIES, WARNING_GROUND
 from ganscale.dashboards.panels import (
@@ -24,7 +24,7 @@ from ganscale.dashboards.panels import (
     with_scores,
     write_panels,
 )
-from ganscale.explain import EXPLAINERS, Explanation, Score, Subject, explain
+from ganscale.explain import EXPLAINERS, Explanation, Score, Subject, Target, explain
 from ganscale.explain.attribution import AttributionExplainer
 from ganscale.explain.layer_maps import LayerMap
 from ganscale.explain.scores import against_control
@@ -166,6 +166,27 @@ def test_every_panel_says_that_a_result_is_not_whole(shapley: Explanation, direc
             assert interim[name].shape == panel.shape
             head = slice(0, 80 * DENSITY)
             assert not np.array_equal(interim[name][head], panel[head]), name
+
+
+@pytest.mark.parametrize(
+    ("title", "width"),  # the longest of the narrowest panels
+    [
+        ("Attack on the input: what changed the verdict", 860),
+        ("Layers of generator and critic: units of G, logit of D", 900),
+        ("Integrated gradients: does the map show what matters?", 996),
+    ],
+)
+def test_a_long_title_and_what_stands_at_its_right_never_touch(shapley: Explanation, title, width):
+    run = {"name": "a-run-whose-name-says-all-of-its-settings", "images": 25_000_000}
+    target = Target.parse("unit:blocks.b16.conv1:511:12:12")
+    meta = {**shapley.meta, "run": run, "interim": "interim result: 1023 of 1024 samples, the rows were spent"}
+    canvas = Canvas(width, 100)
+    heading(canvas, title, [], banner=False, of=replace(shapley, target=target, meta=meta))
+    canvas.array()
+    left, *right = (text.get_window_extent() for text in canvas.figure.texts)
+    assert len(right) == 2
+    gap = min(words.x0 for words in right) - left.x1
+    assert gap > 4 * DENSITY  # 16 are left free, of which the hinting of letters takes some
 
 
 def test_real_samples_stand_before_generated_ones(shapley: Explanation):
