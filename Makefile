@@ -20,6 +20,7 @@ $(PY):
 
 # torch comes first and pinned: a looser requirement would be met by the newest build, gigabytes of CUDA with it.
 $(STAMP): $(CORE) | $(PY)
+	@echo "installing torch and the packages of the tests, then building the core: minutes, the most of them without a word"
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,demo]'
 	@# Peers of the tests whose own requirements (torchvision, an old requests, an OpenCV that needs a display) do not fit.
