@@ -119,9 +119,19 @@ def test_noise_in_a_layer_grows_with_its_amount_and_leaves_no_trace():
 def test_swapping_a_whole_layer_of_a_chain_gives_the_other_picture():
     generator = toys.ConvGenerator(LATENT, SIDE)
     found = explain(subject(generator), latents(8), "layer-swap")
-    assert found.meta["layers"] == ["start", "hidden", "up"]
-    assert found.values["share_whole"].tolist() == [1.0, 1.0, 1.0]  # bit-equal pictures
-    assert (found.values["share_mixed"][:2] < 1).all()  # the last layer has one channel, so its half is all of it
+    assert found.meta["layers"] == ["start", "hidden"]
+    assert found.values["share_whole"].tolist() == [1.0, 1.0]  # bit-equal pictures
+    assert (found.values["share_mixed"] < 1).all()
+
+
+def test_a_layer_of_one_channel_is_left_out_of_the_swaps_because_its_half_is_all_of_it():
+    generator = toys.ConvGenerator(LATENT, SIDE)
+    found = explain(subject(generator), latents(8), "layer-swap")
+    assert found.meta["left_out"] == ["up"]
+    assert any("up: left out" in words for words in found.meta["warnings"])
+    with pytest.raises(ExplainInputError, match="2 channels or more"):
+        explain(subject(generator), latents(8), "layer-swap", layers="up")
+    assert "up" in explain(subject(generator), latents(8), "style-mixing").meta["layers"]
 
 
 def test_half_of_the_channels_of_an_additive_layer_give_half_of_the_picture():

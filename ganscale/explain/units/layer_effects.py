@@ -80,10 +80,10 @@ class LayerMethod(LatentExplainer):
             return outermost
         return self._named
 
-    def _run(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _run(self, z: Tensor, layers: list[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         images: list[Tensor] = []
         outputs = {}
-        for name in self._layers:
+        for name in self._layers if layers is None else layers:
             outputs[name] = layer_output(self.subject.generator, name, lambda: images.append(self.subject.generator(z)))
         return images[0], outputs
 

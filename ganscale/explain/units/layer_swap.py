@@ -9,6 +9,7 @@ Legend: N latents, L layers, n rows, C channels.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class LayerSwap(LayerMethod):
     summary = "which layers of the generator carry what: half of each one's channels are taken from another latent"
     primary = ("share_spread",)
     part = "half of the channels"
+    least_channels = 2  # half of a single one is the whole layer, which always gives the other picture
 
     def __init__(self, subject: Subject, request: Request) -> None:
         super().__init__(subject, request)
@@ -42,6 +44,25 @@ class LayerSwap(LayerMethod):
             raise ExplainInputError(
                 "inputs['z']", f"hold two latents or more for {self.name}", 1, "add --num-samples 8"
             )
+
+    @cached_property
+    def _wide(self) -> tuple[list[str], list[str]]:
+        """Return the layers that have channels enough to mix a part of them, and those that have not."""
+        every = super()._layers
+        with self.subject.quiet(), torch.no_grad():
+            outputs = self._run(self.z[:2].to(self.subject.device), every)[1]
+        narrow = [name for name in every if outputs[name].shape[1] < self.least_channels]
+        kept = [name for name in every if name not in narrow]
+        if not kept:
+            rule = f"have {self.least_channels} channels or more in a layer for {self.name}"
+            raise ExplainInputError(
+                "layers", rule, f"one channel in {', '.join(narrow)}", "name others with --set layers=..."
+            )
+        return kept, narrow
+
+    @property
+    def _layers(self) -> list[str]:
+        return self._wide[0]
 
     def mix(self, mine: Tensor, theirs: Tensor, rng: np.random.Generator) -> Tensor:
         """Return the mixture of two outputs [n, C, ...]."""
@@ -86,7 +107,9 @@ class LayerSwap(LayerMethod):
             "shuffled_spread": torch.from_numpy(shuffled),
             **self._mixed_pictures(),
         }
-        meta = {"layers": self._layers, "part": self.part}
+        narrow = self._wide[1]
+        notes = [f"{', '.join(narrow)}: left out; half of a single channel is the whole layer"] if narrow else []
+        meta = {"layers": self._layers, "part": self.part, "left_out": narrow, "warnings": notes}
         scores = {"share_spread": score}
         return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
 
@@ -109,6 +132,7 @@ class StyleMixing(LayerSwap):
     name = "style-mixing"
     summary = "which layers of the generator carry style: channels' means and deviations are taken from another latent"
     part = "means and deviations of the channels"
+    least_channels = 1
 
     def mix(self, mine: Tensor, theirs: Tensor, rng: np.random.Generator) -> Tensor:
         """Return the own output with the other's mean and deviation in each channel; flat layers are left."""
