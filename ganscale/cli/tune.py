@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     multiple=True,
     help="A key to vary: KEY=log:1e-5:1e-3, uniform:0:1, int:1:5, or 1,10,100. May be repeated.",
 )
-@click.option("--trials", metavar="N", type=WholeNumber(0), help="How many variants are tried (default 8).")
+@click.option(
+    "--trials", metavar="N", type=WholeNumber(0), help="How many variants (default: every combination, or 8)."
+)
 @click.option(
     "--scheduler",
     metavar="NAME",
@@ -60,7 +62,7 @@ def tune(resume: str | None, runs_dir: str | None, verbose: bool, as_json: bool,
         sweep = start(
             config,
             asked["params"],
-            trials=8 if asked["trials"] is None else asked["trials"],
+            trials=asked["trials"],
             scheduler=asked["scheduler"] or "asha",
             every_kimg=asked["every"],
             objective=asked["objective"],
@@ -131,10 +133,12 @@ def rows_of(sweep: Sweep) -> list[tuple[str, ...]]:
         scored = trial.last is not None and trial.state != "failed"
         return (trial is not best, not scored, -trial.images, sign * trial.last if scored else 0.0, trial.name)
 
-    rows = [("trial", "state", "kimg", sweep.objective, *sweep.params)]
+    seeds = ["train.seed"] if any("train.seed" in trial.settings for trial in sweep.trials) else []
+    keys = list(dict.fromkeys([*sweep.params, *seeds]))
+    rows = [("trial", "state", "kimg", sweep.objective, *keys)]
     for trial in sorted(sweep.trials, key=order):
         score = "" if trial.last is None else f"{trial.last:.4g}"
-        values = (trial.settings[key] for key in sweep.params)
+        values = (trial.settings.get(key, sweep.config.train.seed) for key in keys)  # only a seed may be that of all
         shown = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
         rows.append((trial.name, trial.state, f"{trial.images / 1000:g}", score, *shown))
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,7 @@ FIXED = (
     "explain.",
     "runtime.",
 )
+SEED = "train.seed"
 # what a run may change on its way and stay one: population-based training does
 WHILE_TRAINING = (
     "optim.generator.lr",
@@ -123,17 +125,31 @@ def check_params(config: RunConfig, params: Sequence[Param], *, while_training: 
             override(config, {param.key: value})
 
 
+def combinations(params: Sequence[Param]) -> int | None:
+    """Return how many combinations there are, where all keys have few choices; None where one is an interval."""
+    return math.prod(len(param.choices) for param in params) if all(p.kind == "choice" for p in params) else None
+
+
 def draw_trials(params: Sequence[Param], number: int, seed: int) -> list[dict[str, Any]]:
     """Return the settings of ``number`` trials; trial k depends on ``seed`` and k alone, so more of them extend fewer.
 
-    Where all keys have few choices, combinations come again only after all have been tried.
+    Where all keys have few choices, combinations come again only after all have been tried. What comes again gets
+    another ``train.seed``: it would train the same numbers otherwise.
     """
-    grid = math.prod(len(param.choices) for param in params) if all(p.kind == "choice" for p in params) else 0
+    grid = combinations(params)
     if grid:
         order = np.random.default_rng(seed).permutation(grid)
-        return [_combination(params, int(order[k % grid])) for k in range(number)]
-    streams = [np.random.default_rng([seed, k]) for k in range(number)]
-    return [{param.key: param.draw(rng) for param in params} for rng in streams]
+        drawn = [_combination(params, int(order[k % grid])) for k in range(number)]
+    else:
+        streams = [np.random.default_rng([seed, k]) for k in range(number)]
+        drawn = [{param.key: param.draw(rng) for param in params} for rng in streams]
+    times: Counter[tuple[Any, ...]] = Counter()
+    for settings in drawn:
+        values = tuple(settings.values())
+        if times[values]:
+            settings.setdefault(SEED, seed + times[values])
+        times[values] += 1
+    return drawn
 
 
 def _combination(params: Sequence[Param], index: int) -> dict[str, Any]:

@@ -24,8 +24,9 @@ from ganscale.runtime.run_lock import RunLock
 from ganscale.runtime.stopping import SCRATCH, stop_signals
 from ganscale.runtime.storage import is_uri
 from ganscale.runtime.sweep import OBJECTIVES, OF_POINTS, WAITING, Sweep, Trial, read_sweep, trial_name
-from ganscale.runtime.sweep_space import check_params, draw_trials, milestones, parse_param
+from ganscale.runtime.sweep_space import SEED, Param, check_params, combinations, draw_trials, milestones, parse_param
 
+TRIALS = 8  # by default, where a key is drawn from an interval
 FACTOR = 3  # asha: one of three goes on, thrice as far
 SCHEDULERS = ("asha", "pbt")
 FAMILIES = {"fd": "fd", "kd": "kd"}  # objective -> metric; the others come from prdc
@@ -39,7 +40,7 @@ def tune(
     config: RunConfig,
     params: Sequence[str] = (),
     *,
-    trials: int = 8,
+    trials: int | None = None,
     scheduler: str = "asha",
     kimg: float | None = None,
     every_kimg: float | None = None,
@@ -54,6 +55,8 @@ def tune(
 ) -> Sweep:
     """Try ``trials`` variants of ``config`` and return the finished sweep.
 
+    By default there are as many trials as combinations where every key has a few values, else 8. A combination that
+    comes again is trained with another ``train.seed``.
     ``params`` are written as ``--param`` takes them (``"optim.critic.lr=log:1e-5:1e-3"``). ``scheduler`` is ``asha`` or
     ``pbt``, ``kimg`` the length of a whole trial, ``every_kimg`` when a trial is first scored (pbt: each time),
     ``objective`` a score of ``ganscale evaluate``, ``fd:min`` where the direction is to be said. ``workers`` trials
@@ -92,7 +95,7 @@ def plan_sweep(
     config: RunConfig,
     params: Sequence[str],
     *,
-    trials: int,
+    trials: int | None,
     scheduler: str,
     kimg: float | None,
     every_kimg: float | None,
@@ -107,15 +110,13 @@ def plan_sweep(
 
     if scheduler not in SCHEDULERS:
         raise unknown("--scheduler", scheduler, SCHEDULERS)
-    if trials < (2 if scheduler == "pbt" else 1):
-        rule = "be at least 2, as trials copy each other" if scheduler == "pbt" else "be at least 1"
-        raise UserError("--trials", rule, trials, "use --trials 8")
     if is_uri(runs_dir):
         raise UserError(
             "--runs-dir", "be a folder, as trials meet there", str(runs_dir), "copy the best run afterwards"
         )
     config = with_absolute_data(config if kimg is None else override(config, {"train.kimg": kimg}))
     parsed = [parse_param(text) for text in params]
+    trials = _number(parsed, trials, scheduler)
     check_params(config, parsed, while_training=scheduler == "pbt")
     chosen, better = _objective(config, objective)
     total = to_images(config.train.kimg)
@@ -142,6 +143,20 @@ def plan_sweep(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         trials=[Trial(name=trial_name(k), settings=settings) for k, settings in enumerate(drawn)],
     )
+
+
+def _number(params: Sequence[Param], trials: int | None, scheduler: str) -> int:
+    """Return how many trials there are to be."""
+    there = combinations(params)
+    if trials is None:
+        return there or TRIALS
+    if trials < (2 if scheduler == "pbt" else 1):
+        rule = "be at least 2, as trials copy each other" if scheduler == "pbt" else "be at least 1"
+        raise UserError("--trials", rule, trials, f"use --trials {there or TRIALS}")
+    if there and trials > there and any(param.key == SEED for param in params):
+        rule = f"be at most {there}, the combinations, where {SEED} is varied: more would train the same again"
+        raise UserError("--trials", rule, trials, f"use --trials {there}, or give more values")
+    return trials
 
 
 def _objective(config: RunConfig, asked: str | None) -> tuple[str, str]:

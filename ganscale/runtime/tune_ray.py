@@ -120,8 +120,9 @@ def _trial(config: dict[str, Any], path: Path) -> None:
 
     name = ray.tune.get_context().get_trial_name()
     sweep = read_sweep(path)  # as it stands: this may be a new process in place of one that was lost
-    settings = {key: value for key, value in config.items() if key != "trial"}
     trial = next(trial for trial in sweep.trials if trial.name == name)
+    # Tune knows what is varied; a seed that a trial has beside that stays its own
+    settings = trial.settings | {key: value for key, value in config.items() if key != "trial"}
     pointer = ray.tune.get_checkpoint()
     donor = None
     if pointer is not None:

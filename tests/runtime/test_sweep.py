@@ -53,9 +53,27 @@ def test_a_trial_depends_on_the_seed_and_its_number_alone():
 
 def test_a_grid_of_choices_is_tried_wholly_before_anything_comes_again():
     params = [parse_param(WIDTH), parse_param("optim.generator.betas=0.0,0.9|0.5,0.9")]
-    drawn = [json.dumps(settings) for settings in draw_trials(params, 8, seed=0)]
-    assert len(set(drawn[:6])) == 6
-    assert drawn[6:] == drawn[:2]
+    drawn = draw_trials(params, 13, seed=5)
+    assert len({json.dumps(settings) for settings in drawn[:6]}) == 6
+    # the same numbers are not trained twice: each time round has a seed of its own
+    assert drawn[6:12] == [settings | {"train.seed": 6} for settings in drawn[:6]]
+    assert drawn[12] == drawn[0] | {"train.seed": 7}
+
+
+def test_a_whole_number_that_is_drawn_twice_is_trained_with_another_seed():
+    drawn = draw_trials([parse_param("optim.critic.repeats=int:1:2")], 9, seed=0)
+    assert len({json.dumps(settings) for settings in drawn}) == 9
+
+
+def test_a_grid_is_tried_once_and_an_interval_eight_times_unless_said_otherwise(tmp_path):
+    grid = planned(tmp_path, "penalty.weight=1,10", trials=None)
+    assert sorted(trial.settings["penalty.weight"] for trial in grid.trials) == ["1", "10"]
+    assert len(planned(tmp_path, LR, trials=None).trials) == 8
+    more = planned(tmp_path, "penalty.weight=1,10", trials=4)
+    assert len({more.run_config(trial.settings).model_dump_json() for trial in more.trials}) == 4
+    assert rows_of(more)[0][-1] == "train.seed"
+    with pytest.raises(UserError, match=r"--trials must be at most 2, the combinations, where train\.seed is varied"):
+        planned(tmp_path, "train.seed=1,2", trials=3)
 
 
 @pytest.mark.parametrize(
