@@ -160,10 +160,13 @@ def _combination(params: Sequence[Param], index: int) -> dict[str, Any]:
     return chosen
 
 
-def milestones(total: int, first: int, *, scheduler: str, factor: int) -> list[int]:
-    """Return at how many images a trial is scored: ``first``, then ``factor`` times as late each (pbt: evenly)."""
+def milestones(total: int, first: int, *, scheduler: str, factor: int, batch: int = 1) -> list[int]:
+    """Return at how many images a trial is scored: ``first``, then ``factor`` times as late each (pbt: evenly).
+
+    The last one is ``total``; none lies within a ``batch`` of it, as that would be the same step.
+    """
     found, at = [], first
-    while at < total:
+    while at + batch <= total:
         found.append(at)
         at = at + first if scheduler == "pbt" else at * factor
     return [*found, total]

@@ -121,6 +121,10 @@ def plan_sweep(
     chosen, better = _objective(config, objective)
     total = to_images(config.train.kimg)
     first = total // FIRST[scheduler] if every_kimg is None else to_images(every_kimg)
+    if every_kimg is None and first < config.train.batch:
+        least = FIRST[scheduler] * config.train.batch / 1000
+        rule = f"be at least {least:g}: a trial is first scored after a {'ninth' if scheduler == 'asha' else 'tenth'}"
+        raise UserError("--kimg", f"{rule} of it, a batch or more", config.train.kimg, "or give --every")
     if not config.train.batch <= first <= total:
         rule = f"be from {config.train.batch / 1000:g} (a batch) to {total / 1000:g} (the length of a trial)"
         raise UserError("--every", rule, first / 1000, "raise --kimg, or give another --every")
@@ -136,7 +140,7 @@ def plan_sweep(
         scheduler=scheduler,
         objective=chosen,
         better=better,
-        milestones=milestones(total, first, scheduler=scheduler, factor=FACTOR),
+        milestones=milestones(total, first, scheduler=scheduler, factor=FACTOR, batch=config.train.batch),
         cpus=cpus,
         gpus=gpus,
         at_once=at_once,

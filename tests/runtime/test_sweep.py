@@ -117,6 +117,11 @@ def test_trials_are_scored_at_their_milestones_and_at_the_end(scheduler, first, 
     assert milestones(90, first, scheduler=scheduler, factor=3) == found
 
 
+def test_no_milestone_falls_on_the_step_of_the_last():
+    assert milestones(2000, 222, scheduler="asha", factor=3, batch=64) == [222, 666, 2000]
+    assert milestones(2000, 200, scheduler="pbt", factor=3, batch=200) == list(range(200, 2001, 200))
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -126,7 +131,8 @@ def test_trials_are_scored_at_their_milestones_and_at_the_end(scheduler, first, 
         ({"objective": "fd"}, "--objective must be a known name, got fd"),
         ({"objective": "spread:up"}, "--objective must end in :min or :max"),
         ({"every_kimg": 91}, "--every must be from 0.512 (a batch) to 90"),
-        ({"kimg": 1}, "--every must be from 0.512"),
+        ({"kimg": 1}, "--kimg must be at least 4.608"),
+        ({"every_kimg": 0.1}, "--every must be from 0.512"),
         ({"workers": 5}, "--workers must be from 1 to 4, the CPU cores of this machine"),
         ({"runs_dir": "s3://bucket/x"}, "--runs-dir must be a folder"),
         ({"name": "a/b"}, "--name must be a plain directory name"),
