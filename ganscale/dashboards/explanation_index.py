@@ -93,7 +93,11 @@ def left_out_section(explanations: Path, *, key: str) -> str:
     rows = [row for row in missing if not any(explanations.glob(f"{row[0]}-[0-9]*"))]  # nor made since
     if not rows:
         return ""
-    listed = table(("method", "why"), rows, caption="Methods that were asked for and have no result")
+    reasons: dict[str, list[str]] = {}
+    for method, reason in rows:
+        reasons.setdefault(reason, []).append(method_title(method))
+    grouped = [(", ".join(methods), reason) for reason, methods in reasons.items()]
+    listed = table(("methods", "why"), grouped, caption="Methods that were asked for and have no result")
     return section(key, "Left out", listed)
 
 

@@ -215,11 +215,18 @@ code{font:.88em/1.5 ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace;ove
 pre{background:var(--surface);border:1px solid var(--rule);border-radius:8px;padding:12px 16px;overflow-x:auto}
 pre code{padding:0;background:none}
 details{margin:12px 0}summary{cursor:pointer;color:var(--link);padding:2px 0}
+.methods{list-style:none;display:grid;grid-template-columns:repeat(auto-fill,minmax(min(270px,100%),1fr));gap:10px 24px;
+  margin:12px 0 24px;padding:0;font-size:.92rem}
+.methods small{display:block;color:var(--muted)}@media (max-width: 720px){.methods small{display:none}}
+.explanation{margin:0;border-top:1px solid var(--rule)}.explanation>summary{padding:10px 0;color:var(--muted)}
+.explanation>summary h3{display:inline;margin:0 6px 0 0;color:var(--link)}.explanation>summary small{margin-right:6px}
+.explanation>article{padding-bottom:24px;scroll-margin-top:72px}
 .warning{background:var(--warn-ground);color:var(--warn-ink);border-left:4px solid var(--vermilion);padding:10px 14px;
   border-radius:0 6px 6px 0;font-weight:600;max-width:none}
 .missing{background:var(--surface);border-left:4px solid var(--rule);padding:10px 14px;max-width:none}
 .good{color:var(--blue);white-space:nowrap}.bad{color:var(--vermilion);font-weight:600;white-space:nowrap}
 footer{color:var(--muted);font-size:.88rem;padding-top:32px;padding-bottom:40px}
-@media print{.skip,nav,details:not([open]){display:none}.scroll,.panel{overflow:visible}
+@media print{.skip,nav,details:not([open]):not(.explanation){display:none}
+  .explanation::details-content{content-visibility:visible;height:auto}.scroll,.panel{overflow:visible}
   section{break-inside:auto}figure,table{break-inside:avoid}}
 """

@@ -1,6 +1,7 @@
-"""The report: one HTML page that holds everything about a run and needs nothing else, no network and no script.
+"""The report: one HTML page that shows a run and needs nothing else, no network and no script.
 
-It works for a run at any stage; what is not there yet is named, with the command that makes it.
+What stands for several explanations of the same links to their own pages, which lie beside it. The report works for a
+run at any stage; what is not there yet is named, with the command that makes it.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def render(facts: RunFacts) -> str:
         "Provenance": _provenance(facts),
     }
     shown = {title: body for title, body in sections.items() if body}
-    links = "".join(f'<li><a href="#{title.lower()}">{title}</a></li>' for title in shown)
+    left_out = left_out_section(facts.path / "explanations", key="left-out")
+    names = {title: title.lower() for title in shown} | ({"Left out": "left-out"} if left_out else {})
+    links = "".join(f'<li><a href="#{key}">{title}</a></li>' for title, key in names.items())
     problems = "".join(warning(words) for words in facts.problems)
     config = facts.config
     head = (
@@ -68,7 +71,7 @@ def render(facts: RunFacts) -> str:
         f'<nav aria-label="Contents"><ul>{links}</ul></nav></header>'
     )
     body = "\n".join(section(title.lower(), title, text) for title, text in shown.items())
-    body += left_out_section(facts.path / "explanations", key="left-out")
+    body += left_out
     foot = f"<footer>Written by ganscale {escape(str(facts.page.get('versions', {}).get('ganscale', '')))}</footer>"
     return document(f"{facts.path.name} · ganscale report", f'{head}\n<main id="main">\n{body}\n</main>\n{foot}')
 
