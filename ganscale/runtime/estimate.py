@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 
 import torch
@@ -18,6 +19,8 @@ FLOAT = 4  # bytes
 PROCESS_BYTES = 500 << 20  # interpreter, torch and Ray's client: measured resident size of an idle worker
 SECOND_ORDER = 3  # a gradient penalty keeps the forward, the first backward and what connects them
 PROBE_BATCH = 32  # images a step of the time probe, where the real share is larger
+PROBE_S = 1.0  # of measured steps
+LEAST_STEPS = 3  # measured, where they take longer than that
 PROBE_STEPS = 16  # at most: more phases than that are averaged incompletely
 
 
@@ -105,7 +108,10 @@ def _seconds(config: RunConfig, plan: Plan) -> float | None:
 
 
 def seconds_per_image(config: RunConfig, batch: int, *, device: str, threads: int) -> float:
-    """Time one worker's real steps on noise, after one to warm up: seconds for an image of a step on ``batch``."""
+    """Time one worker's real steps on noise, after one to warm up: seconds for an image of a step on ``batch``.
+
+    It is the median of several rounds (all that ``PROBE_S`` holds): one alone says little of a machine that others use.
+    """
     from ganscale.training.autoencoding import phases_of
     from ganscale.training.process_group import solo_group
     from ganscale.training.random import Draws
@@ -123,15 +129,16 @@ def seconds_per_image(config: RunConfig, batch: int, *, device: str, threads: in
         real = to_float(torch.randint(0, 256, shape, dtype=torch.uint8)).to(group.device, memory_format=layout)
         bf16 = config.train.precision == "bf16"
         cycle = min(PROBE_STEPS, math.lcm(*(phase.every for phase in phases)))
-        marks = []
-        for _ in range(2):
-            marks.append(time.perf_counter())
+        rounds: list[float] = []  # the first one warms up
+        while (len(rounds) - 1) * cycle < LEAST_STEPS or sum(rounds[1:]) < PROBE_S:
+            began = time.perf_counter()
             for _ in range(cycle):
                 train_step(
                     state, phases, real, draws, lambda: torch.autocast(group.device.type, torch.bfloat16, enabled=bf16)
                 )
-        if group.device.type == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - marks[1]) / (cycle * batch)
+            if group.device.type == "cuda":
+                torch.cuda.synchronize()
+            rounds.append(time.perf_counter() - began)
+        return statistics.median(rounds[1:]) / (cycle * batch)
     finally:
         torch.set_num_threads(threads_before)
