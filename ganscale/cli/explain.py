@@ -12,6 +12,7 @@ import click
 from ganscale.cli.group import Verb
 from ganscale.cli.output import note, result, result_json, table
 from ganscale.cli.params import Amount, Duration, Name, Pair, WholeNumber, find_run, json_option, run_argument
+from ganscale.cli.progress import Counting
 from ganscale.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -85,25 +86,24 @@ def explain(
         options |= {"budget": budget, "rows": rows, "width": width}
         submit_explanation(path, method, address=address, as_json=as_json, options=options)
         return
-    from ganscale.runtime import load
+    with Counting() as shown:
+        from ganscale.explain import Limits
+        from ganscale.runtime import load
 
-    explained = load(path)
-    options["address"] = address
-    if classifier is not None:
-        from ganscale.runtime.classifiers import find_classifier
+        explained = load(path)
+        options["address"] = address
+        if classifier is not None:
+            from ganscale.runtime.classifiers import find_classifier
 
-        options["classifier"] = find_classifier(classifier, explained.config.data, value_range=classifier_range)
+            options["classifier"] = find_classifier(classifier, explained.config.data, value_range=classifier_range)
+        if method != ALL:
+            limits = Limits(seconds=budget, rows=rows, width=width)
+            found = explained.explain(method, options=chosen, limits=limits, on_progress=shown, **options)
     if method == ALL:
         from ganscale.runtime.explain_all import explain_all
 
         _show_all(explain_all(explained, budget=budget, say=note, **options), as_json)
         return
-    from ganscale.cli.progress import Counting
-    from ganscale.explain import Limits
-
-    limits = Limits(seconds=budget, rows=rows, width=width)
-    with Counting() as shown:
-        found = explained.explain(method, options=chosen, limits=limits, on_progress=shown, **options)
     # one process explains a run at a time: the newest directory of the method is the one just written
     _show(found, max((explained.path / "explanations").glob(f"{method}-*")), as_json)
 
@@ -113,11 +113,12 @@ def _show(found: Explanation, written: Path, as_json: bool) -> None:
         facts = {"path": written, "method": found.method, "target": str(found.target), "scores": found.scores}
         result_json(facts | {"meta": found.meta, "not_better_than_random": found.not_better_than_random})
     else:
-        rows = [("score", "value", "margin (95 %)", "control", "better", "n")]
+        rows = [("score", "value", "margin (95 %)", "control", "wanted", "n", "verdict")]
         for name, score in found.scores.items():
             known = score.margin is not None and math.isfinite(score.margin)
             margin = f"±{score.margin:.3g} {score.margin_of}" if known else ""
-            rows.append((name, _shown(score.value), margin, _shown(score.control), score.better, str(score.n)))
+            control = _shown(score.control)
+            rows.append((name, _shown(score.value), margin, control, score.better, str(score.n), score.verdict))
         result(table(rows))
         if any(row[1] == UNDEFINED for row in rows):
             result("undefined: the score divides by zero, as where the output or the map is the same everywhere")
@@ -158,8 +159,7 @@ def _row(made: Made) -> tuple[str, ...]:
     found = made.explanation
     name = next(iter(found.meta.get("primary") or found.scores))
     score = found.scores[name]
-    verdict = "not better" if found.not_better_than_random else "better"
-    return made.method, made.held(), verdict, f"{name} {_shown(score.value)} v {_shown(score.control)}"
+    return made.method, made.held(), found.verdict, f"{name} {_shown(score.value)} v {_shown(score.control)}"
 
 
 def _facts(made: Made) -> dict[str, Any]:

@@ -85,9 +85,12 @@ class Counting:
 
     def __init__(self) -> None:
         self._bar, self._task = None, None
-        self._said = self._began = time.monotonic()
+        self._said = time.monotonic()
+        self._first: tuple[int, int, str, float] | None = None  # done, total, what, when
 
     def __enter__(self) -> Counting:
+        if sys.stderr.isatty():
+            self._show(0, None, "starting")
         return self
 
     def __exit__(
@@ -99,15 +102,19 @@ class Counting:
     def __call__(self, done: int, total: int, what: str) -> None:
         """Show that ``done`` of ``total`` are finished."""
         now = time.monotonic()
-        left = (now - self._began) * (total - done) / done
-        words = f"{done} of {total} {what}, about {clock(left)} left"
+        if self._first is None or self._first[1:3] != (total, what) or done <= self._first[0]:
+            self._first = (done, total, what, now)  # what came before, imports and data among it, is no measure
+        words = f"{done} of {total} {what}"
+        if done > self._first[0]:
+            left = (now - self._first[3]) * (total - done) / (done - self._first[0])
+            words += f", about {clock(left)} left"
         if sys.stderr.isatty():
             self._show(done, total, words)
         elif done < total and now - self._said >= QUIET_S:
             self._said = now
             note(words)
 
-    def _show(self, done: int, total: int, words: str) -> None:
+    def _show(self, done: int, total: int | None, words: str) -> None:
         if self._bar is None:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn

@@ -162,6 +162,26 @@ def test_on_a_terminal_the_count_is_a_bar_that_goes_when_all_is_done(monkeypatch
     assert not shown._bar.live.is_started
 
 
+def test_the_time_left_is_counted_from_the_first_result_and_the_bar_says_starting_before(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("ganscale.cli.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with Counting() as shown:
+        (task,) = shown._bar.tasks
+        assert task.description == "starting"
+        now[0] = 30.0  # imports, Ray, data
+        shown(1, 11, "samples")
+        assert task.description == "1 of 11 samples"
+        now[0] = 31.0
+        shown(2, 11, "samples")
+        assert task.description == "2 of 11 samples, about 0:09 left"
+        now[0] = 91.0
+        shown(1, 5, "sweeps")  # a count of something else has its own clock
+        now[0] = 93.0
+        shown(2, 5, "sweeps")
+        assert task.description == "2 of 5 sweeps, about 0:06 left"
+
+
 def test_a_long_count_is_said_now_and_then_and_never_at_once(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr("ganscale.cli.progress.time.monotonic", lambda: now[0])
