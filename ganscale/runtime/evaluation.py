@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,8 +167,12 @@ def _judge_of_points(dataset: Any, num: int | None) -> Judge:
 def keep(
     run: Run, networks: Networks, values: dict[str, MetricValue], *, untrained: dict[str, MetricValue] | None = None
 ) -> Evaluation:
-    """Write ``evaluations/kimg-*.json``, whole or not at all, and return what it says."""
+    """Write ``evaluations/kimg-*.json``, whole or not at all, and return what it says.
+
+    What was measured of the first weights before stays, where it was measured in the same way.
+    """
     path = evaluation_path(run.path, networks.images)
+    untrained = untrained or _untrained_before(path, values)
     page = {
         "run": run.name,
         "images": networks.images,
@@ -177,6 +182,24 @@ def keep(
     path.parent.mkdir(exist_ok=True)
     replace_text(path, json.dumps(page, indent=2, allow_nan=False) + "\n")
     return Evaluation(run=run.name, images=networks.images, path=path, values=values, untrained=untrained)
+
+
+def _untrained_before(path: Path, values: dict[str, MetricValue]) -> dict[str, MetricValue] | None:
+    """Return what ``path`` says of the first weights, if it holds all of ``values``, stamped alike.
+
+    None as well where the page cannot be read: it is about to be replaced.
+    """
+    try:
+        before = json.loads(path.read_text())["untrained"] or {}
+        found = {name: MetricValue(**(before[name] | _numbers(before[name]))) for name in values}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if all(found[name].stamp == value.stamp for name, value in values.items()) else None
+
+
+def _numbers(plain: dict[str, Any]) -> dict[str, float]:
+    """Return what JSON cannot hold: a number that was not finite."""
+    return {key: math.nan for key in ("value", "floor") if plain[key] is None}
 
 
 def evaluation_path(run_dir: Path, images: int) -> Path:

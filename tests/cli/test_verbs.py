@@ -178,6 +178,16 @@ def test_an_evaluation_prints_each_value_beside_real_and_untrained(points):
     assert Path(page["path"]).is_file()
 
 
+def test_what_was_measured_of_the_first_weights_stays_as_long_as_it_is_measured_alike(points):
+    first = json.loads(call("evaluate", points, "--num", 500, "--untrained", "--json").stdout)
+    again = json.loads(call("evaluate", points, "--num", 500, "--json").stdout)
+    assert first["untrained"]
+    assert again["untrained"] == first["untrained"]
+    assert json.loads(Path(again["path"]).read_text())["untrained"]
+    other = json.loads(call("evaluate", points, "--num", 600, "--json").stdout)
+    assert other["untrained"] is None
+
+
 def test_an_explanation_prints_scores_beside_their_controls(launched):
     options = ("--method", "directions", "--workers", 0, "--num-samples", 2, "--set", "num_directions=2")
     done = call("explain", launched[1], *options)
