@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ganscale.errors import GanscaleError, RunFailed
+from ganscale.errors import GanscaleError, RunFailed, UserError
 from ganscale.explain import EXPLAINERS, BudgetSpent, Explanation, Limits
 from ganscale.files import remove_directory, replace_text
 from ganscale.runtime.classifiers import find_classifier
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ganscale.runtime.run import Run
 
+LEAST_BUDGET_S = 10.0
 LEAST_S = 1.0  # of a method's share
 GROWTH = 2  # times the samples, where time is left for more
 WORTH = 1.25  # times the samples, below which another go is not worth its time
@@ -98,6 +99,9 @@ def explain_all(
     or the samples would be refused whatever the method; RunFailed, after the report, where a method failed in a way
     that is no refusal.
     """
+    if budget is not None and budget < LEAST_BUDGET_S:
+        rule = f"be at least {LEAST_BUDGET_S:g}s with --method all: starting and the report alone take seconds"
+        raise UserError("--budget", rule, f"{budget:g}s", "use --budget 1m, or one method")
     whole = _All(run, target, num_samples, workers, seed, classifier, samples, budget, say)
     whole.check()
     interrupted = False

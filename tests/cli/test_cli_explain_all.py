@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from calls import call, files_below
 from explaining import EXPLAIN, of
 
 from ganscale.explain import EXPLAINERS, Explanation, Limits
@@ -145,3 +146,13 @@ def test_a_method_that_breaks_takes_no_other_with_it(run, monkeypatch):
     assert "kernel-shap: ZeroDivisionError: nothing to share" in done.stderr
     assert [path.name for path in (run / "explanations").iterdir() if path.is_dir()] == ["directions-001"]
     assert "directions-001" in (run / "report.html").read_text()
+
+
+def test_a_budget_that_only_the_start_would_fill_is_refused_with_nothing_written(run):
+    before = files_below(run)
+    done = call("explain", run, "--method", "all", "--budget", "2s", "--workers", 0)
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert "--budget must be at least 10s with --method all" in line
+    assert line.endswith("use --budget 1m, or one method")
+    assert files_below(run) == before
