@@ -8,7 +8,7 @@ import click
 
 from ganscale.cli.group import Verb
 from ganscale.cli.output import result
-from ganscale.cli.params import WholeNumber, find_run
+from ganscale.cli.params import WholeNumber, find_run, nearest_run
 from ganscale.errors import UserError
 
 EVENTS = "events.out.tfevents.*"
@@ -37,4 +37,4 @@ def find_events(where: str) -> Path:
     for folder in (find_run(where),) if "://" in where else (Path(where), Path("runs") / where):
         if next(folder.rglob(EVENTS), None) is not None:
             return folder
-    raise UserError("RUN or DIR", "be a directory that holds TensorBoard events", where, "train with `ganscale launch`")
+    raise UserError("RUN or DIR", "be a directory that holds TensorBoard events", where, nearest_run(where))

@@ -37,15 +37,19 @@ def generate(run: str, num: int, seed: int, out: str | None, interpolate: bool, 
     target = Path(out) if out else found.path / "generated" / f"seed-{seed}-num-{num}{walk}.png"
     if (out and target.is_file()) or (target.is_dir() and any(target.iterdir())):
         raise UserError("--out", "be a new file or folder", str(target), "choose another name, or remove it")
-    written = save(found.generate(num, seed=seed, interpolate=interpolate), target)
+    written = save(
+        found.generate(num, seed=seed, interpolate=interpolate), target, columns=num if interpolate else None
+    )
     if as_json:
         result_json({"num": num, "seed": seed, "files": written})
     else:
         result(str(target))
 
 
-def save(samples: np.ndarray, target: Path) -> list[Path]:
-    """Write samples [N, C, H, W] as one PNG grid where ``target`` ends in .png, else as a PNG each below it.
+def save(samples: np.ndarray, target: Path, *, columns: int | None = None) -> list[Path]:
+    """Write samples [N, C, H, W] as one PNG where ``target`` ends in .png, else as a PNG each below it.
+
+    The one is a square grid, or one of ``columns``.
 
     Points of the plane (C = 2) become one scatter plot, never a folder (``UserError``). Returns the files.
     """
@@ -59,7 +63,7 @@ def save(samples: np.ndarray, target: Path) -> list[Path]:
             raise UserError("--out", "be a .png file where the run makes points", str(target), "add .png")
         return [save_png(target, scatter_image(samples, extent=1.1 * float(abs(samples).max())))]
     if single:
-        return [save_png(target, image_grid(samples))]
+        return [save_png(target, image_grid(samples, columns))]
     return [
         save_png(target / f"{index:06d}.png", image_grid(sample[None], padding=0))
         for index, sample in enumerate(samples)

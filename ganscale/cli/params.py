@@ -140,6 +140,15 @@ def find_run(text: str, *, runs_dir: str | Path = "runs") -> Path:
         run_dir = path.parent.parent if path.parent.name == "checkpoints" and path.is_dir() else path
         if (run_dir / "config.json").is_file():
             return path
+        if path.parent.name == "checkpoints" and (path.parent.parent / "config.json").is_file():
+            there = [found.name for found in sorted(path.parent.glob("kimg-*")) if found.is_dir()]
+            remedy = f"choose one of {', '.join(there)}" if there else "the run has none yet"
+            raise UserError("checkpoint", f"be one of those in {path.parent}", path.name, remedy)
+    rule = "be a run directory (it holds config.json)"
+    raise UserError("run", rule, text, nearest_run(text, runs_dir))
+
+
+def nearest_run(text: str, runs_dir: str | Path = "runs") -> str:
+    """Return a remedy that offers the runs below ``runs_dir`` that are called nearly so, or all."""
     known = sorted(path.parent.name for path in Path(runs_dir).glob("*/config.json"))
-    remedy = nearest(text, known) if known else "train one with `ganscale launch`"
-    raise UserError("run", "be a run directory (it holds config.json)", text, remedy)
+    return nearest(Path(text).name, known) if known else "train one with `ganscale launch`"

@@ -141,6 +141,25 @@ def test_a_run_is_found_by_its_name_below_runs(launched, monkeypatch):
         Path("runs").unlink()
 
 
+def test_a_walk_is_one_row_and_other_images_a_square(launched, tmp_path):
+    walk, square = tmp_path / "walk.png", tmp_path / "square.png"
+    assert call("generate", launched[1], "--num", 9, "--interpolate", "--out", walk).exit_code == 0
+    assert call("generate", launched[1], "--num", 9, "--out", square).exit_code == 0
+    assert Image.open(walk).size == (9 * 30 + 2, 30 + 2)
+    assert Image.open(square).size == (3 * 30 + 2, 3 * 30 + 2)
+
+
+def test_a_run_or_checkpoint_that_is_not_there_is_refused_with_those_that_are(launched, monkeypatch, expect_refused):
+    expect_refused(call("generate", launched[1] / "checkpoints" / "kimg-9"), "kimg-000000.128", "kimg-000000.256")
+    monkeypatch.chdir(launched[1].parent)
+    Path("runs").symlink_to(".")
+    try:
+        expect_refused(call("dashboard", "runs/tyni"), "did you mean tiny?")
+        expect_refused(call("dashboard", "runs/nope"), "choose one of tiny")
+    finally:
+        Path("runs").unlink()
+
+
 @pytest.fixture(scope="module")
 def points(tmp_path_factory) -> Path:
     """A run on points of the plane, whose evaluation needs no feature extractor."""
