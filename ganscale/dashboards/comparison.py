@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from ganscale import __version__
 from ganscale.dashboards.enlarging import DAMAGED, DENSITY
 from ganscale.dashboards.gallery import Row, Tile, gallery
-from ganscale.dashboards.layout import BANNER, class_name, method_title, number, target_words
+from ganscale.dashboards.layout import BANNER, MARKS, class_name, method_title, number, target_words
 from ganscale.dashboards.maps import cells_of, is_picture, limit_of, signed_map
 from ganscale.dashboards.page import figure, picture_file
 from ganscale.errors import GanscaleError
@@ -157,7 +157,7 @@ def _row(explanation: Explanation, samples: Sequence[bytes]) -> Row:
 
 def _score(explanation: Explanation, name: str) -> str:
     score = explanation.scores[name]
-    return f"{number(score.value)} ({number(score.control)}) {'✓' if score.beats_control else '✗'}"
+    return f"{number(score.value)} ({number(score.control)}) {MARKS[score.verdict] or 'no margin'}"
 
 
 def _kind(explanation: Explanation, place: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ganscale.dashboards.comparison import comparison_figures, write_comparisons
 from ganscale.dashboards.explanation_page import PAGE
+from ganscale.dashboards.explanation_parts import said_of_all
 from ganscale.dashboards.explanation_words import subject_of
 from ganscale.dashboards.layout import BANNER, method_title, number, score_title
 from ganscale.dashboards.page import Html, document, link, note, picture_file, section, table
@@ -104,7 +105,9 @@ def left_out_section(explanations: Path, *, key: str) -> str:
 def _render(folder: Path, entries: list[tuple[_Entry, tuple[object, ...]]], lost: list[str]) -> str:
     run = folder.absolute().parent.name
     weak = sum(bool(entry.page.get("not_better_than_random")) for entry, _ in entries)
-    verdicts = f"{weak} not better than random" if weak or not entries else "all better than random"
+    better = sum(_verdict(entry) == "better" for entry, _ in entries)
+    all_of_them = "all" if better == len(entries) else f"{better} of {len(entries)}"
+    verdicts = f"{weak} {BANNER}" if weak or not entries else f"{all_of_them} better than random"
     head = (
         f'<header><nav aria-label="This run">{link("../report.html", "Report of the run")}</nav>\n'
         f"<h1>Explanations of {escape(run)}</h1>\n"
@@ -130,20 +133,24 @@ def _row(entry: _Entry) -> tuple[object, ...]:
     first = link(f"{entry.directory.name}/{PAGE}", Html(said)) if page.is_file() else said
     alt = f"Part of a panel of {entry.title}, {entry.directory.name}"
     small = Html(picture_file(picture, alt, density=2)) if picture.is_file() else "–"
-    good = not entry.page.get("not_better_than_random")
-    kind, mark, words = ("good", "✓", "better than random") if good else ("bad", "✗", BANNER)
-    verdict = f'<span class="{kind}"><span aria-hidden="true">{mark} </span>{words}</span>'
+    verdict = said_of_all(_verdict(entry))
     if meta.get("interim"):
-        verdict += f"<small>{escape(str(meta['interim']))}</small>"
+        verdict = Html(f"{verdict}<small>{escape(str(meta['interim']))}</small>")
     return (
         Html(first),
         small,
-        Html(verdict),
+        verdict,
         score_title(name),
         number(_value(score, "value")),
         number(_value(score, "control")),
         _target(entry.page),
     )
+
+
+def _verdict(entry: _Entry) -> str:
+    """Return what the deciding scores say; files of an earlier version know better from not better alone."""
+    before = "not better" if entry.page.get("not_better_than_random") else "better"
+    return str(entry.page.get("verdict", before))
 
 
 def _value(score: dict[str, Any], key: str) -> float | None:

@@ -13,6 +13,7 @@ from ganscale.dashboards.enlarging import DENSITY
 from ganscale.dashboards.explanation_words import BETTER, READING, alt_of, caption_of, subject_of
 from ganscale.dashboards.layout import (
     BANNER,
+    MARKS,
     decides,
     margin_words,
     method_title,
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 _MARGIN = (
     "A value beats its control where it is better by more than the margin: 1.96 standard errors of what chance reaches "
-    "(chance), of the mean difference from the control of the same samples (difference), or of the value (value)."
+    "(chance), of the mean difference from the control of the same samples (difference), or of the value (value). "
+    "Without a margin a difference says nothing by itself. R² and infidelity must be better than a constant's as well."
 )
 _SHOWN_ELSEWHERE = ("warnings", "summary", "interim")
 _MOVES = {"traversal": "walks", "counterfactuals": "pictures", "ways": "ways", "attributes": "attributes"}
@@ -102,8 +104,18 @@ def score_table(explanation: Explanation) -> str:
 
 def said(score: Score) -> Html:
     """Return the verdict on a score, by sign, words and colour."""
-    kind, mark = ("good", "✓") if score.beats_control else ("bad", "✗")
-    return Html(f'<span class="{kind}"><span aria-hidden="true">{mark} </span>{verdict(score)}</span>')
+    if score.verdict == "no margin":
+        return Html(f"<span>{verdict(score)}</span>")
+    kind = "good" if score.beats_control else "bad"
+    return Html(f'<span class="{kind}"><span aria-hidden="true">{MARKS[score.verdict]} </span>{verdict(score)}</span>')
+
+
+def said_of_all(verdict: str) -> Html:
+    """Return what the deciding scores of an explanation say together, by sign, words and colour."""
+    if verdict == "no margin":
+        return Html("<span>no margin to judge by</span>")
+    kind, words = ("good", "better than random") if verdict == "better" else ("bad", BANNER)
+    return Html(f'<span class="{kind}"><span aria-hidden="true">{MARKS[verdict]} </span>{words}</span>')
 
 
 def everything_made(explanation: Explanation) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MARGIN = 18
 BANNER = "not better than random"
+MARKS = {"better": "✓", "not better": "✗", "no margin": ""}
+_VERDICT_INK = {"better": SERIES["blue"].light, "not better": SERIES["vermilion"].light, "no margin": MUTED.light}
 _LETTER = 6.3  # CSS pixels that a letter of a line takes, at most
 _DIGIT = 7.3  # the same of a number
 _SMALLEST = 0.6  # of a line's size, where it is too long for a narrow panel
@@ -215,7 +217,10 @@ def measured_on(values: Mapping[str, Mapping[str, Any]]) -> str:
 
 def verdict(score: Score) -> str:
     """Return whether a score beats its control, in words."""
-    return "beats its control" if score.beats_control else "not better than its control"
+    if score.verdict == "not better" and not score.beats_constant:
+        return "not better than a constant"
+    words = {"better": "beats its control", "not better": "not better than its control", "no margin": "no margin"}
+    return words[score.verdict]
 
 
 def margin_words(score: Score) -> str:
@@ -281,18 +286,18 @@ def score_table(explanation: Explanation, width: int) -> np.ndarray:
         canvas.text(left + x, y + 7, title, size=11, bold=True, colour=MUTED.light)
     for row, (name, score) in enumerate(scores.items()):
         top = y + 7 + _ROW * (row + 1)
-        good = score.beats_control
+        mark = f"{MARKS[score.verdict]} ".lstrip()
         cells = (
             f"{score_title(name)} (n = {score.n})",
             number(score.value),
             margin_words(score),
             number(score.control),
             {"zero": "nearer 0"}.get(score.better, score.better),
-            ("✓ " if good else "✗ ") + verdict(score),
+            mark + verdict(score),
         )
         for (title, x), cell in zip(_COLUMNS, cells, strict=True):
             last = title == _COLUMNS[-1][0]
-            colour = (SERIES["blue"].light if good else SERIES["vermilion"].light) if last else INK.light
+            colour = _VERDICT_INK[score.verdict] if last else INK.light
             bold = title == "score" and decides(explanation, name)
             letter = _DIGIT if title != "score" else _LETTER * (1.13 if bold else 1)
             fits = (room.get(title, math.inf) - 8) / (letter * len(cell))

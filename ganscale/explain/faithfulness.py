@@ -5,6 +5,7 @@ Legend: N samples, M players, R random orders, P curve points, H height, W width
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,15 +67,11 @@ def scores_of(
     rng = np.random.default_rng(np.random.SeedSequence(request.seed, spawn_key=(0, SCORING + 1)))
     random_gini_R = scores.gini(rng.standard_normal((scores.RANDOM_ORDERS, players)))
     infidelity_N = np.array([one["infidelity"] for one in found])
+    random_infidelity_NR = np.stack([one["infidelity_random"] for one in found])
     measured = {
         "deletion_auc": scores.against_random(area_N, random_area_NR, better="lower"),
         "insertion_auc": scores.against_random(scores.area(insertion, counts_P), random_area_NR, better="higher"),
-        "infidelity": Score(
-            value=float(infidelity_N.mean()),
-            control=float(np.mean([one["infidelity_random"] for one in found])),
-            n=len(found),
-            better="lower",
-        ),
+        "infidelity": replace(scores.against_random(infidelity_N, random_infidelity_NR, better="lower"), constant=1.0),
         "completeness_gap": scores.completeness(maps.predicted_NM, maps.fx_N, maps.baseline_N),
         "gini": scores.against_random(
             scores.gini(maps.weights_NM), np.tile(random_gini_R, (len(found), 1)), better="higher"

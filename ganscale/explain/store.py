@@ -104,6 +104,7 @@ def _to_document(explanation: Explanation, *, sha256: str) -> dict[str, Any]:
         "method": explanation.method,
         "target": target,
         "not_better_than_random": explanation.not_better_than_random,
+        "verdict": explanation.verdict,
         "scores": {name: _from_score(score) for name, score in explanation.scores.items()},
         "meta": explanation.meta,
         "tensors": {"file": TENSORS, "sha256": sha256},
@@ -115,6 +116,8 @@ def _from_score(score: Score) -> dict[str, Any]:
     entry: dict[str, Any] = {name: getattr(score, name) for name in _NUMBERS}
     reason = {name: str(value) for name, value in entry.items() if value is not None and not math.isfinite(value)}
     entry.update(dict.fromkeys(reason), n=score.n, better=score.better, margin_of=score.margin_of)
+    if score.constant is not None:
+        entry["constant"] = score.constant
     return {**entry, "reason": reason} if reason else entry
 
 
@@ -122,4 +125,5 @@ def _to_score(entry: Mapping[str, Any]) -> Score:
     reason = entry.get("reason", {})
     given = {name: reason.get(name, entry[name]) for name in _NUMBERS}
     numbers = {name: None if value is None else float(value) for name, value in given.items()}
-    return Score(**numbers, n=entry["n"], better=entry["better"], margin_of=entry.get("margin_of", "chance"))
+    margin_of, constant = entry.get("margin_of", "chance"), entry.get("constant")
+    return Score(**numbers, n=entry["n"], better=entry["better"], margin_of=margin_of, constant=constant)

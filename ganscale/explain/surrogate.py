@@ -144,6 +144,7 @@ class SurrogateExplainer(AttributionExplainer):
                     n=len(fits),
                     better="higher",
                     margin_of="value",
+                    constant=0.0,
                 )
             },
             meta={"enumerated": self.enumerates, "coalitions": counts[0] if len({*counts}) == 1 else counts},

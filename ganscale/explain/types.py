@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Better = Literal["higher", "lower", "zero"]
 Margin = Literal["chance", "difference", "value"]  # what an interval's width is the error of
+Verdict = Literal["better", "not better", "no margin"]
 OUTPUTS = ("log-probability", "logit", "margin")  # what a class target takes of the classifier
 TARGETS = {
     "critic": "critic[(Y)][:real|:fake][@G]",
@@ -122,7 +123,8 @@ class Score:
     where nothing was sampled: 1.96 standard errors of what ``margin_of`` says. "chance": of the random control, so that
     chance alone would put the value within the margin of the control; "difference": of the mean difference from the
     control of the same samples; "value": of the value itself. A value whose control lies within the margin shows
-    nothing. ``better`` says which way is good.
+    nothing. ``better`` says which way is good. ``constant`` is what an account that predicts no difference reaches (0
+    for R², 1 for infidelity); a value that has one must be better than that too.
     """
 
     value: float
@@ -132,6 +134,7 @@ class Score:
     n: int
     better: Better
     margin_of: Margin = "chance"
+    constant: float | None = None
 
     @property
     def margin(self) -> float | None:
@@ -139,17 +142,34 @@ class Score:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     @property
-    def beats_control(self) -> bool:
-        """Whether the whole interval (or the value, where there is none) lies on the better side of the control."""
+    def verdict(self) -> Verdict:
+        """Return whether the whole interval lies on the better side of the control (and of the constant).
+
+        A bare value without an interval is never "better": "no margin" on the better side, "not better" elsewhere.
+        """
         low = self.value if self.low is None else self.low
         high = self.value if self.high is None else self.high
-        if not all(math.isfinite(number) for number in (low, high, self.control)):
-            return False
-        if self.better == "higher":
-            return low > self.control
-        if self.better == "lower":
-            return high < self.control
-        return max(abs(low), abs(high)) < abs(self.control)
+        bars = [self.control] if self.constant is None else [self.control, self.constant]
+        if not all(math.isfinite(number) for number in (low, high, *bars)):
+            return "not better"
+        beaten = {
+            "higher": low > max(bars),
+            "lower": high < min(bars),
+            "zero": max(abs(low), abs(high)) < min(map(abs, bars)),
+        }[self.better]
+        if not beaten:
+            return "not better"
+        return "no margin" if self.margin is None else "better"
+
+    @property
+    def beats_control(self) -> bool:
+        """Whether the value is better than its control by more than its margin; never without a margin."""
+        return self.verdict == "better"
+
+    @property
+    def beats_constant(self) -> bool:
+        """Whether the value is better than that of an account that predicts no difference, where there is one."""
+        return self.constant is None or replace(self, control=self.constant, constant=None).verdict != "not better"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -187,7 +207,16 @@ class Explanation:
     @property
     def not_better_than_random(self) -> bool:
         """True where a primary score does not beat its control: pictures of it carry a banner that says so."""
-        return any(not self.scores[name].beats_control for name in self.meta.get("primary", self.scores))
+        return self.verdict == "not better"
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return what the primary scores say together: the worst of those with a margin or on the worse side.
+
+        "no margin" where none of them can be told from its control, as none has a margin.
+        """
+        said = {self.scores[name].verdict for name in self.meta.get("primary", self.scores)}
+        return next((verdict for verdict in ("not better", "better") if verdict in said), "no margin")
 
     def save(self, directory: Path, *, also_write: Callable[[Path], None] | None = None) -> Path:
         """Write ``values.safetensors`` and ``explanation.json`` as the new ``directory`` in one visible step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import warnings
@@ -136,6 +137,8 @@ def test_a_constant_function_is_explained_as_not_better_than_random(run):
     done = of([*SHAP, "--classifier", "my_rules:constant", "--target", "class:0"], run)
     assert done.exit_code == 0, done.stderr
     assert "not better than random" in done.stdout
+    assert done.stdout.splitlines()[0].split()[-1] == "verdict"
+    assert re.search(r"^deletion_auc .* not better$", done.stdout, flags=re.MULTILINE)
     assert "nan" not in done.stdout
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import toys
 
+from ganscale.dashboards.layout import verdict
 from ganscale.explain import Score, explain
 from ganscale.explain import scores as measured
 from ganscale.explain.attribution import AttributionExplainer
@@ -16,6 +17,7 @@ from ganscale.explain.base import make_request
 from ganscale.explain.integrated_gradients import IntegratedGradients
 from ganscale.explain.plan import drive
 from ganscale.explain.subject import Subject
+from ganscale.explain.types import FUNCTION, Explanation
 
 
 def test_the_true_order_of_an_additive_model_has_the_least_deletion_area_of_all_720():
@@ -102,8 +104,36 @@ def test_a_score_beats_its_control_only_with_its_whole_interval():
     assert not score("lower", control=2.5)
     assert score("zero", control=-4.0)
     assert not score("zero", control=2.5)
-    assert score("lower", low=None, high=None, control=2.5)
+    assert not score("lower", low=None, high=None, control=2.5)
     assert not score("higher", control=float("nan"))
+
+
+def test_a_difference_without_a_margin_is_neither_better_nor_a_reason_for_the_banner_unless_it_is_worse():
+    def bare(value: float, control: float = 0.349) -> Score:
+        return Score(value=value, control=control, n=1, better="higher")
+
+    assert (bare(0.353).verdict, bare(0.349).verdict, bare(0.1).verdict) == ("no margin", "not better", "not better")
+    clear = Score(value=2.0, low=1.0, high=3.0, control=0.0, n=9, better="higher")
+    for scores, expected in (
+        ([bare(0.353)], "no margin"),
+        ([bare(0.353), clear], "better"),
+        ([bare(0.1), clear], "not better"),
+    ):
+        named = {str(place): score for place, score in enumerate(scores)}
+        found = Explanation(method="m", target=FUNCTION, values={}, inputs={}, scores=named, meta={})
+        assert (found.verdict, found.not_better_than_random) == (expected, expected == "not better")
+
+
+def test_a_fit_worse_than_a_constant_beats_nothing_however_bad_its_control_is():
+    def fit(value: float) -> Score:
+        return Score(value=value, low=value - 0.1, high=value + 0.1, control=-0.9, n=3, better="higher", constant=0.0)
+
+    assert (fit(-0.32).verdict, fit(0.05).verdict, fit(0.3).verdict) == ("not better", "not better", "better")
+    assert verdict(fit(-0.32)) == "not better than a constant"
+    x = torch.rand(2, 5, generator=torch.Generator().manual_seed(1))
+    found = explain(lambda rows: rows.sum(dim=1), x, "kernel-shap").scores
+    assert (found["r_squared"].constant, found["infidelity"].constant) == (0, 1)
+    assert found["infidelity"].margin is not None
 
 
 def test_a_constant_function_has_nothing_to_explain_and_says_so():

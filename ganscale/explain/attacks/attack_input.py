@@ -23,7 +23,7 @@ from ganscale.explain.attacks.strength import masking_signs
 from ganscale.explain.base import Explainer, Meter, Options
 from ganscale.explain.errors import ExplainInputError, ExplainOptionError
 from ganscale.explain.plan import Chunk, Partial, Request
-from ganscale.explain.scores import against_random
+from ganscale.explain.scores import Z95, against_random
 from ganscale.explain.subject import Subject, check_callable, check_range
 from ganscale.explain.types import Explanation, Score
 
@@ -220,8 +220,10 @@ class AttackInput(Explainer):
                 found[f"{name}_success"] = against_random(flipped[name], by_noise, better="higher")
         right_n = joined["right"][~np.isnan(joined["right"])]
         if len(right_n):
+            value, chance = float(right_n.mean()), self._chance()
+            half = Z95 * float(np.sqrt(chance * (1 - chance) / len(right_n)))  # of a verdict by chance
             found["clean_accuracy"] = Score(
-                value=float(right_n.mean()), control=self._chance(), n=len(right_n), better="higher"
+                value=value, low=value - half, high=value + half, control=chance, n=len(right_n), better="higher"
             )
         return found
 

@@ -20,6 +20,7 @@ from ganscale.explain.base import Explainer, Meter, Options
 from ganscale.explain.codes.autoencoder import small_pictures
 from ganscale.explain.errors import ExplainInputError, ExplainTargetError
 from ganscale.explain.plan import Chunk, Partial, Request
+from ganscale.explain.scores import Z95, against_control
 from ganscale.explain.subject import Subject
 from ganscale.explain.types import Explanation, Score
 
@@ -127,22 +128,16 @@ class Retrieval(Explainer):
         shared_N = np.array(
             [len(set(a) & set(b)) / len(a) for a, b in zip(ours.tolist(), pixels.tolist(), strict=True)]
         )
-        chance = self.options.k / len(self.gallery)
-        scores = {
-            "shared_with_pixels": Score(value=float(shared_N.mean()), control=chance, n=len(shared_N), better="higher")
-        }
+        scores = {"shared_with_pixels": _shared(shared_N, self.options.k, len(self.gallery))}
         labels, real = self.request.inputs.get("labels"), self.request.inputs.get("real_labels")
         if labels is None or real is None or not (labels >= 0).any():
             return scores
         known = (labels >= 0).numpy()
         wanted, gallery = labels.numpy()[known][:, None], real.numpy()
-        right = {space: float((gallery[merged[space][1][known]] == wanted).mean()) for space in SPACES}
-        random = float((gallery[None] == wanted).mean())
-        count = int(known.sum())
-        scores["same_class"] = Score(value=right["features"], control=random, n=count, better="higher")
-        scores["same_class_against_pixels"] = Score(
-            value=right["features"], control=right["pixels"], n=count, better="higher"
-        )
+        right_N = {space: (gallery[merged[space][1][known]] == wanted).mean(axis=1) for space in SPACES}
+        random_N = (gallery[None] == wanted).mean(axis=1)
+        scores["same_class"] = against_control(right_N["features"], random_N, better="higher")
+        scores["same_class_against_pixels"] = against_control(right_N["features"], right_N["pixels"], better="higher")
         return scores
 
     def _copies(self, pixels: Found) -> int:
@@ -209,3 +204,14 @@ def merge_best(parts: list[Found], k: int) -> Found:
     place = np.concatenate([part[1] for part in parts], axis=1)
     order = np.stack([np.lexsort((place[row], distance[row]))[:k] for row in range(len(place))])
     return np.take_along_axis(distance, order, axis=1), np.take_along_axis(place, order, axis=1)
+
+
+def _shared(shared_N: np.ndarray, k: int, gallery: int) -> Score:
+    """Score the mean share of k neighbours that two spaces have in common against k drawn from the gallery.
+
+    The interval is that of such draws, without replacement (hypergeometric).
+    """
+    chance = k / gallery
+    power = chance * (1 - chance) * (gallery - k) / max(gallery - 1, 1) / k
+    value, half = float(shared_N.mean()), Z95 * float(np.sqrt(power / len(shared_N)))
+    return Score(value=value, low=value - half, high=value + half, control=chance, n=len(shared_N), better="higher")
