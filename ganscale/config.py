@@ -372,5 +372,5 @@ def _explain_validation(error: ValidationError) -> ConfigError:
             key, f"be one of {', '.join(choices)}", first["input"], nearest(str(first["input"]), choices)
         )
     rule = first["msg"][0].lower() + first["msg"][1:]
-    rule = rule.removeprefix("input should ").removeprefix("value error, ")
+    rule = rule.removeprefix("input should ").removeprefix("value error, ").partition(", unable to ")[0]
     return ConfigError(key, rule, first["input"], f"change it with --set {key}=...")

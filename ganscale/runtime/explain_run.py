@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 
 from ganscale.data import keyed, open_dataset
 from ganscale.data.pixels import to_float
-from ganscale.errors import RunFailed, UserError
+from ganscale.errors import RunFailed, UserError, nearest
 from ganscale.explain import (
     EXPLAINERS,
     Explainer,
@@ -39,7 +40,18 @@ if TYPE_CHECKING:
     from ganscale.runtime.run import Networks, Run
 
 SAMPLES = ("both", "real", "generated")
+_INNER = {"run", "actors", "between", "board"}  # arguments that Run.explain does not have
 COMPANIONS = 3  # a group of four, the usual one of minibatch standard deviation
+
+
+def refuse_unknown(method: str, arguments: Iterable[str]) -> None:
+    """Raise UserError for the first of ``arguments`` of ``Run.explain`` that it does not know."""
+    for name in arguments:
+        if name in find_explainer(method, EXPLAINERS).Options.model_fields:
+            remedy = f"it is an option of {method}: pass options={{'{name}': ...}}"
+        else:
+            remedy = nearest(name, inspect.signature(explain_run).parameters.keys() - _INNER)
+        raise UserError("argument of explain", "be a known one", name, remedy)
 
 
 def explain_run(

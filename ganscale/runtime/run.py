@@ -114,6 +114,7 @@ class Run:
         limits: Limits | None = None,
         address: str | None = None,
         on_progress: Callable[[int, int, str], None] | None = None,
+        **misspelt: Any,
     ) -> Explanation:
         """Explain the critic, the generator or a classifier, and write explanations/METHOD-001 and TensorBoard.
 
@@ -122,10 +123,11 @@ class Run:
         run's own data. The ``samples`` are real and generated images by turns ("both"), or one kind. ``workers`` actors
         under Ray share the work; 0 does it in this process, to the same bytes. ``limits`` ends it early: what is
         finished is kept, also at Ctrl-C. ``on_progress(done, total, what)`` hears of samples, sweeps or chunks.
-        Raises UserError for an unknown method, target or option.
+        Raises UserError for an unknown method, target, option or argument.
         """
-        from ganscale.runtime.explain_run import explain_run
+        from ganscale.runtime.explain_run import explain_run, refuse_unknown
 
+        refuse_unknown(method, misspelt)
         explanation = explain_run(
             self,
             method,

@@ -17,6 +17,8 @@ from PIL import Image
 from ganscale.cli.dashboard import find_events
 from ganscale.cli.doctor import CHECKS, Check, examine
 from ganscale.cli.progress import Progress, clock, tick_line
+from ganscale.errors import UserError
+from ganscale.runtime import load
 
 HEADER = {"device", "data", "workers", "batch", "run directory", "parameters", "memory", "disk", "kernels", "penalty"}
 
@@ -158,6 +160,18 @@ def test_a_run_or_checkpoint_that_is_not_there_is_refused_with_those_that_are(la
         expect_refused(call("dashboard", "runs/nope"), "choose one of tiny")
     finally:
         Path("runs").unlink()
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("num_sampls", "did you mean num_samples"),
+        ("num_coalitions", r"it is an option of kernel-shap: pass options=\{'num_coalitions'"),
+    ],
+)
+def test_an_argument_that_explain_does_not_know_is_refused_with_the_one_that_was_meant(launched, argument, words):
+    with pytest.raises(UserError, match=f"argument of explain must be a known one, got {argument}; {words}"):
+        load(launched[1]).explain("kernel-shap", workers=0, **{argument: 4})
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,8 @@ def test_a_grid_is_tried_once_and_an_interval_eight_times_unless_said_otherwise(
         ("optim.critic.lr=1e-3,1e-3", "have at least two values"),
         ("optim.critic.rl=1e-3,1e-4", "did you mean optim.critic.lr"),
         ("optim.critic.lr=log:1e-5:1e999", "0 < LOW < HIGH after log:"),
+        ("penalty.weight=abc,1", "penalty.weight must be a valid number, got abc;"),
+        ("train.cuda_graphs=maybe,true", "train.cuda_graphs must be a valid boolean, got maybe;"),
         ("optim.critic.lr=-1,1", "optim.critic.lr must be greater than 0"),
         ("loss.name=hinge,hinje", "did you mean hinge"),
         ("evaluate.num=500,1000", "name a key that decides what is learned"),
