@@ -113,7 +113,7 @@ def cluster_resources(address: str | None) -> Resources:
             cpus=int(total.get("CPU", 0)),
             gpus=int(total.get("GPU", 0)),
             memory_bytes=int(total["memory"]) if "memory" in total else None,
-            where=f"the cluster at {address}" if address not in (None, "auto") else "this Ray",
+            where=f"the cluster at {address}" if address not in (None, "auto") else "this cluster",
             nodes=tuple((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in alive),
         )
 

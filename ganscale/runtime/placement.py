@@ -105,8 +105,9 @@ class Plan:
         who = "this process, without Ray" if self.workers == 0 else f"{count} under Ray on {self.where}"
         fewest = self.batch // max(1, self.workers)
         share = self.batch_per_worker if fewest == self.batch_per_worker else f"{fewest} to {self.batch_per_worker}"
+        exchange = _EXCHANGES[self.backend if self.workers > 1 else "none"]
         facts = {
-            "workers": f"{who}; {devices} each; {_EXCHANGES[self.backend]}",
+            "workers": f"{who}; {devices} each; {exchange}",
             "batch": f"{share} images a worker, {self.batch} in all",
         }
         if self.beside is not None:

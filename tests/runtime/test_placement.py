@@ -76,6 +76,11 @@ def test_a_plan_is_plain_data_and_words():
     assert plan.as_dict()["workers"] == 2
     assert plan.ray_resources == {"CPU": 8, "GPU": 1}
     assert "2 under Ray" in plan.lines()["workers"]
+    assert "nothing to exchange" not in plan.lines()["workers"]
+
+
+def test_a_single_worker_is_not_said_to_sum_anything():
+    assert place(CONFIG, LAPTOP, workers=1).lines()["workers"].endswith("nothing to exchange")
 
 
 @pytest.mark.parametrize(
