@@ -123,7 +123,7 @@ def _show(found: Explanation, written: Path, as_json: bool) -> None:
         if any(row[1] == UNDEFINED for row in rows):
             result("undefined: the score divides by zero, as where the output or the map is the same everywhere")
         if found.not_better_than_random:
-            result("not better than random: a primary score does not beat its control")
+            result(found.meta.get("banner", "not better than random: a primary score does not beat its control"))
         for words in found.meta["warnings"]:
             note(f"note: {words}")
         note(f"wrote {written}; its page is explanation.html there")

@@ -104,7 +104,7 @@ def left_out_section(explanations: Path, *, key: str) -> str:
 
 def _render(folder: Path, entries: list[tuple[_Entry, tuple[object, ...]]], lost: list[str]) -> str:
     run = folder.absolute().parent.name
-    weak = sum(bool(entry.page.get("not_better_than_random")) for entry, _ in entries)
+    weak = sum(_verdict(entry) == "not better" and not entry.meta.get("banner") for entry, _ in entries)
     better = sum(_verdict(entry) == "better" for entry, _ in entries)
     all_of_them = "all" if better == len(entries) else f"{better} of {len(entries)}"
     verdicts = f"{weak} {BANNER}" if weak or not entries else f"{all_of_them} better than random"
@@ -133,7 +133,7 @@ def _row(entry: _Entry) -> tuple[object, ...]:
     first = link(f"{entry.directory.name}/{PAGE}", Html(said)) if page.is_file() else said
     alt = f"Part of a panel of {entry.title}, {entry.directory.name}"
     small = Html(picture_file(picture, alt, density=2)) if picture.is_file() else "–"
-    verdict = said_of_all(_verdict(entry))
+    verdict = said_of_all(_verdict(entry), meta.get("banner", ""))
     if meta.get("interim"):
         verdict = Html(f"{verdict}<small>{escape(str(meta['interim']))}</small>")
     return (

@@ -47,7 +47,10 @@ def about(explanation: Explanation) -> str:
 def warnings(explanation: Explanation) -> str:
     """Return what must not be overlooked: the banner where nothing was shown, and the method's own warnings."""
     parts = [warning(str(words)) for words in explanation.meta.get("warnings", [])]
-    if explanation.not_better_than_random:
+    meant = explanation.meta.get("banner", "")
+    if explanation.not_better_than_random and meant:
+        parts.insert(0, f"<p>{escape(meant)}</p>")
+    elif explanation.not_better_than_random:
         parts.insert(0, warning(f"{BANNER}: a deciding score does not beat its control"))
     return "\n".join(parts)
 
@@ -110,8 +113,13 @@ def said(score: Score) -> Html:
     return Html(f'<span class="{kind}"><span aria-hidden="true">{MARKS[score.verdict]} </span>{verdict(score)}</span>')
 
 
-def said_of_all(verdict: str) -> Html:
-    """Return what the deciding scores of an explanation say together, by sign, words and colour."""
+def said_of_all(verdict: str, meant: str = "") -> Html:
+    """Return what the deciding scores of an explanation say together, by sign, words and colour.
+
+    ``meant``: what the banner means, where it is no failure.
+    """
+    if verdict == "not better" and meant:
+        return Html(f"<span>{escape(meant)}</span>")
     if verdict == "no margin":
         return Html("<span>no margin to judge by</span>")
     kind, words = ("good", "better than random") if verdict == "better" else ("bad", BANNER)

@@ -73,8 +73,8 @@ READING |= {
         "than under noise should not be read in detail."
     ),
     "membership": (
-        "Whether training images can be told from others of the same kind. Here the banner is good news: nobody can be "
-        "told by these two attacks, which is no proof against others."
+        "Whether training images can be told from others of the same kind. Where they cannot, there is no sign of "
+        "memorisation by these two attacks, which is no proof against others."
     ),
 }
 READING |= {

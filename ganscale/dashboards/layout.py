@@ -255,11 +255,12 @@ def heading(canvas: Canvas, title: str, lines: Sequence[str], *, banner: bool, o
         y += _LINE
     if banner:
         y += 6
-        canvas.box(
-            MARGIN, y, canvas.width - 2 * MARGIN, _BANNER, fill=WARNING_GROUND.light, line=SERIES["vermilion"].light
-        )
+        meant = "" if of is None else of.meta.get("banner", "")
+        ground, line = (SURFACE, LINE) if meant else (WARNING_GROUND, SERIES["vermilion"])
+        canvas.box(MARGIN, y, canvas.width - 2 * MARGIN, _BANNER, fill=ground.light, line=line.light)
         words = f"⚠ {BANNER}: a deciding score does not beat its control; read no meaning into this picture"
-        canvas.text(MARGIN + 12, y + 8, words, size=13, bold=True, colour=WARNING_INK.light)
+        ink = INK if meant else WARNING_INK
+        canvas.text(MARGIN + 12, y + 8, meant or words, size=13, bold=True, colour=ink.light)
         y += _BANNER
     return y + 8
 

@@ -57,7 +57,7 @@ def membership_panel(explanation: Explanation) -> np.ndarray:
     lines = [
         f"{meta.get('members')} training images against {meta.get('others')} held out.",
         "Band: where chance stays, 95 % of the time; dotted: the same of the search, which sees fewer images.",
-        "Above the band training images can be told; on the diagonal they cannot. A banner here is good news.",
+        "Above the band training images can be told; on the diagonal they cannot.",
     ]
     banner = explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)

@@ -20,10 +20,11 @@ from ganscale.dashboards.explanation_parts import (
     moving_part,
     panel_figures,
     reading,
+    said_of_all,
     score_table,
     warnings,
 )
-from ganscale.dashboards.layout import BANNER, decides, method_title, number, score_title
+from ganscale.dashboards.layout import decides, method_title, number, score_title
 from ganscale.dashboards.page import details, link, note
 from ganscale.dashboards.panels import read_panels
 from ganscale.dashboards.run_facts import RunFacts
@@ -120,8 +121,7 @@ def _score(explanation: Explanation) -> str:
 
 
 def _verdict(explanation: Explanation) -> str:
-    weak = explanation.not_better_than_random
-    kind, mark, words = ("bad", "✗", BANNER) if weak else ("good", "✓", "better than random")
+    said = said_of_all(explanation.verdict, explanation.meta.get("banner", ""))
     interim = explanation.meta.get("interim")
     more = f" <small>{escape(str(interim))}</small>" if interim else ""
-    return f' <span class="{kind}"><span aria-hidden="true">{mark} </span>{words}</span>{more}'
+    return f" {said}{more}"

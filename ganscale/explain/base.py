@@ -117,6 +117,7 @@ class Explainer(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     primary: ClassVar[tuple[str, ...]]
+    banner: ClassVar[str] = ""  # what a result not better than its control means, where that is no failure
     Options: ClassVar[type[Options]] = Options
     input_name: ClassVar[str] = "x"
     needs: ClassVar[tuple[str, ...]] = ()  # of "generator", "critic", "classifier": refused by name where missing
@@ -248,6 +249,7 @@ class Explainer(ABC):
             },
             "value_range": list(self.subject.value_range) if self.subject.value_range else None,
             "weights_sha256": weights_hash(self.subject.modules),
+            **({"banner": self.banner} if self.banner else {}),
             **({"classifier": self.subject.classifier.facts} if self.subject.classifier is not None else {}),
             **({"companions": len(self.subject.companions)} if self.subject.companions is not None else {}),
             "versions": {"ganscale": _version("ganscale"), "torch": torch.__version__, "numpy": np.__version__},

@@ -25,7 +25,7 @@ from ganscale.explain.base import SCORING, Explainer, Meter, Options, check_serv
 from ganscale.explain.cells import compose
 from ganscale.explain.errors import ExplainInputError, ExplainOptionError
 from ganscale.explain.plan import Chunk, Partial, Request
-from ganscale.explain.scores import against_random
+from ganscale.explain.scores import Z95, against_random
 from ganscale.explain.subject import Subject
 from ganscale.explain.types import Explanation
 
@@ -33,7 +33,8 @@ LEAST_SAMPLES = 40
 HELD_OUT = 4  # every fourth sample of each class is held out
 BATCH = 32
 LEARNING_RATE = 2e-3
-SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # with nothing removed it is seen whether there is anything to lose
+AT_CHANCE = "its networks are at chance: the test says nothing"
 
 
 class RoarOptions(Options):
@@ -108,11 +109,15 @@ class Roar(Explainer):
         return {"accuracy": _trained(torch.cat(rows), self.labels, self.options.epochs, int(rng.integers(2**31)))}
 
     def finish(self, partial: Partial) -> Explanation:
-        """Put the accuracies together; the score is their mean over the shares."""
+        """Put the accuracies together; the score is their mean over the shares of which something was removed."""
         found = np.array([data["accuracy"] for _, _, data in partial.of_round(1)])
         own_FR, random_FR = found.reshape(2, len(SHARES), self.options.repeats)
         judged = self.labels[held_out(self.labels)].numpy()
         chance = float(np.bincount(judged).max() / len(judged))
+        margin = Z95 * float(np.sqrt(chance * (1 - chance) / len(judged)))  # of the judged pictures, one draw of many
+        whole = float(found.reshape(2, len(SHARES), -1)[:, 0].mean())
+        at_chance = whole <= chance + margin
+        more = {"banner": AT_CHANCE, "warnings": [AT_CHANCE]} if at_chance else {}
         return self.explanation(
             partial,
             values={
@@ -121,8 +126,8 @@ class Roar(Explainer):
                 "removed_share": torch.tensor(SHARES, dtype=torch.float64),
             },
             inputs=dict(self.request.inputs),
-            scores={"accuracy_after_removal": against_random(own_FR.mean(axis=1), random_FR, better="lower")},
-            meta={"of": self.options.of, "classes": int(self.labels.max()) + 1, "majority": chance},
+            scores={"accuracy_after_removal": against_random(own_FR[1:].mean(axis=1), random_FR[1:], better="lower")},
+            meta={"of": self.options.of, "classes": int(self.labels.max()) + 1, "majority": chance, **more},
         )
 
 

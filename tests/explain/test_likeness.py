@@ -8,6 +8,7 @@ import torch
 import toys
 from torch import nn
 
+from ganscale.dashboards.explanation_parts import said_of_all
 from ganscale.explain import Subject, explain
 from ganscale.explain.beside import Beside
 from ganscale.explain.errors import ExplainInputError
@@ -85,6 +86,10 @@ def test_a_generator_that_returns_training_images_gives_them_away_and_one_that_d
     fresh = membership(Copier(images(2000, seed=9, side=6)))
     assert abs(fresh.scores["nearest_auc"].value - 0.5) <= 0.06  # the null's spread is .018
     assert abs(fresh.scores["nearest_auc"].control - 0.5) <= 0.08
+    assert "no sign of memorisation" in fresh.meta["banner"]
+    said = said_of_all("not better", fresh.meta["banner"])
+    assert "no sign of memorisation" in said
+    assert "bad" not in said
     assert copied.scores["searched_auc"].value >= 0.9
     assert copied.scores["searched_auc"].n == 128
     started = copied.values["nearest_distance"][torch.cat([torch.arange(64), 500 + torch.arange(64)])]

