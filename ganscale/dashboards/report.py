@@ -109,8 +109,10 @@ def _cards(facts: RunFacts) -> str:
         )
         cards.append((name, number(value["value"]), floor))
     if facts.explanations:
-        weak = sum(explanation.not_better_than_random for _, explanation in facts.explanations)
-        words = f"{weak} not better than random" if weak else "all better than random"
+        said = [one.verdict for _, one in facts.explanations if not one.meta.get("banner")]
+        weak, better = said.count("not better"), said.count("better")
+        all_of_them = "all" if better == len(facts.explanations) else str(better)
+        words = f"{weak} not better than random" if weak else f"{all_of_them} better than random"
         cards.append(("Explanations", str(len(facts.explanations)), words))
     inner = "".join(
         f'<div class="card"><dt>{escape(title)}</dt><dd>{escape(value)}<small>{escape(words)}</small></dd></div>'
