@@ -57,7 +57,8 @@ def table(
         cells += "".join(f"<td{_class(c)}>{html(cell)}</td>" for cell, c in zip(rest, classes[1:], strict=True))
         body.append(f"<tr>{cells}</tr>")
     words = escape(caption)
-    return (
+    return (  # the caption is heard with the table, and seen above the box that scrolls
+        f'<p class="caption" aria-hidden="true">{words}</p>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{words}">'
         f"<table{_class(kind)}><caption>{words}</caption>"
         f"<thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
@@ -185,7 +186,9 @@ img{max-width:100%;height:auto;display:block}
 .panel img{background:#fff;border-radius:6px}
 @media (prefers-color-scheme: dark){.panel img,.wide img{filter:brightness(.88)}}
 @media (max-width: 720px){.panel{overflow-x:auto}.panel img{max-width:none;width:720px}
-  .panel figcaption{position:sticky;left:0;max-width:calc(100vw - 74px)}}
+  .panel figcaption,.panel::before{position:sticky;left:0;max-width:calc(100vw - 74px)}
+  .panel::before{content:"scrolls sideways ↔" / "";display:block;width:fit-content;color:var(--muted);font-size:.82rem;
+    margin-bottom:6px}}
 .final .pixels{width:min(560px,100%)}
 .strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:14px}
 .strip figure{margin:0}.strip .pixels{width:100%}
@@ -199,9 +202,14 @@ img{max-width:100%;height:auto;display:block}
 .legend li{display:flex;align-items:center;gap:6px}
 .legend b{font-weight:600;font-variant-numeric:tabular-nums}
 .swatch{width:28px;height:10px}
-.scroll{overflow-x:auto;margin:12px 0}
+.caption{margin:12px 0 6px;color:var(--muted);font-size:.9rem}
+.scroll{position:relative;overflow-x:auto;margin:0 0 12px;background:
+  linear-gradient(to right,var(--ground) 40%,transparent) 0 0/36px 100% no-repeat local,
+  linear-gradient(to left,var(--ground) 40%,transparent) 100% 0/36px 100% no-repeat local,
+  linear-gradient(to right,color-mix(in srgb,var(--ink) 24%,transparent),transparent) 0 0/16px 100% no-repeat scroll,
+  linear-gradient(to left,color-mix(in srgb,var(--ink) 24%,transparent),transparent) 100% 0/16px 100% no-repeat scroll}
 table{border-collapse:collapse;font-size:.92rem;min-width:min(560px,100%)}
-caption{text-align:left;color:var(--muted);font-size:.9rem;padding-bottom:6px}
+caption{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
 th,td{text-align:left;padding:5px 18px 5px 0;border-bottom:1px solid var(--rule);vertical-align:top}
 thead th{color:var(--muted);font-weight:600;font-size:.85rem}
 tbody th{font-weight:500}
@@ -228,5 +236,6 @@ details{margin:12px 0}summary{cursor:pointer;color:var(--link);padding:2px 0}
 footer{color:var(--muted);font-size:.88rem;padding-top:32px;padding-bottom:40px}
 @media print{.skip,nav,details:not([open]):not(.explanation){display:none}
   .explanation::details-content{content-visibility:visible;height:auto}.scroll,.panel{overflow:visible}
+  .scroll{background:none}.panel::before{display:none}
   section{break-inside:auto}figure,table{break-inside:avoid}}
 """

@@ -30,7 +30,7 @@ CONTRAST = """(() => {
     return 'rgb(255, 255, 255)';
   };
   const worst = {};
-  const names = 'h1,h2,p,a,th,td,caption,figcaption,summary,dt,dd,small,code,span,footer';
+  const names = 'h1,h2,p,a,th,td,figcaption,summary,dt,dd,small,code,span,footer';
   for (const node of document.querySelectorAll(names)) {
     if (![...node.childNodes].some(child => child.nodeType === 3 && child.data.trim())) continue;
     const [a, b] = [light(getComputedStyle(node).color), light(ground(node))].sort((x, y) => y - x);
@@ -82,7 +82,7 @@ def test_a_page_opens_offline_without_a_complaint_and_with_all_its_pictures(run,
 def test_every_text_stands_out_from_its_ground(run, window, page, theme):
     window.open(address(run, page), width=DESK, theme=theme)
     contrast = window.run(CONTRAST)
-    assert {"h1", "td", "caption"} <= contrast.keys()
+    assert {"h1", "td", "p.caption"} <= contrast.keys()
     assert {name: value for name, value in contrast.items() if value < 4.5} == {}, "WCAG AA"
 
 
@@ -108,6 +108,23 @@ def test_a_phone_scrolls_tables_and_panels_but_never_the_page(run, window, page)
     window.open(address(run, page), width=PHONE, height=740)
     window.run("document.querySelectorAll('details').forEach(part => part.open = true)")
     assert window.run("document.documentElement.scrollWidth") <= PHONE
+
+
+@pytest.mark.parametrize("page", [*PAGES, "../report"])
+def test_on_a_phone_a_caption_is_whole_and_what_scrolls_sideways_looks_like_it(run, window, page):
+    window.open(address(run, page), width=PHONE, height=740)
+    window.run("document.querySelectorAll('details').forEach(part => part.open = true)")
+    ends = window.run("[...document.querySelectorAll('p.caption')].map(p => p.getBoundingClientRect().right)")
+    assert ends
+    assert max(ends) <= PHONE
+    assert window.run("[...document.querySelectorAll('p.caption')].filter(p => p.closest('.scroll')).length") == 0
+    boxes = "[...document.querySelectorAll('.scroll, .panel')].filter(box => box.scrollWidth > box.clientWidth)"
+    hints = (
+        "(getComputedStyle(box).backgroundAttachment.includes('local') || "
+        "getComputedStyle(box, '::before').content.includes('sideways'))"
+    )
+    assert window.run(f"{boxes}.length") > 0
+    assert window.run(f"{boxes}.filter(box => !{hints}).length") == 0
 
 
 def test_the_keyboard_reaches_every_link_and_part_with_a_visible_mark(run, window):
