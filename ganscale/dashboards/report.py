@@ -15,6 +15,7 @@ from ganscale.dashboards.explanation_index import left_out_section, write_index
 from ganscale.dashboards.explanation_page import PAGE, write_explanation_page
 from ganscale.dashboards.layout import measured_on, number
 from ganscale.dashboards.page import code, details, document, figure, note, picture_file, section, table, warning
+from ganscale.dashboards.placement_words import duration, moment, placement_rows
 from ganscale.dashboards.report_explanations import explanations_section
 from ganscale.dashboards.report_numbers import metrics_section, progress_section
 from ganscale.dashboards.run_facts import RunFacts, read_run
@@ -100,7 +101,7 @@ def _cards(facts: RunFacts) -> str:
     ]
     seconds = sum(tick["timing"].get("tick_s") or 0 for tick in facts.ticks)
     if seconds:
-        cards.append(("Training time", _duration(seconds), _who(facts.page.get("placement") or {})))
+        cards.append(("Training time", duration(seconds), _who(facts.page.get("placement") or {})))
     if facts.evaluations:
         newest = facts.evaluations[-1]
         name, value = next(iter(newest["values"].items()))
@@ -207,14 +208,14 @@ def _provenance(facts: RunFacts) -> str:
     parts = []
     if command:
         parts.append(f"<p>Command</p><pre><code>{escape(shlex.join(map(str, command)))}</code></pre>")
-    rows = [("created", page.get("created", "?")), ("seed", facts.config["train"]["seed"])]
+    rows = [("created", moment(page.get("created", "?"))), ("seed", facts.config["train"]["seed"])]
     rows += [(f"version of {name}", version) for name, version in page.get("versions", {}).items()]
-    rows += [("operators", f"ops.impl = {facts.config['ops']['impl']}")]
-    rows += [(key, value) for key, value in _flat(page.get("facts") or {})]
-    rows += [(f"placement: {key}", value) for key, value in _flat(page.get("placement") or {}) if value != "–"]
+    rows += [("operators", f"{facts.config['ops']['impl']} (setting ops.impl)")]
+    rows += [(key.replace("_", " "), value) for key, value in _flat(page.get("facts") or {})]
+    rows += placement_rows(page.get("placement") or {})
     for event in page.get("resumed", []):
         changes = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in (event.get("changes") or {}).items())
-        words = f"{event.get('at', '?')}" + (f"; changed {changes}" if changes else "")
+        words = moment(event.get("at", "?")) + (f"; changed {changes}" if changes else "")
         rows.append((f"resumed at {event.get('images', 0) / 1000:g} kimg", words))
     parts.append(table(("what", "value"), rows, caption="How this run came about"))
     parts.append(_checkpoints(facts))
@@ -231,10 +232,3 @@ def _checkpoints(facts: RunFacts) -> str:
             rows.append((f"{manifest['name']}/{name}", size, code(entry.get("sha256", "?"))))
     listed = table(("file", "size", "SHA-256"), rows, caption="Checkpoints as their manifests state them", numeric=(1,))
     return details(f"{len(facts.checkpoints)} checkpoints, {len(rows)} files with their hashes", listed)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

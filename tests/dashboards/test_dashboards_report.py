@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from ganscale.dashboards import write_report
 from ganscale.dashboards.layout import BANNER
 from ganscale.dashboards.svg import Series, line_chart, ticks
 from ganscale.errors import UserError
+from ganscale.runtime.placement import Estimate, Plan
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 MISSING = {
@@ -219,6 +221,32 @@ def test_resumed_runs_tell_what_changed(bare_run):
     (bare_run / "config.json").write_text(json.dumps(page))
     _, parsed = report_of(bare_run)
     assert "resumed at 4 kimg 2030-01-02; changed train.kimg: 4 → 8" in parsed.text
+
+
+def test_provenance_is_said_in_words(bare_run):
+    page = json.loads((bare_run / "config.json").read_text())
+    plan = Plan(
+        workers=4, least=2, device="cpu", backend="gloo", gpus_per_worker=0, threads=3, batch=64, where="this machine"
+    )
+    estimate = Estimate(parameters={"critic": 1234}, memory_bytes=5 * 2**20, disk_bytes=2**20, seconds=100.0)
+    page["placement"] = replace(plan, estimate=estimate, beside=0).as_dict()
+    (bare_run / "config.json").write_text(json.dumps(page))
+    text, parsed = report_of(bare_run)
+    listed = Page(text[text.index('<h2 id="provenance">') :].partition("</section>")[0])
+    for words in (
+        "workers 2 to 4",
+        "GPUs of each worker none",
+        "CPU threads of each worker 3",
+        "exchange of gradients between CPUs (gloo)",
+        "images in a batch, each worker at most 32",
+        "parameters critic 1,234",
+        "estimated time 1 min 40 s",
+        "evaluation beside training on what training leaves",
+        "created 2030-01-01 00:00:00 UTC",
+    ):
+        assert words in parsed.text
+    assert not [key for key in page["placement"] if "_" in key and key in listed.text]
+    assert "None" not in listed.text
 
 
 def test_a_chart_breaks_where_nothing_was_measured_and_keeps_every_spike():
