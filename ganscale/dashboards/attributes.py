@@ -28,17 +28,25 @@ def attributes_panel(explanation: Explanation) -> np.ndarray:
         mean = number(float(values["effect"][unit, way, k]), signed=True)
         name = meta["class_names"][k] if meta["class_names"] else "critic: real"
         coordinate = f"{layer}[{unit}]" if layer == "z" else f"{layer}{unit}"
-        rows.append(
-            Row(
-                title=name,
-                tiles=tiles,
-                notes=(f"{coordinate}, moved {'up' if way == 0 else 'down'}", f"{mean} on average"),
-            )
-        )
+        notes = [f"{coordinate}, moved {'up' if way == 0 else 'down'}", f"{mean} on average"]
+        also = _also(explanation, k, unit)
+        rows.append(Row(title=name, tiles=tiles, notes=[*notes, f"also best for {also}"] if also else notes))
     what = "log-odds of the class" if meta["class_names"] else "critic's logit"
+    moved = (
+        f"Averages are of moves by {meta['shift']:g} standard deviations (σ), pictures go as far as the columns say."
+    )
     lines = [
-        f"Each coordinate is moved by {meta['shift']:g} standard deviations; below each picture the {what}.",
+        f"{moved} Below each picture: the {what}.",
         f"Chosen on {meta['choosing']} latents, scored on {meta['judging']} others; control: random directions.",
     ]
     columns = [f"{step:+g} σ".replace("-", "−") if step else "0" for step in meta["steps"]]
     return gallery(explanation, rows, lines, columns=columns)
+
+
+def _also(explanation: Explanation, shown: int, unit: int) -> str:
+    """Return the other classes whose best coordinate is the same, each with its way."""
+    best, names = explanation.values["best"].tolist(), explanation.meta["class_names"]
+    others = [k for k, move in enumerate(best) if k != shown and move // 2 == unit]
+    if len(others) > 3:
+        return f"{len(others)} other classes"
+    return ", ".join(f"{names[k]} ({'up' if best[k] % 2 == 0 else 'down'})" for k in others)

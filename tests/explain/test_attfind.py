@@ -7,6 +7,7 @@ import torch
 import toys
 from torch import nn
 
+from ganscale.dashboards.attributes import _also
 from ganscale.explain import Classifier, Subject, explain
 from ganscale.explain.edits import ablate, edited, shift, used_layers
 from ganscale.explain.errors import ExplainTargetError, LayerError
@@ -71,7 +72,9 @@ def test_the_wired_coordinate_is_first_in_both_directions(layer):
     assert ranking[0, 1, 0] == WIRED  # down: towards class 0
     assert ranking[-1, 1, 1] == WIRED
     assert found.values["best"].tolist() == [2 * WIRED + 1, 2 * WIRED]
-    assert found.values["attribute_rows"][0, 1] == WIRED
+    assert found.values["attribute_rows"][:, 1].tolist() == [WIRED], "one row, though it is both classes' best"
+    shown, other = int(found.values["attribute_rows"][0, 0]), found.meta["class_names"]
+    assert _also(found, shown, WIRED).startswith(other[1 - shown])
     assert not found.not_better_than_random
     if layer == "z":  # the judge's log-odds are linear in that coordinate
         torch.testing.assert_close(

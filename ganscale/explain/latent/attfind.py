@@ -192,7 +192,10 @@ class AttFind(LatentExplainer):
         return [target.index] if classes > 1 and target.kind == "class" else list(range(classes))
 
     def _rows(self, own: np.ndarray, best_K: np.ndarray, wanted: list[int]) -> list[tuple[int, int, int, int]]:
-        """Return what is drawn: (class, coordinate, way, latent that answers most) a row, strongest first."""
+        """Return what is drawn: (class, coordinate, way, latent that answers most) a row, strongest first.
+
+        Classes that share a best coordinate have one row, that of the strongest.
+        """
         mean = own.mean(axis=2)  # [D, 2, K]
         if len(wanted) > 1:
             chosen = [(k, *divmod(int(best_K[k]), 2)) for k in wanted]
@@ -200,7 +203,11 @@ class AttFind(LatentExplainer):
         else:
             order = np.argsort(-mean[:, :, wanted[0]].max(axis=1), kind="stable")
             chosen = [(wanted[0], int(unit), int(mean[unit, :, wanted[0]].argmax())) for unit in order]
-        return [(k, unit, way, int(own[unit, way, :, k].argmax())) for k, unit, way in chosen[:SHOWN]]
+        first = {
+            unit: (k, unit, way) for k, unit, way in reversed(chosen)
+        }  # a coordinate once, for its strongest class
+        kept = [row for row in chosen if first[row[1]] == row][:SHOWN]
+        return [(k, unit, way, int(own[unit, way, :, k].argmax())) for k, unit, way in kept]
 
     def _pictures(self, rows: list[tuple[int, int, int, int]], sigma_D: np.ndarray) -> dict[str, Tensor]:
         axes, device = np.eye(len(sigma_D)) * sigma_D, self.subject.device
