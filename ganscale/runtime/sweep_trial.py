@@ -32,8 +32,8 @@ TRIES = 5  # of a copy from a run that trains, and may delete what is being copi
 def run_trial(sweep: Sweep, trial: Trial, settings: dict[str, Any], donor: str | None, report: Report) -> None:
     """Train and score ``trial`` with ``settings`` until its last milestone, or until Tune ends this.
 
-    ``donor`` names the trial to go on from: this one, or a better one. A failure of the run is reported as the worst
-    score, and why.
+    ``donor`` names the trial to go on from: this one, or a better one. Tune may end a trial that has trained on and not
+    told its score yet: it is told then. A failure of the run is reported as the worst score, and why.
     """
     config = sweep.run_config(settings)
     run_dir = sweep.path / trial.name
@@ -43,14 +43,14 @@ def run_trial(sweep: Sweep, trial: Trial, settings: dict[str, Any], donor: str |
         if trial.is_over:
             return
     scored, copied_from = trial.images, None
-    if donor is not None:
-        if donor != trial.name:
-            adopt(run_dir, sweep.path / donor)
-            copied_from = donor
-        scored = images_of(run_dir)
+    if donor is not None and donor != trial.name:
+        adopt(run_dir, sweep.path / donor)
+        scored, copied_from = images_of(run_dir), donor
     worst = math.inf if sweep.better == "lower" else -math.inf
     judge = None
-    for goal in (goal for goal in sweep.milestones if goal > scored):
+    for goal in sweep.milestones:
+        if goal <= scored:
+            continue
         try:
             run = train_to(config, run_dir, goal, cpus=sweep.cpus, gpus=sweep.gpus)
             judge = judge or build_judge(config, run.name)
@@ -58,7 +58,8 @@ def run_trial(sweep: Sweep, trial: Trial, settings: dict[str, Any], donor: str |
         except GanscaleError as error:
             report({"images": goal, "score": worst, "failed": str(error), "copied_from": copied_from})
             return
-        report({"images": run.networks.images, "score": value, "copied_from": copied_from})
+        scored = run.networks.images
+        report({"images": scored, "score": value, "copied_from": copied_from})
         copied_from = None
 
 

@@ -20,7 +20,7 @@ from ganscale.runtime import load
 from ganscale.runtime.local import ray_session
 from ganscale.runtime.placement import Resources
 from ganscale.runtime.sweep import DONE, FAILED, STOPPED, read_sweep
-from ganscale.runtime.sweep_trial import run_trial
+from ganscale.runtime.sweep_trial import run_trial, train_to
 from ganscale.runtime.tune import plan_sweep, resume_sweep, tune
 from ganscale.runtime.tune_ray import _Record
 from ganscale.training.checkpoint import names
@@ -171,3 +171,17 @@ def test_a_trial_that_cannot_go_on_is_written_down_with_its_reason_and_is_no_bes
     failed = next(trial for trial in sweep.trials if trial.state == FAILED)
     assert "is not finite" in failed.words
     assert sweep.best.state == DONE
+
+
+def test_a_score_that_was_not_told_before_tune_ended_the_process_is_told_by_the_next(tmp_path):
+    config = override(preset("r3gan-gaussians"), SETTINGS)
+    here = Resources(cpus=1, gpus=0, memory_bytes=None, where="this machine")
+    asked = {"trials": 2, "scheduler": "pbt", "kimg": 3.072, "every_kimg": 1.024, "objective": None, "workers": 1}
+    params = ["optim.critic.lr=1e-3,1e-4"]
+    sweep = plan_sweep(config, params, name="s", runs_dir=tmp_path, resources=here, **asked)
+    trial, told = sweep.trials[0], []
+    train_to(sweep.run_config(trial.settings), sweep.path / trial.name, sweep.milestones[1], cpus=1, gpus=0)
+    first = {"images": sweep.milestones[0], "value": 1.0, "settings": trial.settings, "copied_from": None}
+    trial.scores.append(first)  # all that the sweep knows
+    run_trial(sweep, trial, trial.settings, trial.name, told.append)
+    assert [report["images"] for report in told] == sweep.milestones[1:]
