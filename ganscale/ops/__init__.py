@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ganscale import errors
 from ganscale.ops import _check, _choice, _extension, _register, conv, reference
-from ganscale.ops._choice import use_impl
+from ganscale.ops._choice import plain_torch, use_impl
 from ganscale.ops.conv_transpose import conv_transpose_act, conv_transpose_norm_act
 from ganscale.ops.frozen import Frozen, freeze
 from ganscale.ops.norm import affine_act, batch_norm_act, channel_moments, norm_act
@@ -39,6 +39,7 @@ __all__ = [
     "interpolate",
     "norm_act",
     "piecewise_linear",
+    "plain_torch",
     "sample_norm",
     "use_impl",
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -33,6 +36,7 @@ PAYS_FROM = {
 }
 
 _default = "auto"
+_plain_here: ContextVar[bool] = ContextVar("plain_here", default=False)
 _warned: set[str] = set()
 
 
@@ -50,11 +54,24 @@ def use_impl(name: str) -> str:
     return before
 
 
+@contextlib.contextmanager
+def plain_torch() -> Iterator[None]:
+    """Let ``impl="auto"`` mean plain torch inside the block, in this thread alone: others may be training meanwhile."""
+    before = _plain_here.set(True)
+    try:
+        yield
+    finally:
+        _plain_here.reset(before)
+
+
 def resolve(impl: str) -> str:
-    """Return the implementation that is asked for: by the call, else by ``use_impl``, else by GANSCALE_IMPL."""
+    """Return the implementation that is asked for: by the call, else by ``use_impl``, else by GANSCALE_IMPL.
+
+    Inside ``plain_torch`` what the call does not ask for is the twin.
+    """
     if impl not in IMPLS:
         raise unknown("impl", impl, IMPLS)
-    for name in (impl, _default):
+    for name in (impl, "reference" if _plain_here.get() else _default):
         if name != "auto":
             return name
     name = os.environ.get("GANSCALE_IMPL", "") or "auto"

@@ -119,15 +119,13 @@ def freeze(fn: Callable[[Tensor], Tensor], rows: Tensor) -> Frozen | None:
     noise = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)  # laid out as they are below
     others = torch.empty_like(rows).copy_(rows.amin() + (rows.amax() - rows.amin()) * noise)
     known = fn(others.clone())  # fn may write to what it is given
-    before = _choice.use_impl("reference")  # torch's own operators are what can be traced
     try:
-        traced, first = _traced(fn, rows.clone())
+        with _choice.plain_torch():  # its operators are what can be traced
+            traced, first = _traced(fn, rows.clone())
         frozen = Frozen(traced).follow()
         found = frozen(rows.clone()), frozen(others)
     except Exception:  # whatever tracing a user's function raises: it is then called as it is
         return None
-    finally:
-        _choice.use_impl(before)
     return frozen if frozen.packed and _alike(found[0], first) and _alike(found[1], known) else None
 
 

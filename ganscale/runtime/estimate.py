@@ -78,11 +78,8 @@ def _memory(config: RunConfig, plan: Plan, generator: nn.Module, critic: nn.Modu
 
 def _saved_bytes(net: nn.Module, shape: tuple[int, ...], batch: int) -> int:
     """Return the bytes that autograd keeps for one backward at ``batch``, on a line through those of 2 and 4 rows."""
-    before = ops.use_impl("reference")  # a first compiled operator costs a second of imports, and none keeps more
-    try:
+    with ops.plain_torch():  # a first compiled operator costs a second of imports, and none keeps more
         two, four = (_saved_at(net, torch.zeros(rows, *shape)) for rows in (2, 4))
-    finally:
-        ops.use_impl(before)
     return two + (four - two) * (batch - 2) // 2
 
 

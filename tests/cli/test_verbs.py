@@ -226,7 +226,7 @@ def test_an_explanation_prints_scores_beside_their_controls(launched):
     done = call("explain", launched[1], *options)
     assert done.exit_code == 0, done.stderr
     head = done.stdout.splitlines()[0].split()
-    assert head == ["score", "value", "margin", "(95", "%)", "control", "better", "n"]
+    assert head == ["score", "value", "margin", "(95", "%)", "control", "wanted", "n", "verdict"]
     page = json.loads(call("explain", launched[1], *options, "--json").stdout)
     assert Path(page["path"]).name == "directions-002"
     assert (Path(page["path"]) / "explanation.json").is_file()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 import torch
@@ -115,3 +116,24 @@ def test_build_info_says_what_the_contract_promises():
         assert info["cpu_kernels"] in info["cpu_features"]
     assert isinstance(ops.describe(), str)
     assert "\n" not in ops.describe()
+
+
+def test_plain_torch_is_meant_in_its_own_thread_alone():
+    began, asked = threading.Barrier(2), threading.Barrier(2)
+    found = []
+
+    def elsewhere():
+        began.wait(60)
+        found.append(_choice.resolve("auto"))
+        asked.wait(60)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    with ops.plain_torch():
+        began.wait(60)
+        asked.wait(60)
+        assert _choice.resolve("auto") == "reference"
+        assert _choice.resolve("fused") == "fused"
+    thread.join()
+    assert found == ["auto"]
+    assert _choice.resolve("auto") == "auto"
