@@ -71,7 +71,8 @@ def resolve(impl: str) -> str:
     """
     if impl not in IMPLS:
         raise unknown("impl", impl, IMPLS)
-    for name in (impl, "reference" if _plain_here.get() else _default):
+    plain = not torch.compiler.is_compiling() and _plain_here.get()  # which torch.compile could not follow
+    for name in (impl, "reference" if plain else _default):
         if name != "auto":
             return name
     name = os.environ.get("GANSCALE_IMPL", "") or "auto"
