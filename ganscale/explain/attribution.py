@@ -29,7 +29,7 @@ from ganscale.explain.inpainting import Inpainting, draw_later
 from ganscale.explain.latent_path import PRIOR_DRAWS
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.shuffling import has_weights, shuffled_weights
-from ganscale.explain.subject import Subject, check_callable, check_range
+from ganscale.explain.subject import Subject, are_images, check_callable, check_range
 from ganscale.explain.superpixels import slic_segments
 from ganscale.explain.types import Explanation, Score
 
@@ -255,7 +255,7 @@ class AttributionExplainer(Explainer):
                 "players": self.players,
                 "baseline": str(self.options.baseline) if self.draws is None else "prior",
                 "fill": self.options.fill,
-                "weighs": self.weighs if self.x.ndim == 4 and self.x.shape[2:].numel() > 1 else "features",
+                "weighs": self.weighs if are_images(self.x) else "features",
                 **{key: value for key, value in maps.meta.items() if key != "warnings"},
             },
         )

@@ -21,7 +21,7 @@ from ganscale.explain.attribution import AttributionExplainer, AttributionOption
 from ganscale.explain.base import Meter
 from ganscale.explain.errors import ExplainOptionError
 from ganscale.explain.plan import Chunk, Partial, Request
-from ganscale.explain.subject import Subject
+from ganscale.explain.subject import Subject, are_images
 
 ROWS_A_CHUNK = 512
 
@@ -112,7 +112,7 @@ class Occlusion(AttributionExplainer):
 
     def _side(self) -> tuple[int, int]:
         """Return the window's side and stride in pixels."""
-        if self.x.ndim != 4 or self.x.shape[2:].numel() == 1:
+        if not are_images(self.x):
             return 1, 1
         side = -(-min(self.x.shape[2:]) // 4) if self.options.window == "auto" else self.options.window
         stride = (side + 1) // 2 if self.options.stride == "auto" else self.options.stride
@@ -122,7 +122,7 @@ class Occlusion(AttributionExplainer):
         return side, stride
 
     def _windows(self) -> Tensor:
-        if self.x.ndim != 4 or self.x.shape[2:].numel() == 1:
+        if not are_images(self.x):
             return torch.eye(self.x[0].numel(), dtype=torch.bool)
         (height, width), (side, stride) = self.x.shape[2:], self._side()
         bands = []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ganscale import ops
-from ganscale.explain.subject import Subject
+from ganscale.explain.subject import Subject, are_images
 
 VECTORS = 64  # rows of what is no image: latents, points
 MOST = {"cpu": 32, "cuda": 256}
@@ -24,7 +24,7 @@ def rows_a_pass(subject: Subject, x: Tensor) -> int:
 
     The size that counts is the classifier's own where it enlarges what it is given.
     """
-    if x.ndim != 4 or x.shape[2:].numel() == 1:
+    if not are_images(x):
         return VECTORS
     kind = "cuda" if subject.device.type == "cuda" else "cpu"
     size = subject.classifier.size if subject.target.of_classifier and subject.classifier is not None else None
@@ -39,7 +39,7 @@ def layout_of_rows(subject: Subject, x: Tensor) -> torch.memory_format:
 
     A network that flattens with ``view`` does not take them. Called with the networks in eval mode.
     """
-    if x.ndim != 4 or x.shape[2:].numel() == 1 or subject.device.type != "cpu":
+    if not are_images(x) or subject.device.type != "cpu":
         return torch.contiguous_format
     rows = x[:1].expand(2, *x.shape[1:])  # the first alone decides: fewer samples are passed no other way
     try:
@@ -56,7 +56,7 @@ def frozen_function(subject: Subject, x: Tensor, count: int, layout: torch.memor
 
     It is traced on the first sample, so that all workers decide alike. Called with the networks in eval mode.
     """
-    if x.ndim != 4 or x.shape[2:].numel() == 1 or subject.device.type != "cpu" or is_watched(subject):
+    if not are_images(x) or subject.device.type != "cpu" or is_watched(subject):
         return None
     rows = x[:1].expand(count, *x.shape[1:])
     return ops.freeze(subject.fn, rows.contiguous(memory_format=layout))

@@ -168,6 +168,11 @@ def weights_hash(modules: list[nn.Module]) -> str | None:
     return digest.hexdigest()
 
 
+def are_images(x: Tensor) -> bool:
+    """Whether samples [N, ...] have pixels beside each other; latents and points [N, C, 1, 1] have none."""
+    return x.ndim == 4 and x.shape[2:].numel() > 1
+
+
 def check_samples(x: object, *, name: str) -> None:
     """Refuse what is no batch of finite floating-point samples [N, ...] with N >= 1; raises ExplainInputError."""
     if not isinstance(x, Tensor):
