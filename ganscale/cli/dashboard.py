@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -27,7 +28,7 @@ def dashboard(where: str, port: int) -> None:
     folder = find_events(where)
     from ganscale.dashboards.server import start_tensorboard
 
-    with start_tensorboard(folder, port, quiet=True) as server:
+    with start_tensorboard(folder, port, quiet=True) as server, suppress(KeyboardInterrupt):
         result(f"TensorBoard of {folder} at {server.url} (Ctrl-C ends it)")
         server.wait()
 

@@ -98,9 +98,10 @@ def start_tensorboard(
         raise ResourceError(
             f"{host}:{port}", "be an address that can be bound", error.msg, "try another --port"
         ) from None
-    if not quiet:
+    server = TensorBoardServer(url, *made[0], directory)
+    if not quiet:  # last, for who has read it may end us
         print(f"TensorBoard of {directory} at {url} (Ctrl-C ends it)", flush=True)
-    return TensorBoardServer(url, *made[0], directory)
+    return server
 
 
 def _find_codes(app: Callable, logdir: Path, stopped: threading.Event) -> None:

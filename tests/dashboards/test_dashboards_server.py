@@ -75,17 +75,37 @@ def test_a_missing_directory_and_an_impossible_port_are_refused(tmp_path):
         start_tensorboard(tmp_path, 70000)
 
 
+# says so once the main thread stands in wait(), for the moment between two calls belongs to nobody
+WAITS = """
+import sys, threading, time
+from ganscale.dashboards import start_tensorboard
+
+main = threading.get_ident()
+server = start_tensorboard(sys.argv[1], 0)
+
+def waits(frame):
+    return frame is not None and (frame.f_code is type(server).wait.__code__ or waits(frame.f_back))
+
+def tell():
+    while not waits(sys._current_frames()[main]):
+        time.sleep(0.01)
+    time.sleep(0.1)  # wait() is called, and a moment later it waits
+    print("waits", flush=True)
+
+threading.Thread(target=tell).start()
+server.wait()
+print("ended")
+"""
+
+
 def test_ctrl_c_ends_the_server_cleanly(tmp_path):
     write_one_tick(tmp_path)
-    code = (
-        "import sys; from ganscale.dashboards import start_tensorboard; "
-        "start_tensorboard(sys.argv[1], 0).wait(); print('ended')"
-    )
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITS, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         said = process.stdout.readline()
         assert get(said.split(" at ")[1].split(" ")[0] + "data/plugins_listing")
+        assert process.stdout.readline() == "waits\n"
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out.strip()) == (0, "ended"), err
