@@ -42,6 +42,14 @@ def test_it_takes_less_than_half_a_second(arguments):
     assert min(taken_s) < LIMIT_S
 
 
+def test_a_worker_loads_no_library_that_training_does_not_need():
+    """Each costs every start, and every recovery, a second of each worker's."""
+    names = ("scipy", "matplotlib", "captum", "torch._dynamo", "sklearn")
+    script = f"import sys, ganscale.runtime.worker; print([name for name in {names!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_every_public_name_can_be_reached():
     script = "import ganscale\nfor name in ganscale.__all__: getattr(ganscale, name)\nprint(sorted(ganscale.__all__))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

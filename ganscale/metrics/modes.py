@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import chi2
 from torch import Tensor
 
 from ganscale.errors import UserError
@@ -89,13 +88,18 @@ def gaussian_grid_report(points: Tensor, centers: Tensor, sigma: float) -> Gauss
         modes=modes,
         modes_hit=int((count_M >= FAIR_SHARE * n / modes).sum()),
         high_quality=float(near_N.double().mean()),
-        high_quality_ceiling=float(chi2.cdf(RADIUS_SIGMAS**2, axes)),
+        high_quality_ceiling=_share_within(RADIUS_SIGMAS, axes),
         within_3_sigma=float((sigmas_N <= 3).double().mean()),
-        within_3_sigma_ceiling=float(chi2.cdf(9, axes)),
+        within_3_sigma_ceiling=_share_within(3.0, axes),
         share_M=tuple((count_M.double() / n).tolist()),
         spread_M=spread_M,
         offset_M=offset_M,
     )
+
+
+def _share_within(sigmas: float, axes: int) -> float:
+    """Return how much of a Gaussian of so many axes lies within ``sigmas`` of its centre: chi-square's distribution."""
+    return float(torch.special.gammainc(torch.tensor(axes / 2).double(), torch.tensor(sigmas**2 / 2).double()))
 
 
 def _spread_and_offset(points_nD: Tensor, center_D: Tensor, sigma: float) -> tuple[float, float]:
