@@ -45,6 +45,7 @@ EXTRAS = {
         # Independent implementations that the tests compare ours with.
         "scikit-image",
         "pytorch-msssim",
+        "torchmetrics",
         "scikit-learn",
         "shap",
         "lime",
