@@ -22,7 +22,7 @@ from ganscale.dashboards.layout import (
     target_words,
     verdict,
 )
-from ganscale.dashboards.page import Html, details, figure, picture_file, png_array, table, warning
+from ganscale.dashboards.page import Html, details, figure, picture_array, picture_file, table, warning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +65,7 @@ def panel_figures(explanation: Explanation, panels: Mapping[str, np.ndarray]) ->
     """Return panels, drawn without their table of scores, as figures: the page has the table as text."""
     return "\n".join(
         figure(
-            png_array(pixels, alt_of(panel, explanation), density=DENSITY),
+            picture_array(pixels, alt_of(panel, explanation), density=DENSITY),
             caption_of(panel, explanation),
             kind="panel",
         )

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dashboard_cases import NASTY, make_whole
+from PIL import Image
 from test_dashboards_report import Page
 
+from ganscale.dashboards import page as page_module
 from ganscale.dashboards import write_explanation_page, write_index, write_panels, write_report
 from ganscale.dashboards.explanation_words import CAPTIONS, READING
 from ganscale.dashboards.layout import BANNER, number, score_title
-from ganscale.dashboards.panels import PANELS
+from ganscale.dashboards.page import picture_file
+from ganscale.dashboards.panels import PANELS, draw_panels
 from ganscale.explain import EXPLAINERS, Explanation
 
 
@@ -32,6 +38,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, explanations: dict[str, Exp
 
 def page_of(folder: Path, name: str) -> Page:
     return Page((folder / name / "explanation.html").read_text(encoding="utf-8"))
+
+
+def opened(source: str | Path) -> Image.Image:
+    inside = isinstance(source, str)
+    return Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])) if inside else source)
+
+
+def frames_of(source: str | Path) -> int:
+    return getattr(opened(source), "n_frames", 1)
 
 
 def test_a_page_says_every_score_with_its_control(folder, shapley):
@@ -116,9 +131,29 @@ def test_a_picture_is_said_in_words_with_numbers(folder, shapley, directions):
 
 def test_walks_move_only_when_asked_for(folder):
     text = (folder / "directions-001" / "explanation.html").read_text(encoding="utf-8")
-    assert text.count("data:image/gif") == 1
-    before = text[: text.index("data:image/gif")]
+    [moving] = [source for source in page_of(folder, "directions-001").values("src") if frames_of(source) > 1]
+    assert frames_of(folder / "directions-001" / "traversal.gif") == frames_of(moving)
+    before = text[: text.index(moving)]
     assert before.rindex("<details>") > before.rfind("</details>"), "inside a part that is closed at first"
+
+
+def test_pictures_on_a_page_are_the_drawn_ones_to_the_pixel_in_half_the_bytes(folder, shapley):
+    shown = page_of(folder, "kernel-shap-001").values("src")
+    drawn = draw_panels(shapley)
+    assert len(shown) == len(drawn)
+    for source, pixels in zip(shown, drawn.values(), strict=True):
+        np.testing.assert_array_equal(np.asarray(opened(source).convert("RGB")), pixels)
+    as_png = sum(path.stat().st_size for path in (folder / "kernel-shap-001").glob("*.png"))
+    assert sum(map(len, shown)) < as_png * 4 / 3 / 2, "base64 takes four letters for three bytes"
+
+
+@pytest.mark.parametrize(("lacks", "kind"), [("webp", "gif"), ("room", "gif"), (None, "webp")])
+def test_a_file_that_cannot_be_packed_is_shown_as_it_is(folder, monkeypatch, lacks, kind):
+    monkeypatch.setattr(page_module.features, "check", lambda name: lacks != "webp")
+    monkeypatch.setattr(page_module, "_LONGEST_WEBP", 1 if lacks == "room" else 16383)
+    [source] = Page(picture_file(folder / "directions-001" / "traversal.gif", "walks")).values("src")
+    assert source.startswith(f"data:image/{kind};base64,")
+    assert frames_of(source) > 1
 
 
 def test_what_users_wrote_stays_text_on_pages(shapley, tmp_path):
