@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -79,9 +80,9 @@ def plan(
     Memory of each, what they exchange in a step, and how much of their time is spent computing.
     """
     from ganscale.presets import compose
-    from ganscale.runtime.estimate import estimate
+    from ganscale.runtime.estimate import estimate, norm_channels
     from ganscale.runtime.placement import Resources, place, read_count
-    from ganscale.runtime.scaling import Machines, expect, gradient_sums, steps_up_to
+    from ganscale.runtime.scaling import Machines, expect, step_sums, steps_up_to
 
     if (gpus is None) == (workers is None):
         raise UserError("--gpus or --workers", "be given, and not both", "both" if gpus else "neither", "use --gpus 8")
@@ -92,13 +93,13 @@ def plan(
     parameters = estimate(config, placed, measure=False).parameters
     image_s, source = _image_seconds(config, step_ms)
     machines = Machines(per_node=per_node, inside=_link(inside), between=_link(network))
-    sums = gradient_sums(config, parameters)
-    found = []
+    norms, found = norm_channels(config), []
     for size in steps_up_to(count, config.train.batch, least if least < count else 1):
+        sums = step_sums(config, parameters, norms, workers=size)
         expected = expect(config.train.batch, size, image_s=image_s, sums=sums, machines=machines)
         one = dataclasses.replace(placed, workers=size, least=size)
         found.append((expected, estimate(config, one, measure=False).memory_bytes))
-    assumptions = _assumptions(config, machines, source)
+    assumptions = _assumptions(config, machines, source, norms)
     if as_json:
         rows = [_facts(config, expected, memory) for expected, memory in found]
         result_json({"parameters": parameters, "sizes": rows, "assumptions": assumptions})
@@ -130,16 +131,24 @@ def _link(numbers: tuple[float, float]) -> Link:
     return Link(latency_s=numbers[0] / 1e6, bytes_per_s=numbers[1] * 1e9 / 8)
 
 
-def _assumptions(config: RunConfig, machines: Machines, source: str) -> list[str]:
+def _assumptions(config: RunConfig, machines: Machines, source: str, norms: Sequence[int]) -> list[str]:
     return [
         source,
         f"links within a node of {machines.per_node} workers: {machines.inside}; between nodes: {machines.between}",
         "gradients are summed in a ring, in float32, while nothing is computed; latencies of their buckets overlap",
+        *_of_batch_norms(norms),
         f"the global batch stays {config.train.batch}; compute is proportional to images: kind to small shares",
         "where the batch does not divide, all wait for those with an image more",
         "workers are equally fast, and reading images keeps up",
         "memory is a count of networks, optimisers and saved activations; a GPU's context and allocator add to it",
     ]
+
+
+def _of_batch_norms(norms: Sequence[int]) -> list[str]:
+    if not norms:
+        return []
+    some = f"each of the {len(norms)} batch norms" if len(norms) > 1 else "the batch norm"
+    return [f"{some} of the generator waits for rings of its own, forward in every phase and backward in its own phase"]
 
 
 _HEAD = (

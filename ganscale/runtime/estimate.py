@@ -13,6 +13,7 @@ from ganscale import ops
 from ganscale.config import RunConfig, override
 from ganscale.data.pixels import to_float
 from ganscale.models import build_critic, build_generator
+from ganscale.models.layers import BatchNormAct
 from ganscale.runtime.placement import Estimate, Plan
 
 FLOAT = 4  # bytes
@@ -40,6 +41,11 @@ def disk_bytes(config: RunConfig) -> int:
     """Return the size that the run directory may grow to."""
     generator, critic = _build(config)
     return _disk(config, {"generator": _size(generator), "critic": _size(critic)})
+
+
+def norm_channels(config: RunConfig) -> list[int]:
+    """Return the channels of each batch norm of the generator, whose statistics ranks share."""
+    return [part.num_features for part in _build(config)[0].modules() if isinstance(part, BatchNormAct)]
 
 
 def _build(config: RunConfig) -> tuple[nn.Module, nn.Module]:

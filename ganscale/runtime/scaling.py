@@ -1,7 +1,8 @@
 """What more workers bring, by a stated model: memory and exchange of each, time of a step, efficiency. Pure arithmetic.
 
-A step computes on its share of the global batch, then sums the gradients of each phase over all ranks in a ring
-(Patarasuk and Yuan 2009): 2 (n - 1) messages one after the other, each of 1/n of the bytes,
+A step computes on its share of the global batch and sums over all ranks: the statistics of every batch norm of the
+generator, forward and backward, and then the gradients of each phase. A sum goes in a ring (Patarasuk and Yuan 2009):
+2 (n - 1) messages one after the other, each of 1/n of the bytes,
 
     t = 2 (n - 1) (latency + bytes / (n bandwidth)),
 
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 
 from ganscale.config import RunConfig
 from ganscale.errors import UserError
+from ganscale.training.autoencoding import phases_of
 
 FLOAT = 4  # bytes of a gradient, which is exchanged in float32 in every precision
+DOUBLE = 8  # bytes of what batch norms sum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +49,12 @@ class Machines:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sum:
-    """One gradient sum: of so many bytes, every so many batches."""
+    """A sum over all ranks: of so many bytes, every so many batches, and then so many times."""
 
     name: str
     bytes: int
     every: int
+    times: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,14 +95,25 @@ def ring_bytes(size: float, ranks: int) -> float:
     return 2 * (ranks - 1) / ranks * size
 
 
-def gradient_sums(config: RunConfig, parameters: Mapping[str, int]) -> list[Sum]:
-    """Return what a run exchanges; ``parameters`` counts those of ``generator`` and ``critic``."""
-    penalty = config.penalty
-    found = [Sum(name="critic", bytes=FLOAT * parameters["critic"], every=1)]
-    if penalty.name != "none" and penalty.every > 1:
-        found.append(Sum(name="critic-penalty", bytes=FLOAT * parameters["critic"], every=penalty.every))
-    repeats = config.optim.critic.repeats
-    return [*found, Sum(name="generator", bytes=FLOAT * parameters["generator"], every=repeats)]
+def step_sums(config: RunConfig, parameters: Mapping[str, int], norms: Sequence[int], *, workers: int) -> list[Sum]:
+    """Return what ``workers`` ranks sum in the phases of a run: gradients, and the statistics of batch norms.
+
+    ``parameters`` counts those of ``generator`` and ``critic``; ``norms`` are the channels of each batch norm of the
+    generator. Every phase generates, so each norm sums 2C + 1 numbers forward in each pass (``train.micro_batch``) of
+    each phase, and 2C backward where the generator learns (see ``ops.batch_norm_act``).
+    """
+    share = -(-config.train.batch // workers)
+    passes = -(-share // (config.train.micro_batch or share))
+    found = []
+    for phase in phases_of(config):
+        found.append(Sum(name=phase.name, bytes=FLOAT * parameters[phase.net], every=phase.every))
+        for channels in norms:
+            forward, backward = (DOUBLE * count for count in (2 * channels + 1, 2 * channels))
+            how = {"every": phase.every, "times": passes}
+            found.append(Sum(name=f"{phase.name}: batch norm", bytes=forward, **how))
+            if phase.net == "generator":
+                found.append(Sum(name=f"{phase.name}: batch norm, backward", bytes=backward, **how))
+    return found
 
 
 def expect(batch: int, workers: int, *, image_s: float, sums: Sequence[Sum], machines: Machines) -> Expectation:
@@ -120,8 +135,8 @@ def expect(batch: int, workers: int, *, image_s: float, sums: Sequence[Sum], mac
         batch=batch,
         share=share,
         compute_s=share * image_s,
-        exchange_s=sum(ring_s(one.bytes, workers, link) / one.every for one in sums),
-        exchange_bytes=sum(ring_bytes(one.bytes, workers) / one.every for one in sums),
+        exchange_s=sum(ring_s(one.bytes, workers, link) * one.times / one.every for one in sums),
+        exchange_bytes=sum(ring_bytes(one.bytes, workers) * one.times / one.every for one in sums),
     )
 
 

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from ganscale.cli import main
 from ganscale.config import override
 from ganscale.errors import UserError
 from ganscale.presets import preset
-from ganscale.runtime.scaling import Link, Machines, Sum, expect, gradient_sums, ring_bytes, ring_s, steps_up_to
+from ganscale.runtime.estimate import estimate, norm_channels
+from ganscale.runtime.placement import Resources, place
+from ganscale.runtime.scaling import Link, Machines, Sum, expect, ring_bytes, ring_s, step_sums, steps_up_to
+from ganscale.training.autoencoding import phases_of
+from ganscale.training.process_group import Group
+from ganscale.training.random import Draws
+from ganscale.training.state import TrainState
+from ganscale.training.step import train_step
 
 FAST, SLOW = Link(latency_s=1e-5, bytes_per_s=2e10), Link(latency_s=1e-4, bytes_per_s=1e9)
 MACHINES = Machines(per_node=8, inside=FAST, between=SLOW)
@@ -73,24 +86,73 @@ def test_one_worker_more_than_a_node_holds_makes_the_network_count():
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("workers", "exchange_s", "sent"),
     [
-        ({}, [("critic", 80, 1), ("generator", 40, 1)]),
-        ({"optim.critic.repeats": 5}, [("critic", 80, 1), ("generator", 40, 5)]),
-        ({"penalty.name": "wgan-gp"}, [("critic", 80, 1), ("generator", 40, 1)]),  # in the critic's own sum
+        (1, 0.0, 0.0),
+        # 4 MB of the critic; in every batch 3 sums of 1032 bytes forward; every 5th 20 MB, 3 more, 3 of 1024 backward
         (
-            {"penalty.name": "wgan-gp", "penalty.every": 16},
-            [("critic", 80, 1), ("critic-penalty", 80, 16), ("generator", 40, 1)],
+            8,
+            14 * (1e-5 + 5e5 / 2e10 + 3 * (1e-5 + 129 / 2e10))
+            + 14 / 5 * (1e-5 + 2.5e6 / 2e10 + 3 * (1e-5 + 129 / 2e10) + 3 * (1e-5 + 128 / 2e10)),
+            7e6 + 1.75 * 3 * 1032 + (35e6 + 1.75 * 3 * 2056) / 5,
+        ),
+        (
+            64,
+            126 * (1e-4 + 62.5e3 / 1e9 + 3 * (1e-4 + 16.125 / 1e9))
+            + 126 / 5 * (1e-4 + 312.5e3 / 1e9 + 3 * (1e-4 + 16.125 / 1e9) + 3 * (1e-4 + 16 / 1e9)),
+            7.875e6 + 1.96875 * 3 * 1032 + (39.375e6 + 1.96875 * 3 * 2056) / 5,
         ),
     ],
 )
-def test_the_sums_are_those_of_the_phases_that_train(settings, expected):
-    from ganscale.training.step import build_phases
+def test_batch_norms_worked_out_by_hand(workers, exchange_s, sent):
+    config = override(preset("dcgan-fashion"), {"optim.critic.repeats": 5})
+    sums = step_sums(config, {"critic": 1_000_000, "generator": 5_000_000}, [64, 64, 64], workers=workers)
+    found = expect(64, workers, image_s=1e-3, sums=sums, machines=MACHINES)
+    assert found.exchange_s == pytest.approx(exchange_s)
+    assert found.exchange_bytes == pytest.approx(sent)
 
-    config = override(preset("dcgan-fashion"), {"optim.critic.repeats": 1, "penalty.name": "none"} | settings)
-    sums = gradient_sums(config, {"critic": 20, "generator": 10})
-    assert [(one.name, one.bytes, one.every) for one in sums] == expected
-    assert [(phase.name, phase.every) for phase in build_phases(config)] == [(one.name, one.every) for one in sums]
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(Group):
+    """One of several ranks; what it would sum over all is written down, by bytes, and stays its own."""
+
+    summed: list[int] = field(default_factory=list)
+
+    def start_sum_(self, tensor):
+        self.summed.append(tensor.numel() * tensor.element_size())
+        return Done()
+
+
+class Done:
+    def wait(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optim.critic.repeats": 2, "train.micro_batch": 3},  # 8 images a worker: in three passes
+        {"penalty.name": "wgan-gp"},  # in the critic's own sum
+        {"penalty.name": "wgan-gp", "penalty.every": 2},
+        {"data.resolution": 8},  # one batch norm
+        {"model.generator": "mlp"},  # none
+        {"model.generator": "autoencoder", "model.critic": "autoencoder", "loss.name": "reconstruction"},
+    ],
+)
+def test_the_sums_are_those_that_training_waits_for(settings):
+    """What a rank of two hands to its group in two batches, counted, is what the plan says of two batches."""
+    common = {"train.batch": 16, "model.width": 2, "model.latent": 4, "penalty.name": "none"}
+    config = override(preset("dcgan-fashion"), common | settings)
+    group = Counting(rank=0, size=2, device=torch.device("cpu"))
+    state, phases, draws = TrainState(config, group), phases_of(config), Draws(0, group.device)
+    real = torch.rand(8, 1, *config.data.resolution) * 2 - 1
+    for _ in range(2):
+        train_step(state, phases, real, draws, nullcontext)
+    placed = place(config, Resources(cpus=2, gpus=0, memory_bytes=None, where="here"), workers=2)
+    parameters = estimate(config, placed, measure=False).parameters
+    sums = step_sums(config, parameters, norm_channels(config), workers=2)
+    assert sorted(group.summed) == sorted(one.bytes for one in sums for _ in range(2 * one.times // one.every))
 
 
 @pytest.mark.parametrize(
@@ -119,6 +181,7 @@ def call(*arguments: object):
 
 
 SMALL = ("--set", "model.width=4", "--set", "model.latent=8")
+MLP = ("--set", "model.generator=mlp", "--set", "model.critic=mlp")  # without batch norm
 
 
 def test_the_verb_prints_a_row_a_size_and_every_assumption():
@@ -132,11 +195,32 @@ def test_the_verb_prints_a_row_a_size_and_every_assumption():
     assert rows[0]["efficiency"] == 1
     assert rows[0]["memory_bytes"] > rows[-1]["memory_bytes"]
     sums = [4 * facts["parameters"][name] for name in ("critic", "generator")]
+    sums += [8 * size for channels in (8, 4) for size in 2 * [2 * channels + 1] + [2 * channels]]  # two batch norms
     assert rows[-1]["exchange_bytes"] == pytest.approx(sum(ring_bytes(size, 16) for size in sums))
     assert rows[-1]["exchange_s"] == pytest.approx(sum(ring_s(size, 16, SLOW) for size in sums))
     told = call("plan", "--gpus", 16, "--step-ms", 64, "--network", "100:8", *SMALL)
     assert [line.removeprefix("assumed: ") for line in told.stderr.splitlines()] == facts["assumptions"]
     assert len(told.stdout.splitlines()) == 1 + len(rows)
+
+
+def test_64_gpus_wait_for_every_batch_norm():
+    small = ("--gpus", 64, "--step-ms", 64, "--network", "100:8", "--json", *SMALL)
+    normed, plain = (json.loads(call("plan", *small, *more).stdout) for more in ((), MLP))
+    last = normed["sizes"][-1]
+    assert (last["workers"], last["nodes"], last["share"]) == (64, 8, 1)
+    gradients = sum(ring_s(4 * count, 64, SLOW) for count in normed["parameters"].values())
+    assert last["exchange_s"] - gradients == pytest.approx(6 * 126 * 1e-4, rel=1e-3)  # their bytes are next to nothing
+    assert last["efficiency"] == pytest.approx(0.001 / (0.001 + last["exchange_s"]))
+    assert sum("each of the 2 batch norms" in line for line in normed["assumptions"]) == 1
+    gradients = sum(ring_s(4 * count, 64, SLOW) for count in plain["parameters"].values())
+    assert plain["sizes"][-1]["exchange_s"] == pytest.approx(gradients)
+    assert not any("batch norm" in line for line in plain["assumptions"])
+
+
+def test_the_table_of_the_documents_is_what_its_command_prints():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cluster.md").read_text()
+    command, table = re.search(r"^ganscale (plan .*)\n(?:.*\n)*?```\n\n((?: {4}.*\n)+)", page, re.MULTILINE).groups()
+    assert textwrap.dedent(table).splitlines() == [line.rstrip() for line in call(*command.split()).stdout.splitlines()]
 
 
 def test_a_range_is_compared_from_its_fewest_to_its_most():
