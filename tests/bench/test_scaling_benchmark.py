@@ -14,6 +14,7 @@ from benchmarks.exchanges import WAYS
 from benchmarks.scaling import ALONE, TWO_ALONE, Contender, Window, check, table
 from ganscale.training import solo_group
 
+pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

@@ -16,6 +16,7 @@ from ganscale.presets import preset
 from ganscale.runtime import launch
 from ganscale.training.checkpoint import newest
 
+pytestmark = pytest.mark.distributed
 MIB = 1 << 20
 
 

@@ -59,6 +59,7 @@ POD = of(
         priorityClassName=STRING,
         securityContext=of(runAsNonRoot=SWITCH, runAsUser=WHOLE, runAsGroup=WHOLE, fsGroup=WHOLE),
         serviceAccountName=STRING,
+        terminationGracePeriodSeconds=WHOLE,
         tolerations=many(of(key=STRING, operator=STRING, value=STRING, effect=STRING)),
         volumes=many(VOLUME),
     ),

@@ -19,6 +19,7 @@ from ganscale.errors import GanscaleError
 from ganscale.runtime.jobs_server import JobServer
 from ganscale.runtime.processes import end_all, processes_below, tree_of
 
+pytestmark = pytest.mark.distributed
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cluster.md"
 TINY = " --set train.batch=32 --set train.tick_kimg=0.128 --set model.width=4 --set model.latent=8 --set sample.num=4"
 

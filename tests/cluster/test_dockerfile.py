@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "cluster" / "Dockerfile"
 HADOLINT = Path(sys.executable).parent / "hadolint"

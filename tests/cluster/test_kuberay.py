@@ -18,6 +18,7 @@ from kuberay_schema import RESOURCES, closed
 from ganscale.cli import main
 from ganscale.presets import PRESETS
 
+pytestmark = pytest.mark.distributed
 FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "kuberay"
 MANIFESTS = {"RayJob": "rayjob.yaml", "RayCluster": "raycluster.yaml"}
 CRDS = {"RayJob": "ray.io_rayjobs.yaml.xz", "RayCluster": "ray.io_rayclusters.yaml.xz"}
@@ -124,6 +125,15 @@ def test_every_pod_is_bounded_unprivileged_and_has_shared_memory(kind):
 def test_the_size_of_a_cluster_is_fixed_because_a_launch_takes_what_is_there(kind):
     for group in cluster_of(read(kind))["workerGroupSpecs"]:
         assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] > 0
+
+
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_a_worker_that_gets_sigterm_has_the_time_in_which_ray_drains_its_node_and_more_to_end(kind):
+    from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S as DRAIN_S
+
+    spec = worker(read(kind))["template"]["spec"]
+    assert spec["terminationGracePeriodSeconds"] >= 1.5 * DRAIN_S > 0
+    assert "lifecycle" not in container(read(kind))  # `ray stop` before the signal would end the workers unsaved
 
 
 def test_a_job_ends_its_cluster_and_its_cost():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+pytestmark = pytest.mark.distributed
 FOLDER = Path(__file__).resolve().parents[2] / "cluster"
 FILES = ("ray-on-premise.yaml", "ray-aws.yaml")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.distributed
 SCRIPT = Path(__file__).resolve().parents[2] / "cluster" / "slurm.sh"
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
 PATIENCE_S = 30

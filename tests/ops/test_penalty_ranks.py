@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ganscale import ops
 from ganscale.ops.penalty import plan as penalty_plan
 
+pytestmark = pytest.mark.distributed
 SAMPLES = 6
 NAMES = ["k4s2p1-16", "smooth"]
 

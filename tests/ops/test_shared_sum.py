@@ -16,6 +16,9 @@ import torch
 
 from ganscale.ops.shared_sum import MEMORY, SharedSum, create_file
 
+pytestmark = pytest.mark.distributed
+
+
 # within a slot, a whole slot, several; below and above what each rank adds wholly; unequal shares
 SIZES = (1, 7, 4096, 4097, 65536, 65537, 200_003)
 

@@ -19,6 +19,7 @@ from ganscale.runtime.common_ground import check_ground, leave_mark
 from ganscale.runtime.placement import Plan, Resources, place
 from ganscale.runtime.stopping import SCRATCH
 
+pytestmark = pytest.mark.distributed
 NODES = ((4, 0), (4, 0))
 PLENTY = Resources(cpus=8, gpus=0, memory_bytes=None, where="the cluster at HEAD", nodes=NODES)
 

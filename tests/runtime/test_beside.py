@@ -32,6 +32,7 @@ from ganscale.training.checkpoint import names, verify
 from ganscale.training.checkpoint_writer import CheckpointWriter
 from ganscale.training.retention import READING
 
+pytestmark = pytest.mark.distributed
 PATIENCE_S = 120  # only where all else fails
 HERE = Resources(cpus=2, gpus=0, memory_bytes=None, where="this machine")
 

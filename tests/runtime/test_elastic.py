@@ -10,6 +10,7 @@ import pytest
 
 from ganscale.runtime.jobs import launch_words
 
+pytestmark = pytest.mark.distributed
 ONE = {"CPU": 1.0}
 
 

@@ -7,6 +7,8 @@ from tiny_runs import tiny_config
 
 from ganscale.runtime import estimate
 
+pytestmark = pytest.mark.distributed
+
 
 @pytest.mark.parametrize(("usual", "held_up", "most"), [(0.1, 5.0, 12), (4.0, 60.0, 4)])
 def test_the_time_of_an_image_is_that_of_a_usual_step(monkeypatch, usual, held_up, most):

@@ -9,6 +9,8 @@ import pytest
 from ganscale.errors import DataError, NonFiniteError, RunFailed
 from ganscale.runtime.failures import MAX_FAILURES_IN_A_ROW, describe, reason_to_stop, signature
 
+pytestmark = pytest.mark.distributed
+
 
 class WorkerHealthCheckFailedError(Exception):
     """Named as Ray's: the judge goes by name, so that it needs no Ray."""

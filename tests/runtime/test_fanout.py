@@ -18,6 +18,7 @@ from ganscale.runtime import explain_fanout, launch
 from ganscale.runtime.explain_run import make_job
 from ganscale.runtime.local import ray_session
 
+pytestmark = pytest.mark.distributed
 METHOD, SAMPLES = "kernel-shap", 3
 
 

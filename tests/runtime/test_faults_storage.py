@@ -15,6 +15,7 @@ from ganscale.runtime import launch
 from ganscale.runtime.mirror import Mirror
 from ganscale.runtime.storage import ObjectStore
 
+pytestmark = pytest.mark.distributed
 PATIENCE_S = 100
 FAILING = 0.2  # of all requests
 

@@ -16,6 +16,7 @@ from tiny_runs import SETTINGS, descendants, is_alive
 
 from ganscale.runtime import load
 
+pytestmark = pytest.mark.distributed
 PATIENCE_S = 150  # only where all else fails
 GRACE_S = 30  # what Kubernetes gives by default
 

@@ -12,6 +12,7 @@ import pytest
 from ganscale.errors import UserError
 from ganscale.runtime.jobs_package import LIMIT_BYTES, collect
 
+pytestmark = pytest.mark.distributed
 STAYS = (
     *(".git/HEAD", ".venv/bin/python", ".env", ".cache/x", "runs/demo/config.json", "data/faces/1.png", "build/a.o"),
     *("dist/x.whl", "env/pyvenv.cfg", "mine/pyvenv.cfg", "x.egg-info/PKG-INFO", "__pycache__/a.pyc", "sub/a.pyc"),

@@ -20,6 +20,8 @@ from ganscale.runtime import jobs
 from ganscale.runtime.jobs_logs import Lines
 from ganscale.runtime.jobs_server import Job, JobServer, find_token, is_loopback, server_url
 
+pytestmark = pytest.mark.distributed
+
 
 @pytest.fixture(autouse=True)
 def no_ray_settings(monkeypatch, tmp_path):

@@ -17,6 +17,8 @@ from ganscale.runtime.listening import (
     program_of,
 )
 
+pytestmark = pytest.mark.distributed
+
 
 @pytest.mark.parametrize(
     ("text", "meant"),

@@ -17,6 +17,7 @@ from ganscale.errors import UserError
 from ganscale.runtime.local import _own_stdout, open_ray_accepted, require_token
 from ganscale.runtime.processes import end_all, tree_of
 
+pytestmark = pytest.mark.distributed
 STUBBORN = """
 import pathlib, signal, subprocess, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -8,6 +8,7 @@ from ganscale.config import RunConfig, override
 from ganscale.errors import ConfigError, ResourceError
 from ganscale.runtime.placement import Resources, duration, place
 
+pytestmark = pytest.mark.distributed
 LAPTOP = Resources(cpus=4, gpus=0, memory_bytes=8 << 30, where="this machine")
 BOX = Resources(cpus=64, gpus=8, memory_bytes=512 << 30, where="this machine")
 CONFIG = RunConfig()  # batch 64

@@ -9,6 +9,7 @@ from ganscale.errors import ConfigError, ResourceError, UserError
 from ganscale.runtime.estimate import estimate
 from ganscale.runtime.placement import Resources, place, read_count
 
+pytestmark = pytest.mark.distributed
 LAPTOP = Resources(cpus=4, gpus=0, memory_bytes=8 << 30, where="this machine")
 BOX = Resources(cpus=64, gpus=8, memory_bytes=512 << 30, where="this machine")
 CONFIG = RunConfig()  # batch 64

@@ -11,6 +11,7 @@ from ganscale.errors import ResourceError
 from ganscale.presets import preset
 from ganscale.runtime.placement import CPUS_PER_GPU, Resources, place
 
+pytestmark = pytest.mark.distributed
 CONFIG = override(preset("dcgan-fashion"), {"train.batch": 720})  # divisible by all counts below
 
 

@@ -25,6 +25,7 @@ from ganscale.runtime.run_lock import LOCK, ourselves, parse_holder
 from ganscale.runtime.storage import ObjectStore, StorageError
 from ganscale.training.checkpoint import MANIFEST, newest, verify
 
+pytestmark = pytest.mark.distributed
 HALF = {"train__kimg": 0.256}
 PATIENCE_S = 150  # only where all else fails
 

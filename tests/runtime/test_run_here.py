@@ -20,6 +20,8 @@ from ganscale.runtime.resume import compare_settings
 from ganscale.runtime.run_lock import ourselves
 from ganscale.training.checkpoint import names, verify
 
+pytestmark = pytest.mark.distributed
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

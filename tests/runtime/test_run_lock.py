@@ -17,6 +17,7 @@ from ganscale.errors import RunFailed, UserError
 from ganscale.runtime import launch
 from ganscale.runtime.run_lock import LOCK, STALE_S, Holder, RunLock, ourselves, parse_holder
 
+pytestmark = pytest.mark.distributed
 FORK = multiprocessing.get_context("fork")
 PATIENCE_S = 30
 

@@ -16,6 +16,8 @@ from ganscale.presets import preset
 from ganscale.runtime import launch, load
 from ganscale.runtime.run_samples import with_drawn_samples
 
+pytestmark = pytest.mark.distributed
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -26,6 +26,7 @@ from ganscale.training.random import Draws
 from ganscale.training.state import TrainState
 from ganscale.training.step import train_step
 
+pytestmark = pytest.mark.distributed
 FAST, SLOW = Link(latency_s=1e-5, bytes_per_s=2e10), Link(latency_s=1e-4, bytes_per_s=1e9)
 MACHINES = Machines(per_node=8, inside=FAST, between=SLOW)
 SUMS = [Sum(name="critic", bytes=8_000_000, every=1), Sum(name="generator", bytes=16_000_000, every=4)]

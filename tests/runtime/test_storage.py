@@ -9,6 +9,7 @@ from stores import BUCKET, S3Server
 
 from ganscale.runtime.storage import ObjectStore, StorageAway, StorageError, child, is_uri, last_name, parent
 
+pytestmark = pytest.mark.distributed
 PREFIX = f"s3://{BUCKET}/some/where"
 
 

@@ -19,6 +19,7 @@ from ganscale.runtime.sweep import DONE, FAILED, OBJECTIVES, STOPPED, read_sweep
 from ganscale.runtime.sweep_space import check_params, draw_trials, milestones, parse_param
 from ganscale.runtime.tune import plan_sweep, restart
 
+pytestmark = pytest.mark.distributed
 POINTS = preset("r3gan-gaussians")
 HERE = Resources(cpus=4, gpus=0, memory_bytes=None, where="this machine")
 LR, WIDTH = "optim.critic.lr=log:1e-5:1e-3", "model.width=16,32,64"

@@ -13,6 +13,7 @@ from ganscale.runtime.heartbeat import Beat, beating
 from ganscale.runtime.watch import Seen, find_hang
 from ganscale.training.whereabouts import Whereabouts
 
+pytestmark = pytest.mark.distributed
 TIMEOUT_S, NOW = 10.0, 1000.0
 PATIENCE_S = 30.0
 

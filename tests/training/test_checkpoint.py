@@ -19,6 +19,7 @@ from ganscale.errors import CheckpointError, RunFailed
 from ganscale.progress import checkpoint_name
 from ganscale.training import checkpoint as cp
 
+pytestmark = pytest.mark.distributed
 FORK = multiprocessing.get_context("fork")  # a start that costs nothing: some thirty processes die here
 
 

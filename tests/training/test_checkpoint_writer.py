@@ -19,6 +19,7 @@ from ganscale.training import checkpoint_writer
 from ganscale.training.checkpoint_writer import CheckpointWriter
 from ganscale.training.retention import best_checkpoint, score_name
 
+pytestmark = pytest.mark.distributed
 NETS = ("generator", "critic", "ema")
 
 

@@ -16,6 +16,7 @@ from ganscale.training.random import Draws
 from ganscale.training.state import TrainState
 from ganscale.training.step import StepContext, build_phases, leave_gradients, train_step
 
+pytestmark = pytest.mark.distributed
 MLP = {"model.generator": "mlp", "model.critic": "mlp", "data.resolution": 8}  # no batch norm, which couples samples
 
 

@@ -7,6 +7,7 @@ import json
 import time
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -14,6 +15,7 @@ import torch.multiprocessing as mp
 from ganscale.training.process_group import solo_group, torch_group
 from ganscale.training.pulse import Pulse
 
+pytestmark = pytest.mark.distributed
 STEPS, STOP_AT = 4000, 700
 
 

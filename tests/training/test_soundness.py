@@ -10,6 +10,7 @@ from ganscale.errors import RunFailed
 from ganscale.training.process_group import Group, solo_group
 from ganscale.training.soundness import fingerprints, refuse_drift
 
+pytestmark = pytest.mark.distributed
 TWO = Group(rank=1, size=2, device=torch.device("cpu"))
 
 

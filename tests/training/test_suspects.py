@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -14,6 +15,7 @@ from ganscale.presets import preset
 from ganscale.training.process_group import torch_group
 from ganscale.training.trainer import Trainer
 
+pytestmark = pytest.mark.distributed
 SETTINGS = {
     "data.path": "gaussians-8",
     "data.resolution": 1,
