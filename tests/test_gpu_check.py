@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -64,29 +66,48 @@ def test_without_a_gpu_it_says_so_and_does_nothing(tmp_path: Path):
     assert page == ""
 
 
-@pytest.mark.parametrize("hidden", [("ray", "captum"), ("ray", "captum", "pydantic", "tensorboard", "rich")])
-def test_what_a_gpu_machine_may_lack_keeps_no_operator_test_from_running(tmp_path: Path, hidden: tuple[str, ...]):
+LACKING = ("ray", "captum", "tensorboard", "rich", "pytest_timeout")
+
+ALL_LACKING = (*LACKING, "pydantic", "safetensors", "PIL")
+
+
+def without(hidden: tuple[str, ...], folder: Path) -> dict[str, str]:
+    """Return an environment in which these packages cannot be imported."""
     for name in hidden:
-        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('{name} is not installed', name='{name}')\n")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        "-m",
-        "gpu",
-        "--collect-only",
-        "tests/ops",
-    ]
+        (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError('{name} is not installed', name='{name}')\n")
+    return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+
+
+def own_options() -> list[str]:
+    """The options that the script itself gives to pytest."""
+    line = re.search(r"^pytest=\((.*)\)$", (ROOT / "benchmarks" / "gpu_check.sh").read_text(), re.MULTILINE)
+    return shlex.split(line[1])[1:]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "where"),
+    [
+        (LACKING, ["tests/ops", "tests/training/test_cuda_graphs.py"]),
+        (ALL_LACKING, ["tests/ops"]),
+    ],
+    ids=["what the tests do without", "all but torch, numpy, click and pytest"],
+)
+def test_what_a_gpu_machine_may_lack_keeps_no_test_from_running(
+    tmp_path: Path, hidden: tuple[str, ...], where: list[str]
+):
+    environment = without(hidden, tmp_path)
+    command = [sys.executable, *own_options(), "-q", "--collect-only", *where]
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # pytest itself, without pytest-timeout
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (
         "ERROR" not in done.stdout
     )  # as pytest marks a file that it cannot import; tests have the word in their names
-    assert "test_gpu.py" in done.stdout
+    assert all(f"{file}::" in done.stdout for file in ["tests/ops/test_gpu.py", *where[1:]])
+
+
+def test_nor_the_measurements(tmp_path: Path):
+    environment = without(ALL_LACKING, tmp_path)
     bench = [sys.executable, "-m", "ganscale", "bench", "--quick", "--only", "counts,critic-step", "--rounds", "1"]
     done = subprocess.run(bench, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
