@@ -7,6 +7,7 @@ import inspect
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -41,6 +42,16 @@ def test_every_command_in_the_documents_parses(line):
         from ganscale.explain import EXPLAINERS
 
         assert context.params["method"] in {"all", *EXPLAINERS}
+
+
+def test_every_method_and_every_source_of_directions_has_an_example():
+    from ganscale.explain import EXPLAINERS
+    from ganscale.explain.directions import DirectionsOptions
+
+    examples = [line for line in _blocks(ROOT / "docs" / "explain.md", "bash").splitlines() if "--method" in line]
+    assert {shlex.split(line)[shlex.split(line).index("--method") + 1] for line in examples} >= {*EXPLAINERS}
+    sources = get_args(DirectionsOptions.model_fields["by"].annotation)
+    assert {by for by in sources if any(f"--set by={by}" in line for line in examples)} == {*sources}
 
 
 def test_readme_names_every_step_that_a_user_takes():
