@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import numpy as np
 import pytest
 import torch
@@ -164,7 +166,7 @@ def test_infidelity_equals_captums_with_the_same_perturbations(images):
     theirs = metrics.infidelity(
         critic, perturb, x, found.values["attribution"][:1], n_perturb_samples=64, max_examples_per_batch=64
     )
-    assert float(theirs) == pytest.approx(ours, abs=1e-5)
+    assert float(theirs) == pytest.approx(ours, rel=1e-5)  # of 1.9e-4: 2e-7 measured, float32 sums
 
 
 def test_quantus_finds_our_integrated_gradients_more_faithful_and_steadier_than_a_random_map():
@@ -188,7 +190,7 @@ def test_quantus_finds_our_integrated_gradients_more_faithful_and_steadier_than_
         return torch.stack(found).numpy()
 
     def chance(model=None, inputs=None, targets=None, **_) -> np.ndarray:
-        return np.random.default_rng(abs(hash(np.asarray(inputs).tobytes())) % 2**32).standard_normal(inputs.shape)
+        return np.random.default_rng(crc32(np.asarray(inputs).tobytes())).standard_normal(inputs.shape)
 
     shared = {"disable_warnings": True, "return_aggregate": True, "aggregate_func": np.mean}
     faithful = quantus.FaithfulnessCorrelation(

@@ -218,7 +218,7 @@ def test_micro_batches_do_not_change_the_result(images):
     one, other = (explain(critic, images, "kernel-shap", micro_batch=rows) for rows in (64, 17))
     scale = float(one.values["segment_weights"].abs().max())
     worst = float((one.values["segment_weights"] - other.values["segment_weights"]).abs().max())
-    assert worst <= 1e-6 * scale * 10  # float32 forwards of other shapes
+    assert worst <= 1e-6 * scale  # float32 forwards of other shapes
 
 
 def test_a_layer_behind_a_wrapper_is_found_by_its_plain_name():

@@ -5,7 +5,9 @@ N images, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from itertools import product
 
 import pytest
 import torch
@@ -59,6 +61,14 @@ class Viewing(nn.Module):
         return self.last(self.conv(x).relu().view(len(x), -1))[:, 0]
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """What sets the number of torch's threads, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("side", "rows"), [(28, 32), (32, 32), (64, 32), (128, 16), (224, 4), (1024, 1)])
 def test_the_larger_the_images_the_fewer_go_through_at_once(side, rows):
     assert rows_a_pass(subject_of(critic()), torch.zeros(1, 3, side, side)) == rows
@@ -108,12 +118,13 @@ def test_a_network_that_flattens_by_view_falls_back_and_gives_the_same_map(metho
 
 
 @pytest.mark.parametrize("method", ["kernel-shap", "lime", "occlusion"])
-def test_maps_are_the_same_however_rows_lie_and_however_many_go_at_once(method, monkeypatch):
+def test_maps_are_the_same_however_rows_lie_however_many_go_at_once_and_on_two_threads(method, monkeypatch, threads):
     network, x = critic(), images(14)
     assert layout_of_rows(subject_of(network), x) is torch.channels_last
     maps = []
-    for layout in LAYOUTS:
+    for layout, count in product(LAYOUTS, (1, 2)):
         monkeypatch.setattr(explain_base, "layout_of_rows", lambda subject, x, layout=layout: layout)
+        threads(count)
         for rows in (7, 32):
             maps.append(explain(network, x, method, cells=3, micro_batch=rows, **BARE).values["attribution"])
     scale = maps[0].abs().max()
