@@ -178,6 +178,26 @@ def test_a_classifier_is_attacked_as_torchattacks_and_art_do(budget: int):
         assert robust == float((net(peer).argmax(1) == label_N).float().mean())
 
 
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")  # captum's own
+@pytest.mark.parametrize("budget", [8, 16, 32])
+def test_a_classifier_is_attacked_as_captum_does_where_it_is_given_the_cross_entropy(budget: int):
+    robust = toys.peer("captum.robust")
+    net, x = classifier(), pictures(64, low=0.0)
+    label_N, eps = net(x).argmax(1), budget / 255
+    found = explain(net, {"x": x, "labels": label_N}, "attack-input", value_range=(0.0, 1.0), budgets=(budget,))
+
+    def loss(logits_NK: torch.Tensor, wanted_N: torch.Tensor) -> torch.Tensor:
+        # a pixel whose slope is below 1e-6 it leaves where it is; a thousandfold loss has the same signs
+        return 1e3 * nn.functional.cross_entropy(logits_NK, wanted_N, reduction="none")
+
+    attack = robust.PGD(net, loss_func=loss, lower_bound=0.0, upper_bound=1.0)
+    peer = attack.perturb(x, radius=eps, step_size=eps / 4, step_num=10, target=label_N)
+    differ = (found.values["adversarial"] - peer).abs() > 1e-6  # one rounding
+    assert float(differ.float().mean()) <= 0.005
+    held = float(found.values["verdict_held"][:, 2].mean())
+    assert held == float((net(peer).argmax(1) == label_N).float().mean())
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_critics_one_logit_is_attacked_as_torchattacks_does_two(norm: str):
     torchattacks = toys.peer("torchattacks")
