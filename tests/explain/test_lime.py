@@ -59,7 +59,7 @@ def test_ridge_lime_is_the_closed_form_of_ridge_and_not_the_true_weights():
 
 
 def test_weights_and_r_squared_of_lime_from_merged_statistics_are_those_of_all_rows():
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    linear_model = toys.peer("sklearn.linear_model")
     game, x = toys.Game(12, seed=3), draw(1, 12) + 1.5
     explainer = lime_of(game, x, num_coalitions=700)
     chunks = explainer.plan()
