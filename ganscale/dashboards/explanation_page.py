@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ganscale.dashboards.cost_part import cost_part
 from ganscale.dashboards.explanation_parts import (
     about,
     made_in_parts,
@@ -59,9 +60,10 @@ def render(explanation: Explanation, directory: Path, name: str, panels: Mapping
         "Answer": reading(explanation),
         "Pictures": pictures.strip(),
         "Scores": score_table(explanation),
+        "Cost": cost_part(explanation),
         "Making": _making(explanation, name),
     }
-    titles = {"Answer": "What it answers", "Making": "How it was made"}
+    titles = {"Answer": "What it answers", "Cost": "What it cost", "Making": "How it was made"}
     shown = {key: text for key, text in sections.items() if text}
     contents = [link(f"#{key.lower()}", titles.get(key, key)) for key in shown]
     title = method_title(explanation.method)

@@ -34,7 +34,8 @@ _MARGIN = (
     "(chance), of the mean difference from the control of the same samples (difference), or of the value (value). "
     "Without a margin a difference says nothing by itself. R² and infidelity must be better than a constant's as well."
 )
-_SHOWN_ELSEWHERE = ("warnings", "summary", "interim")
+_SHOWN_ELSEWHERE = ("warnings", "summary", "interim", "widest_by_rows")
+_DRAWN = "timeline"  # of the cost
 _MOVES = {"traversal": "walks", "counterfactuals": "pictures", "ways": "ways", "attributes": "attributes"}
 _PARTS_OF_MADE = {"Options": "options", "Cost": "cost", "Versions": "versions"}
 
@@ -139,7 +140,7 @@ def made_in_parts(explanation: Explanation) -> str:
     rest = {"method": explanation.method, "target": str(explanation.target), **rest}
     parts.append(table(("what", "value"), [(key, _words(value)) for key, value in rest.items()], caption="Request"))
     for title, key in _PARTS_OF_MADE.items():
-        rows = [(name, _words(value)) for name, value in meta.get(key, {}).items()]
+        rows = [(name, _words(value)) for name, value in meta.get(key, {}).items() if name != _DRAWN]
         if rows:
             parts.append(table(("what", "value"), rows, caption=title))
     return "\n".join(parts)
@@ -147,7 +148,7 @@ def made_in_parts(explanation: Explanation) -> str:
 
 def _words(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_words(entry)}" for key, entry in value.items())
+        return ", ".join(f"{key}: {_words(entry)}" for key, entry in value.items() if key != _DRAWN)
     if isinstance(value, (list, tuple)):
         return ", ".join(_words(entry) for entry in value)
     if isinstance(value, float):

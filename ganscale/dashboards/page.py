@@ -215,7 +215,8 @@ img{max-width:100%;height:auto;display:block}
 .strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:14px}
 .strip figure{margin:0}.strip .pixels{width:100%}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:8px 32px}
-.chart{width:100%;height:auto;display:block}
+.chart{width:100%;max-width:640px;height:auto;display:block}
+.busy{fill:var(--blue)}
 .chart text{font-size:11px;fill:var(--muted)}
 .rule{stroke:var(--rule);stroke-width:1}
 .line{fill:none;stroke-width:1.8;stroke-linejoin:round}

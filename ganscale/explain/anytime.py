@@ -147,7 +147,7 @@ class _Drive:
             remedy = "leave it out, or use kernel-shap or lime with fewer coalitions than there are"
             raise ExplainOptionError("--width", "be asked of a method that draws", explainer.name, remedy)
         own = [chunk for chunk in chunks if not explainer.is_control(chunk)]
-        last, reason = max(sweeps.values()), None
+        last, reason, narrowing = max(sweeps.values()), None, []
         reached = dict.fromkeys((chunk.explanation for chunk in own), -1)  # sample -> its last sweep
         widths = dict.fromkeys(reached, float("inf"))
         for sweep in range(last + 1):
@@ -163,7 +163,9 @@ class _Drive:
             reached.update(dict.fromkeys(wide, sweep))
             self.tell(sweep + 1, last + 1, "sweeps")
             drawn = [chunk for chunk in own if sweeps[chunk.index] <= reached[chunk.explanation]]
-            widths = dict(zip(reached, explainer.interval_widths(self._fold_of(drawn)), strict=True))
+            folded = self._fold_of(drawn)
+            widths = dict(zip(reached, explainer.interval_widths(folded), strict=True))
+            narrowing.append([folded.rows_forward, max(widths.values())])
             share = 1 / (2 + len(chunks) / len(own))  # the controls and the scores take as long again
             reason = "width" if max(widths.values()) <= self.limits.width else self._spent(share)
             if reason:
@@ -172,7 +174,7 @@ class _Drive:
         self.done = {_key(chunk): self.done[_key(chunk)] for chunk in taken if _key(chunk) in self.done}
         self._rounds(explainer, taken, can_stop=False, deadline=False)
         explanation = explainer.finish(self._folded)
-        explanation.meta["widths"] = list(widths.values())
+        explanation.meta.update(widths=list(widths.values()), widest_by_rows=narrowing, width=self.limits.width)
         early = reason and min(reached.values()) < last
         return _marked(explanation, reason, {"sweeps": [max(reached.values()) + 1, last + 1]}) if early else explanation
 

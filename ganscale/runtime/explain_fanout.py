@@ -36,6 +36,7 @@ from ganscale.explain import (
 )
 from ganscale.explain.beside import Beside
 from ganscale.explain.errors import CallableError
+from ganscale.runtime.cost_record import Record
 from ganscale.runtime.run import Networks
 from ganscale.runtime.threads import THREADS, one_thread
 
@@ -142,34 +143,6 @@ def peak_memory_mib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_a_unit // 2**20
 
 
-@dataclass(slots=True)
-class Record:
-    """What the workers of one job cost beyond their chunks."""
-
-    waited_s: float = 0.0
-    chunks: int = 0
-    processes: set[str] = field(default_factory=set)
-    memory_mib: int = 0
-
-    def add(self, partial: Partial, *, seconds: float, process: str, memory_mib: int) -> None:
-        """Count one chunk that came back ``seconds`` after it was handed over."""
-        self.waited_s += max(0.0, seconds - partial.seconds)
-        self.chunks += 1
-        self.processes.add(process)
-        self.memory_mib = max(self.memory_mib, memory_mib)
-
-    def facts(self, workers: int) -> dict[str, Any]:
-        """Return the entries of the cost record; nothing where there were no workers."""
-        if not workers:
-            return {}
-        lost = max(0, len(self.processes) - workers)
-        return {"queue_wait_seconds": self.waited_s, "chunks_of_workers": self.chunks, "workers_replaced": lost}
-
-    def peak(self, here_mib: int) -> int:
-        """Return the most memory of any process that computed."""
-        return self.memory_mib or here_mib
-
-
 def _run_here(explainer: Explainer, chunks: list[Chunk], between: Callable[[], None]) -> Iterator[tuple[int, Partial]]:
     for chunk in chunks:
         between()
@@ -257,10 +230,10 @@ def run_chunks(actors: list[Any], job: list[Any], chunks: list[Chunk], record: R
                 actor, chunk = free.popleft(), waiting.popleft()
                 busy[actor.run.remote(job, chunk)] = actor, chunk.index, time.perf_counter()
             (done,), _ = ray.wait(list(busy), num_returns=1)
-            actor, index, began = busy.pop(done)
+            actor, index, handed_over = busy.pop(done)
             free.append(actor)
             partial, where = copy.deepcopy(ray.get(done))  # Ray's arrays cannot be written; those of one process can
-            record.add(partial, seconds=time.perf_counter() - began, **where)
+            record.add(partial, handed_over=handed_over, **where)
             yield index, partial
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, GanscaleError):

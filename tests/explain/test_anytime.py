@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import test_explain_invariance as invariance
@@ -195,6 +196,11 @@ def test_drawing_stops_at_the_width_that_was_asked_for_with_fewer_rows():
     assert found.meta["stopped"]["reason"] == "width"
     assert sweeps < most
     assert max(found.meta["widths"]) <= 0.15
+    rows, widest = zip(*found.meta["widest_by_rows"], strict=True)
+    assert len(rows) == sweeps
+    assert all(before < after for before, after in pairwise(rows))
+    assert widest[-1] == max(found.meta["widths"])
+    assert min(widest[:-1]) > 0.15, "it stops at the first that is narrow enough"
     assert "interim" not in found.meta  # it is all that was asked for
     assert found.meta["cost"]["rows_forward"] < 0.8 * whole.meta["cost"]["rows_forward"]
     error, largest = found.values["segment_errors"], found.values["segment_weights"].abs().amax(1, keepdim=True)

@@ -112,6 +112,12 @@ def test_actors_make_the_bytes_of_one_process(run, alone, workers):
     shared = run.explain(METHOD, num_samples=SAMPLES, workers=workers)
     assert tensors_hash(run) == here
     assert shared.scores == alone.scores
+    cost = shared.meta["cost"]
+    assert 1 <= len(cost["timeline"]) <= workers, "one that starts late may find nothing left to do"
+    for spans in cost["timeline"].values():
+        moments = [moment for span in spans for moment in span]
+        assert moments == sorted(moments)
+        assert 0 < moments[-1] <= cost["seconds"] + 0.001  # written in milliseconds
 
 
 def tensors_hash_of(alone, run):
