@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from calls import TINY, call, files_below
 from PIL import Image
+
+from ganscale.runtime.run_lock import RunLock
 
 
 def _missing(folder: Path) -> Path:
@@ -60,6 +66,67 @@ def test_a_launch_that_cannot_be_is_refused(arguments, words, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+JOB_VERBS = [["submit"], ["status"], ["status", "j"], ["logs", "j"], ["logs", "-f", "j"], ["stop", "j"], ["list-jobs"]]
+
+
+@pytest.mark.parametrize("words", JOB_VERBS, ids=" ".join)
+def test_a_dashboard_that_nobody_answers_at_is_refused_by_every_verb_of_jobs(
+    words, tmp_path, monkeypatch, expect_refused
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "unused")
+    expect_refused(call(*words, "--address", "http://127.0.0.1:1"), "http://127.0.0.1:1 (Connection refused)", "ssh -L")
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def _denying_store() -> Iterator[str]:
+    """An S3 server that refuses everybody; yields its address."""
+
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = b"" if self.command == "HEAD" else b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+        def log_message(self, *words: object) -> None:
+            """Stay quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("arguments", [["--runs-dir", "s3://bucket/runs"], ["--resume", "s3://bucket/runs/x"]])
+def test_a_store_that_denies_access_is_refused_and_nothing_is_left(arguments, tmp_path, monkeypatch, expect_refused):
+    for name, value in STORE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GANSCALE_CACHE", str(tmp_path))
+    with _denying_store() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        done = call("launch", "--workers", 0, *arguments)
+    expect_refused(done, "storage s3://bucket/runs", "ACCESS_DENIED", "give this process the right")
+    assert files_below(tmp_path) == {}
+
+
+STORE = {
+    "AWS_ACCESS_KEY_ID": "x",
+    "AWS_SECRET_ACCESS_KEY": "y",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
 @pytest.mark.parametrize("make", [_missing, _empty, _broken])
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["launch", "dry run"])
 def test_data_that_cannot_be_trained_on_are_refused(make: Callable[[Path], Path], dry, tmp_path):
@@ -92,6 +159,16 @@ def test_a_run_directory_that_exists_is_refused_and_stays_as_it_is(launched, exp
     where = ("--runs-dir", launched[1].parent, "--name", launched[1].name)
     expect_refused(call("launch", "--workers", 0, *where, *TINY), "tiny", "--resume", "--name")
     assert files_below(launched[1]) == before
+
+
+def test_a_second_launch_into_a_run_is_refused_with_the_process_of_the_first(run, tmp_path, expect_refused):
+    new = tmp_path / "runs" / "new"
+    for folder, words in ((run, ["--resume", run, "--kimg", 1]), (new, ["--runs-dir", new.parent, "--name", new.name])):
+        with RunLock(folder):
+            before = files_below(folder)
+            done = call("launch", "--workers", 0, *words, *([] if folder == run else TINY))
+            expect_refused(done, str(folder), "one launch at a time", f"process {os.getpid()} on ", "wait until")
+            assert files_below(folder) == before
 
 
 def test_a_file_where_a_folder_is_needed_is_refused(launched, tmp_path, expect_refused):
