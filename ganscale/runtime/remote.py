@@ -19,7 +19,7 @@ from ganscale.errors import CheckpointError, UserError
 from ganscale.files import address_of, cache_dir, new_directory, set_address
 from ganscale.runtime.mirror import Mirror, complete_checkpoints
 from ganscale.runtime.run_lock import LOCK, is_locked
-from ganscale.runtime.storage import ObjectStore, child, last_name, parent
+from ganscale.runtime.storage import ObjectStore, StorageError, child, last_name, parent
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ def read_remote_page(address: str) -> dict[str, Any]:
     """Return ``config.json`` of the run at ``address``; raises UserError where there is none."""
     try:
         return json.loads(ObjectStore(address).get(CONFIG))
+    except StorageError:
+        raise
     except (FileNotFoundError, ValueError):
         raise UserError("run", f"be one in the store, with a readable {CONFIG}", address, "list the bucket") from None
 
@@ -81,8 +83,8 @@ def pull(address: str, run_dir: Path, *, checkpoint: str | None = None) -> None:
     set_address(run_dir, address)
 
 
-def pull_newest_good(address: str, run_dir: Path) -> Path | None:
-    """Pull as ``pull`` does, and return the newest checkpoint that verifies, here or there: for automatic recovery."""
+def pull_newest_good(address: str, run_dir: Path) -> tuple[Path | None, list[CheckpointError]]:
+    """Pull as ``pull`` does; return the newest checkpoint that verifies, here or there, and the newer ones' errors."""
     from ganscale.training import checkpoint as checkpoints
 
     store = ObjectStore(address)
@@ -90,14 +92,16 @@ def pull_newest_good(address: str, run_dir: Path) -> Path | None:
     here, there = _newest_here(run_dir), complete_checkpoints(store)
     _pull_files(store, run_dir, only_missing=here is not None and here >= max(there, default=""))
     set_address(run_dir, address)
+    refused: list[CheckpointError] = []
     for name in sorted(there, reverse=True):
         if here is not None and here >= name:
             break
         try:
-            return pull_checkpoint(store, run_dir, name, there)
+            return pull_checkpoint(store, run_dir, name, there), refused
         except CheckpointError as error:
-            log.warning("%s", error)
-    return checkpoints.newest_good(run_dir)[0]
+            refused.append(error)
+    good, damaged = checkpoints.newest_good(run_dir)
+    return good, refused + damaged
 
 
 def _pull_files(store: ObjectStore, run_dir: Path, *, only_missing: bool) -> None:
@@ -138,6 +142,8 @@ def pull_checkpoint(store: ObjectStore, run_dir: Path, name: str, there: set[str
         except CheckpointError as error:
             what, rule, got, _ = error.args
             raise CheckpointError(what.replace(str(aside), child(store.uri, prefix)), rule, got, remedy) from None
+        except StorageError:  # says nothing of the checkpoint
+            raise
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
             where = child(store.uri, prefix)
             raise CheckpointError(where, "be whole", f"{type(error).__name__}: {error}", remedy) from None

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ganscale.runtime.damage import get_damage
 from ganscale.runtime.heartbeat import LONGEST_EVERY_S, Beat, Board, every_s
 from ganscale.runtime.run_lock import started_at, this_machine
 
@@ -155,11 +156,15 @@ class Watch:
         if steps:
             note, self._loss = self._loss, None
             begun_at = next(iter(self._seen.values())).beat.begun_at
+            damaged = get_damage(self._board)
+            for words in damaged:
+                log.warning("a damaged checkpoint was passed over: %s", words)
             page = {
                 "at": datetime.datetime.fromtimestamp(note["at"], datetime.UTC).isoformat(timespec="milliseconds"),
                 "why": note["why"],
                 "images_lost": max(0, note["images"] - begun_at),  # seen about a second before the loss, at most
                 "went_on_from": begun_at,
+                "damaged": damaged,
                 "seconds": round(min(steps) - note["at"], 3),
             }
             with (self._run_dir / RESTARTS).open("a") as stream:

@@ -17,6 +17,7 @@ from ganscale.dashboards import TensorBoardSink
 from ganscale.errors import RunFailed
 from ganscale.files import set_address
 from ganscale.runtime.common_ground import check_ground
+from ganscale.runtime.damage import put_damage
 from ganscale.runtime.heartbeat import Board, beating, every_s
 from ganscale.runtime.leaving import WorkerLeaves, is_asked
 from ganscale.runtime.mirror import Mirror
@@ -73,7 +74,7 @@ def _train(
     config: RunConfig, run_dir: Path, settings: dict[str, Any], group: Group, whereabouts: Whereabouts
 ) -> TrainResult:
     address, mark = settings["address"], run_dir / SCRATCH / settings["mark"]
-    resume_from = _find_checkpoint(address, run_dir, group)
+    resume_from = _find_checkpoint(address, run_dir, group, Board(settings["board"]))
     scratch = run_dir / SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -135,11 +136,17 @@ def _facts(group: Group) -> dict[str, Any]:
     }
 
 
-def _find_checkpoint(address: str | None, run_dir: Path, group: Group) -> Path | None:
-    """Return where to go on: the newest checkpoint that verifies is the truth, whatever Ray remembers."""
+def _find_checkpoint(address: str | None, run_dir: Path, group: Group, board: Board) -> Path | None:
+    """Return where to go on: the newest checkpoint that verifies is the truth, whatever Ray remembers.
+
+    Those that were passed over are told the driver, whose words the user sees.
+    """
+    found = None
+    if group.is_main:
+        found, damaged = checkpoints.newest_good(run_dir) if address is None else pull_newest_good(address, run_dir)
+        put_damage(board, damaged)
     if address is None:
-        return group.broadcast_object(checkpoints.newest_good(run_dir)[0] if group.is_main else None)
-    found = pull_newest_good(address, run_dir) if group.is_main else None
+        return group.broadcast_object(found)
     name = group.broadcast_object(found.name if found is not None else None)
     if name is None or group.is_main:
         return found
