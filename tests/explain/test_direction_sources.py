@@ -10,7 +10,7 @@ import torch
 import toys
 from torch import nn
 
-from ganscale.explain import Classifier, Subject, build_explainer, explain, make_request
+from ganscale.explain import Classifier, Explanation, Subject, build_explainer, explain, make_request
 from ganscale.explain.directions import Directions
 from ganscale.explain.errors import ExplainTargetError, LayerError
 from ganscale.explain.latent.direction_sources import fit_boundary, project_out
@@ -56,8 +56,11 @@ def slope_subject(latent: int, direction: torch.Tensor) -> Subject:
     )
 
 
-def test_components_from_merged_moments_are_those_of_a_full_decomposition():
-    generator = nn.Sequential(nn.Linear(LATENT, 12), nn.Tanh(), nn.Linear(12, 9), nn.Unflatten(1, (1, 3, 3)))
+def activations() -> tuple[Explanation, np.ndarray, np.ndarray]:
+    """Return directions by a layer's activations, and all latents [n, D] and activations [n, F] that were drawn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = nn.Sequential(nn.Linear(LATENT, 12), nn.Tanh(), nn.Linear(12, 9), nn.Unflatten(1, (1, 3, 3)))
     subject = Subject(name="g", fn=lambda x: x.flatten(1).sum(1), generator=generator, value_range=None)
     options = {"by": "pca", "layer": "0", "num_draws": 1000, "num_directions": 6}
     explainer = build_explainer(subject, make_request(Directions, latents(3), seed=1, options=options))
@@ -65,9 +68,22 @@ def test_components_from_merged_moments_are_those_of_a_full_decomposition():
     assert [chunk.work["rows"] for chunk in chunks] == [256, 256, 256, 232]
     z = np.concatenate([explainer._source.latents(chunk) for chunk in chunks])
     features = z.astype(np.float32) @ generator[0].weight.detach().numpy().T + generator[0].bias.detach().numpy()
-    centred = features.astype(np.float64) - features.astype(np.float64).mean(axis=0)
+    return explain(subject, latents(3), "directions", seed=1, **options), z, features.astype(np.float64)
+
+
+def test_components_are_those_of_scikit_learn():
+    found, _, features = activations()
+    pca = toys.peer("sklearn.decomposition").PCA(n_components=6, svd_solver="full").fit(features)
+    cosines = np.abs((found.values["components"].numpy() * pca.components_).sum(axis=1))
+    assert cosines.min() >= 1 - 1e-7
+    variance = pca.explained_variance_ * (1 - 1 / len(features))  # theirs is divided by n - 1
+    np.testing.assert_allclose(found.values["eigenvalues"].numpy(), variance, rtol=1e-6)
+
+
+def test_components_from_merged_moments_are_those_of_a_full_decomposition():
+    found, z, features = activations()
+    centred = features - features.mean(axis=0)
     _, singular, components = np.linalg.svd(centred, full_matrices=False)
-    found = explain(subject, latents(3), "directions", seed=1, **options)
     cosines = np.abs((found.values["components"].numpy() * components[:6]).sum(axis=1))
     assert cosines.min() >= 1 - 1e-7
     np.testing.assert_allclose(found.values["eigenvalues"].numpy(), singular[:6] ** 2 / len(z), rtol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import toys
@@ -82,6 +83,20 @@ def test_expected_gradients_is_near_complete_and_needs_another_sample(images):
     assert found.scores["completeness_gap"].value <= 0.02
     with pytest.raises(ExplainInputError, match="at least 2 samples"):
         explain(toys.conv_critic(), images[:1], "expected-gradients")
+
+
+def test_expected_gradients_tend_to_captums_gradient_shap(images):
+    captum = toys.peer("captum.attr")
+    critic = toys.conv_critic().eval()
+    ours = maps(critic, images, "expected-gradients", draws=1024)[:1]
+    np.random.seed(0)  # noqa: NPY002 - the stream that captum draws from
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        # the same question: from the other samples, at a random place of the way
+        theirs = captum.GradientShap(critic).attribute(images[:1], baselines=images[1:], n_samples=4000, stdevs=0.0)
+    both = torch.stack([ours.flatten(), theirs.detach().flatten()])
+    assert torch.corrcoef(both)[0, 1] >= 0.99  # two means, over 1,024 and 4,000 draws
+    assert float((both[0] - both[1]).norm() / both[1].norm()) <= 0.05
 
 
 @pytest.mark.parametrize("method", ["saliency", "smoothgrad", "input-x-gradient", "expected-gradients"])

@@ -14,7 +14,7 @@ from ganscale.explain.beside import Beside
 from ganscale.explain.errors import ExplainInputError
 from ganscale.explain.likeness.cka import Sums
 from ganscale.explain.likeness.conv_interaction import watched
-from ganscale.explain.likeness.membership import auc, caught_at
+from ganscale.explain.likeness.membership import auc, caught_at, roc
 from ganscale.explain.likeness.retrieval import best_of, few_numbers, merge_best
 from ganscale.explain.likeness.units_to_logit import score_of_units
 
@@ -54,6 +54,22 @@ def test_a_query_finds_its_own_copy_and_its_class():
     assert torch.equal(found.values["neighbour_images"][:, 0], inputs["x"])
     with pytest.raises(ExplainInputError, match="gallery"):
         explain(subject, images(2), "retrieval")
+
+
+def test_neighbours_are_those_of_scikit_learn_in_features_and_in_pixels():
+    neighbours = toys.peer("sklearn.neighbors").NearestNeighbors(n_neighbors=5, algorithm="kd_tree")
+    gallery, queries = images(600), images(9, seed=1)
+    critic = toys.conv_critic()
+    subject = Subject(name="critic", fn=critic, module=critic, critic=critic, value_range=None)
+    found = explain(subject, {"x": queries, "real": gallery}, "retrieval", k=5).values
+    before_last = critic[:-2]  # what the critic's only linear layer is given
+    with torch.no_grad():
+        spaces = {"pixels": (gallery, queries), "features": (before_last(gallery), before_last(queries))}
+    for name, pair in spaces.items():
+        known, asked = (rows.flatten(1).double().numpy() for rows in pair)
+        distance, place = neighbours.fit(known).kneighbors(asked)
+        np.testing.assert_array_equal(found[f"{name}_neighbours"], place)
+        np.testing.assert_allclose(found[f"{name}_distance"], distance, rtol=1e-5)  # float32 features
 
 
 class Copier(nn.Module):
@@ -103,6 +119,20 @@ def test_the_area_counts_ties_half_and_equals_the_share_of_ordered_pairs():
     assert auc(positive, negative) == pytest.approx((0.0 + 1 + 0.5 + 1 + 0.5 + 1) / 6)
     assert auc(rows(50), rows(50) - 100) == 1
     assert caught_at(np.arange(100.0) + 0.5, np.arange(100.0), 0.01) == pytest.approx(0.02, abs=0.011)
+
+
+def test_the_area_and_the_curve_are_those_of_scikit_learn_ties_too():
+    metrics = toys.peer("sklearn.metrics")
+    positive, negative = (np.random.default_rng(seed).integers(0, 30, 200 + seed).astype(float) for seed in (5, 6))
+    positive += 2
+    signal = np.concatenate([positive, negative])
+    is_member = np.arange(len(signal)) < len(positive)
+    assert auc(positive, negative) == pytest.approx(metrics.roc_auc_score(is_member, signal), abs=1e-12)
+    alarms, hits, _ = metrics.roc_curve(is_member, signal, drop_intermediate=False)
+    theirs_P2, curve_P2 = np.stack([alarms, hits], axis=1), roc(positive, negative)
+    apart = np.abs(curve_P2[:, None] - theirs_P2[None]).max(axis=2)
+    assert apart.min(axis=0).max() <= 1e-12, "each of their points is one of ours"
+    assert apart.min(axis=1).max() <= 1e-12, "and each of ours one of theirs"
 
 
 def test_alignment_is_one_for_itself_rotated_and_scaled_and_merged_sums_are_whole_ones():

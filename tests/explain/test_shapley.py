@@ -152,10 +152,11 @@ def test_the_coordinates_of_points_are_players_of_their_own(method):
     torch.testing.assert_close(found.values["segment_weights"].float(), (weight * x).flatten(1), atol=1e-4, rtol=0)
 
 
-def test_kernel_shap_equals_shap_exact_and_shap_kernel_with_all_coalitions():
+@pytest.mark.parametrize("method", ["kernel-shap", "exact-shapley"])
+def test_all_coalitions_equal_shap_exact_and_shap_kernel(method):
     shap = toys.peer("shap")
     game, x = toys.Game(8), sample(8)
-    ours = weights(game, x, method="kernel-shap")
+    ours = weights(game, x, method=method)
 
     def on_numpy(rows: np.ndarray) -> np.ndarray:
         return game(torch.from_numpy(np.asarray(rows, dtype=np.float64))).numpy()
