@@ -122,6 +122,26 @@ def test_the_best_image_of_a_linear_unit_is_its_weight():
     assert (found["vis_reached"] > found["vis_random"]).all()
 
 
+@pytest.mark.parametrize("shape", [(3, 15, 17), (4, 12, 20)])
+@pytest.mark.parametrize("jitter", [0, 1])
+def test_the_best_image_of_any_size_and_number_of_channels_is_its_units_weight(shape, jitter):
+    channels, height, width = shape
+    draw = torch.Generator().manual_seed(0)
+    coarse = torch.randn(2, channels, 3, 4, generator=draw)  # so smooth that a shift by a pixel changes little
+    weight = nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(weight[0].numel(), 2, bias=False))
+    with torch.no_grad():
+        critic[1].weight.copy_(weight.flatten(1))
+    real = torch.rand(20, *shape, generator=draw) - 0.5
+    inputs = {"z": latents(3), "real": real}
+    found = explain(subject(critic), inputs, "feature-vis", layer="1", steps=200, jitter=jitter, units=2).values
+    assert found["vis_images"].shape == (2, *shape)
+    assert found["vis_images"].abs().max() <= 1 + 1e-6
+    aligned = cosine_similarity(found["vis_images"].flatten(1), weight[found["units"]].flatten(1))
+    assert aligned.min() >= (0.9 if jitter else 0.99)
+    assert (found["vis_reached"] > found["vis_best_reached"].amax(dim=1)).all()
+
+
 def test_the_best_latent_of_a_linear_unit_is_its_weight():
     pair = subject()
     found = explain(pair, latents(4), "feature-vis", network="G", layer="start", steps=200, units=3).values
