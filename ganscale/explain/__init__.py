@@ -29,6 +29,7 @@ from ganscale.explain.exact_shapley import ExactShapley
 from ganscale.explain.gradients import ExpectedGradients, InputXGradient, Saliency, SmoothGrad
 from ganscale.explain.integrated_gradients import IntegratedGradients
 from ganscale.explain.kernel_shap import KernelShap
+from ganscale.explain.labels import OneLabel, with_label_numbers
 from ganscale.explain.latent import LATENT
 from ganscale.explain.layer_maps import GradCam, LayerConductance
 from ganscale.explain.likeness import LIKENESS
@@ -53,6 +54,7 @@ __all__ = [
     "Explanation",
     "Fold",
     "Limits",
+    "OneLabel",
     "Partial",
     "Request",
     "Score",
@@ -103,7 +105,7 @@ def build_explainer(subject: Subject, request: Request) -> Explainer:
     """Build the explainer that ``request.method`` names: in the driver and anew in every worker."""
     explainer = find_explainer(request.method, EXPLAINERS)
     check_serves(explainer, subject)
-    return explainer(subject, request)
+    return explainer(subject, with_label_numbers(subject.generator, subject.domain, request))
 
 
 def explain(

@@ -22,6 +22,7 @@ from torch import Tensor
 from ganscale import ops
 from ganscale.errors import nearest, unknown
 from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError, ExplainTargetError
+from ganscale.explain.labels import label_numbers
 from ganscale.explain.passes import frozen_function, is_watched, layout_of_rows, rows_a_pass
 from ganscale.explain.plan import Chunk, Partial, Request, first_rows, merge
 from ganscale.explain.subject import Subject, check_samples, weights_hash
@@ -252,6 +253,7 @@ class Explainer(ABC):
             **({"banner": self.banner} if self.banner else {}),
             **({"classifier": self.subject.classifier.facts} if self.subject.classifier is not None else {}),
             **({"companions": len(self.subject.companions)} if self.subject.companions is not None else {}),
+            **({"label_numbers": labels} if (labels := label_numbers(self.subject.generator)) else {}),
             "versions": {"ganscale": _version("ganscale"), "torch": torch.__version__, "numpy": np.__version__},
             "cost": {
                 "rows_forward": partial.rows_forward,

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ganscale.explain.beside import Beside, own_rows, without_companions
+from ganscale.explain.beside import Beside, own_rows
 from ganscale.explain.errors import LayerError
+from ganscale.explain.labels import label_numbers, plain_network
 
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these in front
 LINEAR_LAYERS = (nn.Linear, nn.ConvTranspose2d, nn.Conv2d)
@@ -21,7 +22,7 @@ LINEAR_LAYERS = (nn.Linear, nn.ConvTranspose2d, nn.Conv2d)
 def layer_names(network: nn.Module) -> dict[str, nn.Module]:
     """Return every layer by its dotted name, wrappers' prefixes looked through."""
     found = {}
-    for name, module in without_companions(network).named_modules():
+    for name, module in plain_network(network).named_modules():
         for prefix in WRAPPERS:
             name = f".{name}.".replace(f".{prefix}", ".").strip(".")
         if name and name not in found:
@@ -85,7 +86,7 @@ def first_latent_layer(generator: nn.Module, z_ND: Tensor) -> str:
     """
     layers = {name: layer for name, layer in layer_names(generator).items() if isinstance(layer, LINEAR_LAYERS)}
     seen: list[str] = []
-    wanted = z_ND.flatten(1)
+    wanted = z_ND.flatten(1)[:, : z_ND.shape[1] - label_numbers(generator)]
 
     def watch(name: str) -> object:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

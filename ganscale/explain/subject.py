@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -19,6 +19,7 @@ from ganscale.errors import GanscaleError
 from ganscale.explain.beside import Beside
 from ganscale.explain.classifier import Classifier
 from ganscale.explain.errors import CallableError, ExplainInputError, ZeroGradientError
+from ganscale.explain.labels import labels_as_latents, of_images, plain_network
 from ganscale.explain.targets import Parts, build_target
 from ganscale.explain.types import FUNCTION, Target
 
@@ -48,6 +49,10 @@ class Subject:
     ``companions`` [g - 1, ...] are the rows that stand beside each row in a critic that looks across its batch.
     ``segmenter`` maps images to the masks [n, K, H, W] (above a half: inside) of the ``concepts``, K names.
     ``earlier`` are the networks as they were before, the oldest first, for methods that look back.
+
+    A generator may take labels, G(z, label [n]), where it says ``latent`` and ``classes`` (the classifier's, where it
+    does not): the labels then become latents (``labels.Labelled``). A critic with two heads that says ``classes`` is
+    asked for real or fake. Raises CallableError for a critic that cannot do without a label.
     """
 
     name: str
@@ -65,6 +70,18 @@ class Subject:
     concepts: tuple[str, ...] = ()
     earlier: tuple[Earlier, ...] = ()
 
+    def __post_init__(self) -> None:
+        classes = None if self.classifier is None else self.classifier.classes
+        was = [replace(one, generator=labels_as_latents(one.generator, classes)) for one in self.earlier]
+        object.__setattr__(self, "generator", labels_as_latents(self.generator, classes))
+        object.__setattr__(self, "earlier", tuple(was))
+        if isinstance(self.critic, nn.Module):
+            critic = of_images(self.critic)
+            if critic is None:
+                remedy = "give it one: ganscale.explain.OneLabel(critic, 0)"
+                raise CallableError("the critic", "take images alone", "one that wants labels too", remedy)
+            object.__setattr__(self, "critic", critic)
+
     @property
     def modules(self) -> list[nn.Module]:
         """Return the networks behind this subject, each once."""
@@ -76,7 +93,8 @@ class Subject:
     @property
     def encoder(self) -> nn.Module | None:
         """Return the generator where it can also encode images, as an autoencoder's can."""
-        return self.generator if callable(getattr(self.generator, "encode", None)) else None
+        network = plain_network(self.generator)
+        return network if callable(getattr(network, "encode", None)) else None
 
     @property
     def device(self) -> torch.device:
@@ -135,6 +153,7 @@ def subject_of_run(
     """
     asked = Target.parse(target) if isinstance(target, str) else target
     judged = critic if companions is None or critic is None else Beside(critic, companions)
+    generator = labels_as_latents(generator, None if classifier is None else classifier.classes)
     parts = Parts(critic=judged, generator=generator, classifier=classifier, reference=reference)
     target, fn, score_images = build_target(asked, parts)
     module = classifier if target.of_classifier else critic if critic is not None else generator
@@ -145,7 +164,7 @@ def subject_of_run(
         fn=fn,
         module=module,
         generator=generator,
-        critic=judged,
+        critic=None if judged is None else of_images(judged, target.label),
         value_range=value_range if domain == "x" else None,
         target=target,
         classifier=classifier,

@@ -5,7 +5,6 @@ Legend: n rows, C channels, H height, W width, K classes, D latent.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ganscale.explain.beside import without_companions
 from ganscale.explain.classifier import Classifier
 from ganscale.explain.errors import CallableError, ExplainTargetError, LayerError
+from ganscale.explain.labels import of_images, takes_label, tells_classes
 from ganscale.explain.layers import find_layer, layer_names, layer_output
 from ganscale.explain.types import Target
 
@@ -32,17 +31,6 @@ class Negated:
 
     def __call__(self, x: Tensor) -> Tensor:
         return -self.fn(x)
-
-
-@dataclass(frozen=True, slots=True)
-class Conditional:
-    """D(x, y) of one label y, repeated for every row."""
-
-    critic: nn.Module
-    label: int
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.critic(x, torch.full((len(x),), self.label, dtype=torch.int64, device=x.device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +145,14 @@ def build_target(target: Target, parts: Parts) -> tuple[Target, Scalar, Scalar |
             return replace(target, of_generator=True), score, None
     elif target.kind == "critic":
         critic = _wanted(parts.critic, "critic", target)
-        if target.label is not None and not _takes_labels(critic):
+        if target.label is not None and not takes_label(critic) and not tells_classes(critic):
             raise ExplainTargetError(
                 "target", "name no label of this critic, which takes none", str(target), "use critic"
             )
-        score = critic if target.label is None else Conditional(critic, target.label)
+        score = of_images(critic, target.label)
+        if score is None:
+            rule, remedy = "name a label of this critic, which wants one", "for example critic(0)"
+            raise ExplainTargetError("target", rule, str(target), remedy)
         score = Negated(score) if target.sign == "fake" else score
     elif target.kind == "class":
         classifier = _wanted(parts.classifier, "classifier", target)
@@ -180,14 +171,6 @@ def _wanted(network: nn.Module | None, what: str, target: Target) -> nn.Module:
         remedy = "pass --classifier NAME|PATH" if what == "classifier" else "explain a run that has one"
         raise ExplainTargetError("target", f"be of a {what} that is there", str(target), remedy)
     return network
-
-
-def _takes_labels(critic: nn.Module) -> bool:
-    try:
-        inspect.signature(without_companions(critic).forward).bind(None, None)
-    except TypeError:
-        return False
-    return True
 
 
 def _region(target: Target, parts: Parts) -> Region:

@@ -64,7 +64,7 @@ class AttFind(LatentExplainer):
         if self.subject.classifier is None and self.subject.critic is None:
             rule = f"have a classifier or a critic for {self.name}"
             raise ExplainTargetError("the subject", rule, self.subject.name, "pass --classifier NAME|PATH")
-        self.images(self.z[:2])
+        self.check_networks()
         sigma_D = self._sigma()
         moves = len(sigma_D) + min(len(sigma_D), MOST_RANDOM)
         places = [(n, m) for n in range(0, len(self.z), LATENTS_A_CHUNK) for m in range(0, moves, MOVES_A_CHUNK)]

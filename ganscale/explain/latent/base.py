@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ganscale.explain.base import SCORING, Explainer
 from ganscale.explain.errors import CallableError, ExplainInputError
+from ganscale.explain.labels import Labelled
 from ganscale.explain.plan import Request
 from ganscale.explain.subject import Subject
 
@@ -47,6 +48,29 @@ class LatentExplainer(Explainer):
         """Draws [64, D] of the normal prior, from the seed alone: what is usual, whichever latents are explained."""
         rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING + 6)))
         return torch.from_numpy(rng.standard_normal((PRIOR_DRAWS, self.z.shape[1]))).to(self.z.dtype)
+
+    @property
+    def labelled(self) -> Labelled | None:
+        """Return the generator where it takes labels; raises CallableError where the classifier has other classes."""
+        generator, classifier = self.subject.generator, self.subject.classifier
+        if not isinstance(generator, Labelled):
+            return None
+        if generator.classes != classifier.classes:
+            rule = f"have the {classifier.classes} classes of the classifier for {self.name}"
+            raise CallableError("the generator", rule, generator.classes, "use a classifier of its classes")
+        return generator
+
+    def check_networks(self) -> None:
+        """Ask generator and critic for two pictures; raises CallableError where one of them cannot answer."""
+        images = self.images(self.z[:2])
+        if self.subject.critic is None:
+            return
+        with self.subject.quiet(), torch.no_grad():
+            found = self.subject.critic(images.to(self.subject.device))
+        if not isinstance(found, Tensor) or found.shape != (len(images),):
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            remedy = "give one with two heads the attribute 'classes'"
+            raise CallableError("the critic", f"return one number an image, shape ({len(images)},)", got, remedy)
 
     def images(self, z_nD: Tensor) -> Tensor:
         """Return G(z) on the CPU, float32 [n, C, H, W]; raises CallableError where it makes none or no finite ones."""

@@ -1,7 +1,9 @@
 """What a classifier takes for each class when a generator is the prior: latents that make it most certain.
 
 The search stays on the sphere where a normal latent lies (its radius is the square root of D), so that what it finds is
-something that the generator draws, and is beside the nearest real images of that class and beside plain draws.
+something that the generator draws, and is beside the nearest real images of that class and beside plain draws. A
+generator that takes labels draws each class itself; then nothing is searched for, and draws of any label are the
+control.
 
 Legend: K classes, B candidates a class, D latent, P real images, n rows.
 """
@@ -28,8 +30,11 @@ NEIGHBOURS = 5
 
 
 class ClassGenerationOptions(Options):
-    """The best ``candidates`` of ``draws`` latents are improved by ``steps`` steps."""
+    """The best ``candidates`` of ``draws`` latents are improved by ``steps`` steps; or drawn as their label says."""
 
+    way: Literal["auto", "draw", "search"] = Field(
+        "auto", description="draw: by the generator's labels; search: what the classifier is surest of; auto: draw"
+    )
     draws: Annotated[int, Field(ge=1, le=65536)] = Field(64, description="latents drawn for each class")
     candidates: Annotated[int, Field(ge=1, le=256)] = Field(8, description="best of them that are improved")
     steps: Annotated[int, Field(ge=0, le=10_000)] = Field(40, description="steps of the search")
@@ -70,14 +75,35 @@ class ClassGeneration(LatentExplainer):
         """Return one chunk a class."""
         if previous is not None:
             return []
-        self.images(self.z[:2])
+        self.check_networks()
+        if self.options.way == "draw" and self.labelled is None:
+            rule, remedy = "be search where the generator takes no labels", "leave it out"
+            raise ExplainOptionError("way", rule, self.options.way, remedy)
         return [Chunk(round=0, index=k, explanation=k, part=0) for k in range(self.total)]
 
+    @property
+    def _draws(self) -> bool:
+        return self.options.way != "search" and self.labelled is not None
+
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
-        """Search for one class; returns latents [B, D] and log-odds, and those of as many plain draws."""
-        k, options, device = chunk.explanation, self.options, self.subject.device
-        drawn = chunk.rng(self.request.seed).standard_normal((options.draws, self.z.shape[1]))
-        z = torch.from_numpy(drawn).to(self.z.dtype).to(device)
+        """Draw one class, or search for it; returns latents [B, D] and log-odds, and those of as many plain draws."""
+        drawn = chunk.rng(self.request.seed).standard_normal((self.options.draws, self.z.shape[1]))
+        z = torch.from_numpy(drawn).to(self.z.dtype).to(self.subject.device)
+        found = self._draw(z, chunk.explanation, meter) if self._draws else self._search(z, chunk.explanation, meter)
+        return {name: value.detach().cpu().numpy() for name, value in found.items()}
+
+    def _draw(self, z: Tensor, k: int, meter: Meter) -> dict[str, Tensor]:
+        """Give the drawn latents the label; the plain draws keep their own."""
+        plain = z[: self.options.candidates]
+        at = self.labelled.with_label(plain, k)
+        with torch.no_grad():
+            odds, plain_odds = (torch.cat([self._odds(p, k) for p in x.split(self.micro_batch)]) for x in (at, plain))
+        meter.rows_forward += 4 * len(plain)
+        return {"z": at, "odds": odds, "plain": plain, "plain_odds": plain_odds}
+
+    def _search(self, z: Tensor, k: int, meter: Meter) -> dict[str, Tensor]:
+        """Improve the best of the drawn latents."""
+        options = self.options
         with torch.no_grad():
             odds = torch.cat([self._odds(part, k) for part in z.split(self.micro_batch)])
         order = odds.argsort(descending=True, stable=True)[: options.candidates]
@@ -94,9 +120,7 @@ class ClassGeneration(LatentExplainer):
             at = moved * (radius / moved.norm(dim=1, keepdim=True).clamp_min(1e-30))
         meter.rows_forward += 2 * (options.draws + options.steps * len(order))
         meter.rows_backward += 2 * options.steps * len(order)
-        plain = z[: len(order)]
-        found = {"z": best, "odds": best_odds, "plain": plain, "plain_odds": odds[: len(order)]}
-        return {name: value.detach().cpu().numpy() for name, value in found.items()}
+        return {"z": best, "odds": best_odds, "plain": z[: len(order)], "plain_odds": odds[: len(order)]}
 
     def finish(self, partial: Partial) -> Explanation:
         """Put the classes together, beside real images, and score them against plain draws."""
@@ -105,7 +129,8 @@ class ClassGeneration(LatentExplainer):
         odds, plain_odds = (np.stack([part[key] for part in parts]) for key in ("odds", "plain_odds"))
         hits, plain_hits = (odds > 0).astype(float), (plain_odds > 0).astype(float)
         z, plain = (torch.from_numpy(np.stack([part[key] for part in parts])) for key in ("z", "plain"))
-        order = torch.from_numpy(np.argsort(-odds, axis=1, kind="stable")[:, :SHOWN].copy())
+        ranked = np.zeros(odds.shape) if self._draws else -odds  # of draws the first are shown, not the best
+        order = torch.from_numpy(np.argsort(ranked, axis=1, kind="stable")[:, :SHOWN].copy())
         best_z = z[torch.arange(classes)[:, None], order]
         shape, count = (classes, order.shape[1]), min(self.options.candidates, odds.shape[1])
         images = self.images(best_z.flatten(0, 1))
@@ -130,7 +155,8 @@ class ClassGeneration(LatentExplainer):
             scores["real_neighbours_of_class"] = against_control(*agreed, better="higher")
             values["class_nearest"] = self.real[self._nearest(images, 1)[:, 0]].unflatten(0, shape)
         classifier = self.subject.classifier
-        meta = {"class_names": [classifier.label(k) for k in range(classes)], "candidates": count}
+        names = [classifier.label(k) for k in range(classes)]
+        meta = {"class_names": names, "candidates": count, "way": "draw" if self._draws else "search"}
         return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
 
     def _odds(self, z: Tensor, k: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ganscale.explain.base import Meter, Options
 from ganscale.explain.errors import CallableError, ExplainTargetError
+from ganscale.explain.labels import label_numbers
 from ganscale.explain.latent.base import LatentExplainer
 from ganscale.explain.latent.decision import Decision, smallest_step
 from ganscale.explain.plan import Chunk, Partial
@@ -68,6 +69,7 @@ class LatentCounterfactual(LatentExplainer):
         if previous is not None:
             return []
         self._check_judge()
+        self.check_networks()
         images = self.images(self.z)
         threshold = self._threshold(images)
         ends = self._ends(images, threshold)
@@ -108,6 +110,7 @@ class LatentCounterfactual(LatentExplainer):
         rngs = chunk.rngs(self.request.seed, len(z))
         drawn = torch.from_numpy(_drawn(rngs, RANDOM_STEPS, z.shape[1:])).to(z)
         length = in_latent.step.norm(dim=1)[None, :, None]
+        drawn[..., drawn.shape[2] - label_numbers(generator) :] = 0  # a step keeps its label, as the search does
         stepped = z + drawn / drawn.norm(dim=2, keepdim=True) * length
         with torch.no_grad():
             random = torch.stack([generator(part) for part in stepped])

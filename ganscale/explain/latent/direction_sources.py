@@ -20,6 +20,7 @@ from torch import Tensor
 from ganscale.explain.base import Meter
 from ganscale.explain.edits import used_layers
 from ganscale.explain.errors import ExplainTargetError, LayerError
+from ganscale.explain.labels import label_numbers
 from ganscale.explain.latent.attfind import one_against_rest
 from ganscale.explain.layers import find_layer, first_latent_layer, latent_matrix, layer_output
 from ganscale.explain.plan import Chunk, Partial
@@ -107,11 +108,12 @@ class Sefa(Source):
                 name = first_latent_layer(
                     generator, self._device(np.random.default_rng(0).standard_normal((2, self.latent)))
                 )
-        matrix_DO = latent_matrix(find_layer(generator, name), name, self.latent)
+        labels = label_numbers(generator)  # which no layer sees
+        matrix_DO = latent_matrix(find_layer(generator, name), name, self.latent - labels)
         eigenvalues, vectors = (array.numpy() for array in torch.linalg.eigh(matrix_DO @ matrix_DO.T))
         directions = _signed(vectors.T[::-1][: self.count])
         return Found(
-            directions=directions,
+            directions=np.pad(directions, ((0, 0), (0, labels))),
             numbers=eigenvalues[::-1].clip(min=0).copy(),
             number_name="eigenvalue",
             facts={"layer": name},

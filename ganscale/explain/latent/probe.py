@@ -1,8 +1,8 @@
 """Where a classifier fails on generated images, and what it says on the way from one class to another.
 
-What an image is meant to be is said by the labels of the real images nearest to it in pixels, which no network has
-fitted; the classifier's verdict is set against that. Ways from one verdict to another go through latent space; the
-control blends the two pictures instead.
+What an image is meant to be is said by the label that the generator was given; where it takes none, by the labels of
+the real images nearest to it in pixels, which no network has fitted. The classifier's verdict is set against that.
+Ways from one verdict to another go through latent space; the control blends the two pictures instead.
 
 Legend: n draws, K classes, P real images, T points of a way, W ways.
 """
@@ -38,7 +38,7 @@ class ProbeOptions(Options):
 
 
 class ProbeClassifier(LatentExplainer):
-    """Sets a classifier's verdicts on generated images against the labels of the nearest real ones.
+    """Sets a classifier's verdicts on generated images against what they are meant to be.
 
     Stopped early it is of fewer draws.
     """
@@ -73,15 +73,9 @@ class ProbeClassifier(LatentExplainer):
         """Return one chunk for every 64 draws, then one for the ways."""
         if previous is not None:
             return []
-        labels = self.request.inputs.get("real_labels")
-        if self.real is None or labels is None or not bool((labels >= 0).any()):
-            rule = f"hold real images with labels for {self.name}"
-            raise ExplainInputError("inputs", rule, sorted(self.request.inputs), "explain a run on labelled data")
-        classes = self.subject.classifier.classes
-        if int(labels.max()) >= classes:
-            rule, remedy = f"be below {classes}, the number of classes", "use a classifier of the data's classes"
-            raise ExplainInputError("labels of the real images", rule, int(labels.max()), remedy)
-        self.images(self.z[:2])
+        if self.labelled is None:
+            self._check_real()
+        self.check_networks()
         firsts = range(0, self.options.draws, DRAWS_A_CHUNK)
         draws = [
             Chunk(
@@ -94,6 +88,17 @@ class ProbeClassifier(LatentExplainer):
             for index, first in enumerate(firsts)
         ]
         return [*draws, Chunk(round=0, index=len(draws), explanation=0, part=1)]
+
+    def _check_real(self) -> None:
+        """Refuse to judge where nothing says what a picture is meant to be."""
+        labels = self.request.inputs.get("real_labels")
+        if self.real is None or labels is None or not bool((labels >= 0).any()):
+            rule = f"hold real images with labels for {self.name}"
+            raise ExplainInputError("inputs", rule, sorted(self.request.inputs), "explain a run on labelled data")
+        classes = self.subject.classifier.classes
+        if int(labels.max()) >= classes:
+            rule, remedy = f"be below {classes}, the number of classes", "use a classifier of the data's classes"
+            raise ExplainInputError("labels of the real images", rule, int(labels.max()), remedy)
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Judge a chunk of draws, or walk the ways."""
@@ -138,10 +143,16 @@ class ProbeClassifier(LatentExplainer):
         meta = {
             "class_names": [classifier.label(k) for k in range(classes)],
             "draws": len(meant),
-            "meant_by": f"label of most of the {NEIGHBOURS} nearest of {len(self.real)} real images, in pixels",
+            "meant_by": self._meant_by,
             "sure_and_wrong": float(values["sure_and_wrong"]),
         }
         return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
+
+    @property
+    def _meant_by(self) -> str:
+        if self.labelled is not None:
+            return "label that the generator was given"
+        return f"label of most of the {NEIGHBOURS} nearest of {len(self.real)} real images, in pixels"
 
     def _draw(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         drawn = chunk.rng(self.request.seed).standard_normal((chunk.work["rows"], self.z.shape[1]))
@@ -150,7 +161,7 @@ class ProbeClassifier(LatentExplainer):
         share, predicted = self.subject.classifier(images).double().softmax(dim=1).max(dim=1)
         meter.rows_forward += 2 * len(z)
         return {
-            "meant": self._meant(images.cpu()),
+            "meant": self._meant(images.cpu()) if self.labelled is None else self.labelled.labels(z).cpu().numpy(),
             "predicted": predicted.cpu().numpy(),
             "confidence": share.cpu().numpy(),
         }
@@ -196,12 +207,19 @@ class ProbeClassifier(LatentExplainer):
         }
 
     def _path(self, row: int) -> Tensor:
-        """Return the points of the great circle from a latent to the next, [T, D] (White 2016, arXiv:1609.04468)."""
+        """Return the points of the great circle from a latent to the next, [T, D] (White 2016, arXiv:1609.04468).
+
+        Where the generator takes labels, the first half has the first one's and the rest the other's.
+        """
         a, b = (self.z[at % len(self.z)].double() for at in (row, row + 1))
         share = torch.linspace(0, 1, self.options.points, dtype=torch.float64)[:, None]
         angle = ((a @ b) / (a.norm() * b.norm())).clamp(-0.9999, 0.9999).acos()
         path = (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()
-        return path.to(self.z.dtype).to(self.subject.device)
+        path = path.to(self.z.dtype).to(self.subject.device)
+        if self.labelled is None:
+            return path
+        ends = self.labelled.labels(self.z[[row % len(self.z), (row + 1) % len(self.z)]])
+        return self.labelled.with_label(path, ends.to(path.device)[(share[:, 0] > 0.5).long()])
 
     def _ways_shown(self, rows: np.ndarray) -> Tensor:
         with self.subject.quiet(), torch.no_grad():

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ganscale.explain.base import Explainer, Meter
-from ganscale.explain.beside import Beside, without_companions
+from ganscale.explain.beside import Beside
 from ganscale.explain.errors import ExplainInputError, LayerError
+from ganscale.explain.labels import plain_network
 from ganscale.explain.likeness.cka import Sums
 from ganscale.explain.likeness.units_to_logit import (
     MOST_UNITS,
@@ -206,7 +207,7 @@ def watched(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
     handles = [
         module.register_forward_hook(hook_of(name))
-        for name, module in without_companions(network).named_modules()
+        for name, module in plain_network(network).named_modules()
         if name and any(True for _ in module.parameters())
     ]
     try:

@@ -171,7 +171,7 @@ class Dissect(LatentExplainer):
 
     def _thresholds(self, layer: str) -> np.ndarray:
         """Return each unit's quantiles over pixels of draws and levels between, float64 [T, U]."""
-        self.images(self.z[:2])
+        self.check_networks()
         with self.subject.quiet(), torch.no_grad():
             z = self.prior.to(self.subject.device)
             flat = torch.cat([self._maps(part, layer)[1] for part in z.split(ROWS_A_CHUNK)]).transpose(0, 1).flatten(1)

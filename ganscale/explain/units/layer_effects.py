@@ -58,7 +58,7 @@ class LayerMethod(LatentExplainer):
         """Return one chunk for every few latents."""
         if previous is not None:
             return []
-        self.images(self.z[:2])
+        self.check_networks()
         assert self._layers
         return [
             Chunk(round=0, index=index, explanation=first, part=0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ganscale.explain.beside import Beside
 from ganscale.explain.edits import used_layers
 from ganscale.explain.errors import ExplainTargetError
+from ganscale.explain.labels import plain_network
 from ganscale.explain.latent.base import LatentExplainer
 from ganscale.explain.layers import layer_output
 from ganscale.explain.subject import Earlier
@@ -73,7 +74,7 @@ def layers_with_maps(explainer: LatentExplainer, which: str, rows: Tensor) -> li
     class Called(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = network
+            self.inner = plain_network(network)
 
         def forward(self, x: Tensor) -> object:
             return call(x)
