@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from werkzeug.test import Client
 from ganscale.errors import ResourceError, UserError
 
 DEFAULT_PORT = 6006
+LOCALHOST = "127.0.0.1"
 _ASKS, _ASK_EVERY_S = 100, 0.1  # by then all events have been read, or there are so many that people wait anyway
 
 # TensorBoard keeps only ten images a tag by default, fewer than the grids of a usual run
@@ -57,13 +60,13 @@ class TensorBoardServer:
 
 
 def start_tensorboard(
-    logdir: str | Path, port: int = DEFAULT_PORT, *, host: str = "127.0.0.1", quiet: bool = False
+    logdir: str | Path, port: int = DEFAULT_PORT, *, host: str = LOCALHOST, quiet: bool = False
 ) -> TensorBoardServer:
     """Serve the runs below ``logdir`` at ``host:port`` (port 0: any free one) and print the address unless ``quiet``.
 
-    Returns at once; call ``wait`` on the result. Raises ``UserError`` where the directory is missing and
-    ``ResourceError`` that offers a free port where ``port`` is taken. Only this machine can connect unless ``host``
-    says otherwise.
+    Returns at once; call ``wait`` on the result. Raises ``UserError`` where the directory is missing, and
+    ``ResourceError`` where ``host`` is not of this machine, or ``port`` is taken, with a free one. Only this machine
+    can connect unless ``host`` says otherwise; TensorBoard then asks nobody who he is.
     """
     directory = Path(logdir)
     if not directory.is_dir():
@@ -72,8 +75,12 @@ def start_tensorboard(
         )
     if not 0 <= port <= 65535:
         raise UserError("port", "be between 0 and 65535", port, f"for example --port {DEFAULT_PORT}")
-    if port and _binding_error(host, port) == errno.EADDRINUSE:
+    refused = _binding_error(host, port)
+    if refused == errno.EADDRINUSE:
         raise _taken(host, port)
+    if refused is not None:  # TensorBoard's server would end the process
+        remedy = "try another --port" if is_local(host) else f"leave --host out, which is {LOCALHOST}"
+        raise ResourceError(f"{host}:{port}", "be an address that can be bound", os.strerror(refused), remedy)
     made: list[tuple[program.TensorBoardServer, Callable]] = []
 
     def make(wsgi_app: Callable, flags: object) -> program.TensorBoardServer:
@@ -114,19 +121,33 @@ def _find_codes(app: Callable, logdir: Path, stopped: threading.Event) -> None:
             return
 
 
+def is_local(host: str) -> bool:
+    """Whether only this machine can connect to what listens at ``host``; raises ``ResourceError`` for no host."""
+    found = [ipaddress.ip_address(address.partition("%")[0]) for _, address in _addresses(host)]
+    return all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in found)
+
+
 def free_port(host: str, after: int) -> int:
     """Return the first port above ``after`` that nobody listens on, or any free one where a hundred are taken."""
     for port in range(after + 1, min(after + 101, 65536)):
         if _binding_error(host, port) is None:
             return port
-    with socket.socket() as probe:
+    with socket.socket(_addresses(host)[0][0]) as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]
 
 
+def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
+    try:
+        return [(found[0], found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError):
+        remedy = f"leave --host out, which is {LOCALHOST}"
+        raise ResourceError("--host", "be an address or a name of this machine", host, remedy) from None
+
+
 def _binding_error(host: str, port: int) -> int | None:
     """Return the errno with which the system refuses the port, or None where it can be had."""
-    with socket.socket() as probe:
+    with socket.socket(_addresses(host)[0][0]) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port just left is free
         try:
             probe.bind((host, port))

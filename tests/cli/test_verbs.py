@@ -239,27 +239,27 @@ def test_the_report_names_its_file(launched):
     assert page.read_text().lstrip().lower().startswith("<!doctype html>")
 
 
-def test_the_dashboard_answers_at_the_address_it_prints_and_ends_with_ctrl_c(launched):
+@pytest.mark.parametrize("host", [None, "0.0.0.0"])
+def test_the_dashboard_answers_where_it_says_warns_of_who_else_could_and_ends_with_ctrl_c(launched, host):
     from ganscale.dashboards.server import free_port
 
-    command = [
-        sys.executable,
-        "-m",
-        "ganscale",
-        "dashboard",
-        str(launched[1]),
-        "--port",
-        str(free_port("127.0.0.1", 6100)),
-    ]
+    port = free_port("127.0.0.1", 6100)
+    command = [sys.executable, "-m", "ganscale", "dashboard", str(launched[1]), "--port", str(port)]
+    command += [] if host is None else ["--host", host]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
-            url = server.stdout.readline().split(" at ")[1].split()[0]
-            with urllib.request.urlopen(url, timeout=30) as page:
+            said = server.stdout.readline()
+            if host is None:
+                assert f" at http://127.0.0.1:{port}/ " in said
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=30) as page:
                 assert b"TensorBoard" in page.read()
             server.send_signal(signal.SIGINT)
-            assert server.wait(timeout=30) == 0
+            _, error = server.communicate(timeout=30)
         finally:
             server.kill()
+    assert server.returncode == 0
+    warned = f"warning: TensorBoard has no password: whoever reaches port {port} of this machine sees every run"
+    assert (warned in error) == (host is not None), error
 
 
 @pytest.mark.parametrize("kind", ["presets", "losses", "penalties", "models", "datasets", "explainers", "metrics"])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 from dashboard_cases import red_codes
 
 from ganscale.dashboards import TensorBoardSink, start_tensorboard
-from ganscale.dashboards.server import free_port
+from ganscale.dashboards.server import free_port, is_local
 from ganscale.errors import ResourceError, UserError
+from ganscale.runtime.listening import _listening_sockets, _socket_inodes
 from ganscale.training.records import TickRecord
 
 HOST = "127.0.0.1"
@@ -44,6 +47,33 @@ def test_a_started_server_lists_its_plugins_and_the_run(tmp_path, capsys):
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind((HOST, port))  # stopping frees the port
+
+
+def hosts_of(port: int) -> set[str]:
+    """Return the addresses at which this process listens on ``port``, as the kernel has them."""
+    sockets, mine = _listening_sockets(), _socket_inodes(Path(f"/proc/{os.getpid()}"))
+    return {sockets[inode][0] for inode in mine & sockets.keys() if sockets[inode][1] == port}
+
+
+@pytest.mark.parametrize(("options", "listens"), [({}, {HOST}), ({"host": "0.0.0.0"}, {"0.0.0.0"})])
+def test_only_this_machine_can_connect_unless_it_was_asked_otherwise(tmp_path, options, listens):
+    port = free_port(HOST, 6200)
+    with start_tensorboard(tmp_path, port, quiet=True, **options):
+        assert hosts_of(port) == listens
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("localhost", True), ("0.0.0.0", False), ("10.0.0.1", False)],
+)
+def test_a_host_that_others_can_reach_is_told_from_one_that_they_cannot(host, local):
+    assert is_local(host) == local
+
+
+@pytest.mark.parametrize("host", ["no such host", "a..b", "192.0.2.1"])  # the last one is nobody's (RFC 5737)
+def test_a_host_that_is_not_of_this_machine_is_refused(tmp_path, host):
+    with pytest.raises(ResourceError, match="leave --host out"):
+        start_tensorboard(tmp_path, 0, host=host)
 
 
 def test_the_projector_is_there_for_the_first_page_that_asks(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import platform
 import socket
 import threading
 from contextlib import contextmanager
@@ -101,11 +102,11 @@ class _Cluster(http.server.BaseHTTPRequestHandler):
     """Answers like a dashboard of another version, and remembers what it was asked."""
 
     asked: list[str]
-    version = "2.1.0"
+    pages: dict[str, object]
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        body = json.dumps({"ray_version": self.version} if self.path == "/api/version" else {}).encode()
+        body = json.dumps(self.pages.get(self.path.partition("?")[0], {})).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -122,8 +123,13 @@ class _Cluster(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def answering(version: str):
-    handler = type("Handler", (_Cluster,), {"asked": [], "version": version})
+def answering(version: str, **pages: object):
+    """Yield the address of a dashboard of Ray ``version`` with these pages of its state, and what it is asked."""
+    told = {
+        "/api/version": {"ray_version": version},
+        **{f"/api/v0/{name}": {"data": page} for name, page in pages.items()},
+    }
+    handler = type("Handler", (_Cluster,), {"asked": [], "pages": told})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -143,6 +149,21 @@ def test_another_ray_is_refused_before_the_upload(tmp_path, monkeypatch, capsys)
     assert f"error: Ray must be 2.1.0 as on the cluster at {url}, got {metadata.version('ray')};" in error
     assert error.count("\n") == 1
     assert set(asked) == {"/api/version"}
+
+
+def test_another_python_is_a_note_to_a_job_which_the_python_over_there_runs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "token").write_text("0123")
+    monkeypatch.chdir(tmp_path)
+    here = platform.python_version()
+    nodes = {"result": {"result": [{"state": "ALIVE", "resources_total": {"CPU": 2}}]}}
+    note = f"note: Python is 3.9.1 on the cluster and {here} here: jobs run, but `launch --address` needs the same"
+    for there, notes in (("3.9.1", [note]), (here, [])):
+        page = {"cluster_metadata": {"pythonVersion": there}, "nodes": nodes}
+        with answering(metadata.version("ray"), **page) as (url, asked), pytest.raises(SystemExit) as ended:
+            main(["submit", "--dry-run", "--address", url])
+        assert ended.value.code == 0
+        assert [line for line in capsys.readouterr().err.splitlines() if "Python" in line] == notes
+        assert "/api/v0/cluster_metadata" in asked
 
 
 def test_a_server_that_is_no_ray_is_told_apart(tmp_path):
@@ -169,11 +190,31 @@ def test_nobody_there_is_one_line_with_the_reason():
             JobServer(url, "t").ray_version()
 
 
-def test_a_token_that_would_cross_the_network_in_the_clear_is_warned_of_first():
-    assert is_loopback("http://localhost:8265")
-    assert is_loopback("http://127.0.0.1:1")
-    assert is_loopback("http://[::1]:8265")
-    assert not is_loopback("http://head:8265")
+def test_a_token_that_crosses_the_network_in_the_clear_is_warned_of_and_one_in_a_tunnel_is_not(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "token").write_text("0123")
+    monkeypatch.setenv("NO_PROXY", "*")
+    with answering(metadata.version("ray")) as (url, asked):
+        abroad = url.replace("127.0.0.1", "0.0.0.0")  # which leads here too, but is not known to
+        for address in (abroad, url):
+            with pytest.raises(SystemExit) as ended:
+                main(["list-jobs", "--address", address])
+            assert ended.value.code == 0
+    warned = f"warning: the token goes to {abroad} in the clear: whoever listens can run any program on the cluster; "
+    assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [warned + TUNNEL]
+    assert asked == 2 * ["/api/version", "/api/jobs/"]
+
+
+TUNNEL = "a tunnel hides it: ssh -L 8265:localhost:8265 HEAD, then --address http://localhost:8265"
+
+
+@pytest.mark.parametrize(
+    ("url", "local"),
+    [("http://localhost:8265", True), ("http://127.0.0.1:1", True), ("http://[::1]:8265", True), ("http://a:1", False)],
+)
+def test_an_address_of_this_machine_is_known(url, local):
+    assert is_loopback(url) == local
 
 
 @pytest.mark.parametrize("path", ["faces", "./faces", "../faces", "~/faces"])
