@@ -16,10 +16,13 @@ import time
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import SETTINGS, descendants, is_alive, tiny_config, write_pictures
+from torch.nn import Conv2d
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ganscale.config import EXPLAINER_NAMES, override
 from ganscale.errors import ConfigError, ResourceError
 from ganscale.explain import EXPLAINERS, Explanation
+from ganscale.models.dcgan import DCGANGenerator
 from ganscale.presets import preset
 from ganscale.progress import images_of
 from ganscale.runtime import Resources, launch, load
@@ -28,6 +31,7 @@ from ganscale.runtime.beside_start import refuse_far_away
 from ganscale.runtime.beside_work import Work
 from ganscale.runtime.local import ray_session
 from ganscale.runtime.placement import place
+from ganscale.runtime.run import GENERATE_BATCH
 from ganscale.training.checkpoint import names, verify
 from ganscale.training.checkpoint_writer import CheckpointWriter
 from ganscale.training.retention import READING
@@ -163,15 +167,40 @@ def test_training_has_the_bits_of_a_run_without_evaluation(run, tmp_path):
 
 
 def test_evaluations_are_on_the_same_board_at_their_images(run):
-    events = EventAccumulator(str(run.path / "tensorboard" / "evaluation"), size_guidance={"scalars": 0})
-    events.Reload()
+    events = board_of(run)
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("evaluation/within 4 sigma")]
     assert {tag.rpartition("/")[2] for tag in tags} == {"value", "floor"}
     steps = {event.step for tag in tags for event in events.Scalars(tag)}
     assert steps >= {event["images"] for event in events_of(run) if event["event"] == "evaluated"}
 
 
-def test_one_pass_gives_all_metrics_of_images_and_equals_the_command(tmp_path, monkeypatch):
+def test_explanations_are_on_the_same_board_at_their_images(run):
+    events, explained = board_of(run), {event["images"] for event in events_of(run) if event["event"] == "explained"}
+    assert explained
+    parts = {"images": "explanation/integrated-gradients/", "scalars": "explanation_score/integrated-gradients/"}
+    for kind, start in parts.items():
+        tags = [tag for tag in events.Tags()[kind] if tag.startswith(start)]
+        shown = {event.step for tag in tags for event in getattr(events, kind.capitalize())(tag)}
+        assert shown >= explained
+    assert {tag.rpartition("/")[2] for tag in tags} == {"value", "control"}
+
+
+def board_of(run):
+    """Return what TensorBoard shows beside the trainer's own page."""
+    guidance = {"scalars": 0, "images": 0}
+    return EventAccumulator(str(run.path / "tensorboard" / "evaluation"), size_guidance=guidance).Reload()
+
+
+@pytest.fixture
+def forwards():
+    """All calls of modules from here on: (module, rows of its input)."""
+    calls = []
+    hook = register_module_forward_pre_hook(lambda module, inputs: calls.append((module, len(inputs[0]))))
+    yield calls
+    hook.remove()
+
+
+def test_one_pass_gives_all_metrics_of_images_and_equals_the_command(tmp_path, monkeypatch, forwards):
     """Pictures need a judge that is trained: here on 300 small ones, in a cache of its own."""
     monkeypatch.setenv("GANSCALE_CACHE", str(tmp_path / "cache"))
     write_pictures(tmp_path / "data", 300)
@@ -189,6 +218,17 @@ def test_one_pass_gives_all_metrics_of_images_and_equals_the_command(tmp_path, m
     ]
     run.evaluate()
     assert json.loads(page.read_text()) == beside
+    first, last = names(run.path / "checkpoints")
+    work = Work(run.path, Events(run.path))
+    work.look(first, evaluate=True, explain=False, give_up=lambda: False)  # which looks at the reals, once
+    forwards.clear()
+    work.look(last, evaluate=True, explain=False, give_up=lambda: False)
+    assert json.loads(page.read_text()) == beside
+    passed = {
+        kind: [rows for module, rows in forwards if isinstance(module, kind)] for kind in (DCGANGenerator, Conv2d)
+    }
+    assert passed[DCGANGenerator] == [GENERATE_BATCH, 100 - GENERATE_BATCH]
+    assert passed[Conv2d] == [100, 100]  # its two layers, once: the network of the features takes 256 at a time
 
 
 def test_an_evaluation_that_fails_is_a_line_and_the_run_goes_on(tmp_path):
