@@ -176,6 +176,52 @@ def test_infinite_weights_are_not_hidden():
     assert not ours.isfinite().any()
 
 
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("pixel", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["relu", "k4s2p1-16", "mlp", "linear", "two-heads"])
+def test_a_pixel_that_is_no_number_makes_its_samples_penalty_nan_and_no_others(name, pixel, impl):
+    critic, x = case(name)
+    clean = penalty_and_gradients(critic, x, impl, list(critic.parameters()))[0]
+    x[1].view(-1)[3] = pixel
+    penalties, gradients = penalty_and_gradients(critic, x, impl, list(critic.parameters()))
+    assert penalties.isnan().tolist() == [False, True, False, False]
+    others = torch.tensor([0, 2, 3])
+    torch.testing.assert_close(penalties[others], clean[others], rtol=1e-12, atol=0)
+    assert any(g.isnan().any() for g in gradients)  # so that a step cannot be taken with them
+
+
+@pytest.mark.parametrize("center", [0.0, 1.0])
+def test_a_nan_that_only_watched_activations_would_show_comes_out(center):
+    critic, x = case("relu")
+    x[1, 0, 3, 3] = float("nan")
+
+    def piecewise(x):
+        return torch.cumsum(critic(x), 1)[:, -1]  # an operator that the fused way does not know
+
+    assert ops.explain_choice(piecewise, x).path == "piecewise"
+    assert ops.gradient_penalty(piecewise, x, center=center).isnan().tolist() == [False, True, False, False]
+
+
+LAID_OUT = {
+    "strided": lambda x: torch.stack([x, -x], -1)[..., 0],
+    "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "expanded": lambda x: x[:1].expand_as(x),
+    "cut from more": lambda x: torch.cat([x, x])[1 : 1 + len(x)],
+}
+
+
+@pytest.mark.parametrize("how", LAID_OUT)
+@pytest.mark.parametrize("name", ["k4s2p1-17", "two-heads", "volumes"])
+def test_the_memory_of_x_does_not_matter_and_is_left_alone(name, how):
+    critic, x = case(name)
+    laid_out = LAID_OUT[how](x)
+    dense, parameters = laid_out.clone(memory_format=torch.contiguous_format), list(critic.parameters())
+    assert ops.explain_choice(critic, laid_out).path == "fused"
+    ours = penalty_and_gradients(critic, laid_out, "auto", parameters)
+    assert_same(ours, penalty_and_gradients(critic, dense, "reference", parameters))
+    assert torch.equal(laid_out, dense)
+
+
 def test_kernels_that_are_asked_for_and_are_not_there_are_missed(monkeypatch):
     critic, x = case("k4s2p1-16")
     monkeypatch.setattr(_choice, "obstacle", lambda device: "turned off by the test")

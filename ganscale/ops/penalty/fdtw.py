@@ -21,6 +21,7 @@ as far as the inputs of the nodes whose weights want a gradient. All images keep
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ganscale.ops import _bind
 from ganscale.ops.penalty import masks as penalty_masks
 from ganscale.ops.penalty.program import PARAMETRIC, Node, Program, Step
 from ganscale.ops.penalty.rules import RULES, adjoint_with_few_channels, has_few_channels
@@ -51,8 +53,8 @@ class Sweeps:
 
     # --- F -----------------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor) -> None:
-        """Find the masks of all activations."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Find the masks of all activations; return [N] zeros, but NaN for samples that did not stay finite."""
         values: Values = {0: (x, False)}
         for step in self.program.forward_steps:
             inputs, free = _take(values, step)
@@ -64,6 +66,8 @@ class Sweeps:
             else:
                 h = RULES[step.node.kind].forward(step.node, inputs, self.read(step.node))
                 _put(values, step, h, inputs, free)
+        doubts = (_doubt(h) for h, _ in values.values())  # what is left are the ends of all branches
+        return functools.reduce(torch.add, doubts)
 
     # --- D -----------------------------------------------------------------------------------------------------------
 
@@ -180,6 +184,12 @@ def _put(values: Values, step: Step, output: Tensor, inputs: list[Tensor], free:
     for source in set(shared) & values.keys():
         values[source] = values[source][0], False
     values[step.value] = output, not shared
+
+
+def _doubt(h: Tensor) -> Tensor:
+    """[N] zeros, and NaN where ``h`` [N, ...] holds a NaN or an infinity; masks alone would make numbers of them."""
+    h = h.sum(tuple(range(1, h.ndim)), dtype=_bind.accumulation(h.dtype)) if h.ndim > 1 else h
+    return h * 0
 
 
 def _share(a: Tensor, b: Tensor) -> bool:

@@ -47,10 +47,11 @@ def _forward(
     with torch.autocast(x.device.type, enabled=False):
         sweeps = _sweeps(program, tensors, x, compiled)
         sweeps.lay_out_weights()
-        sweeps.forward(x.contiguous(memory_format=sweeps.format))
+        doubt = sweeps.forward(x.contiguous(memory_format=sweeps.format))
         half = x.dtype == torch.float16
         g, kept = sweeps.adjoint(HALF_START if half else 1.0, x)
         g = g.float().div_(HALF_START) if half else g
+        g.add_(reference.per_sample(doubt, g))
         penalty, norm = _penalty(g, center, one_sided, compiled)
     masks = [sweeps.masks[value] for value in sweeps.program.acts]
     return (penalty, norm, g, kept, masks) if keep else (penalty, norm, g.new_empty(0), [], [])

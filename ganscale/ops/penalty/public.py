@@ -39,7 +39,8 @@ def gradient_penalty(
     2018); ``one_sided`` penalises norms above ``center`` only. Several logits a sample are summed; a condition goes
     in as a callable of x alone. The critic must treat samples apart (no batch norm), else "its gradient at sample n"
     means nothing. Differentiable in the critic's parameters where gradients are enabled at the call, and in x where x
-    carries a graph; a norm of exactly 0 gives gradient 0. 16-bit gradients are summed, and returned, in float32.
+    carries a graph; a norm of exactly 0 gives gradient 0, and a sample whose logits are not finite a penalty of NaN.
+    16-bit gradients are summed, and returned, in float32.
     A critic that is piecewise linear in x is differentiated by a shorter way to the same numbers (``explain_choice``
     says whether, and why); a second derivative of the penalty needs ``impl="reference"``.
     Raises UserError where the critic's output does not depend on x, or has another batch size.
@@ -74,6 +75,7 @@ def _penalise(critic: Critic, x: Tensor, center: float, one_sided: bool, impl: s
         g = _gradient(logits, point, keep_graph)
     fused = _choice.use_fused(impl, g, "sample_norm")
     penalty, _ = (_register.gp_penalty if fused else reference.gp_penalty)(g, center, one_sided)
+    penalty = penalty * _one_where_finite(logits, penalty.dtype)
     return penalty if left_alone or not keep_graph else _with_zeros(penalty, logits, x, point)
 
 
@@ -101,6 +103,12 @@ def _gradient(logits: object, point: Tensor, keep_graph: bool) -> Tensor:
     if g is None:
         raise UserError("the critic's output", "depend on its input", "no gradient", "remove .detach() from it")
     return g
+
+
+def _one_where_finite(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N] ones, and NaN where a logit is not finite, which a piecewise linear critic's gradient would not show."""
+    doubt = logits.detach().to(dtype) * 0
+    return 1 + (doubt.flatten(1).sum(1) if doubt.ndim > 1 else doubt)
 
 
 def _check_logits(logits: object, x: Tensor) -> None:
