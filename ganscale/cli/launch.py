@@ -133,17 +133,21 @@ def _place_to_resume(resume: str | None, runs_dir: str, name: str | None) -> Pat
 
 
 def _show_plan(request: _Request, *, as_json: bool) -> None:
+    from ganscale import ops
     from ganscale.data import scan
     from ganscale.runtime import plan
 
     found = scan(request.config.data)
     placed = plan(request.config, **request.placement, **request.where, resume=request.resume)
+    with ops.using(request.config.ops.impl):
+        kernels = ops.describe()
     if as_json:
-        result_json({"config": request.config, "data": found.to_dict(), "plan": placed.as_dict()})
+        facts = {"data": found.to_dict(), "plan": placed.as_dict(), "kernels": kernels}
+        result_json({"config": request.config, **facts})
     else:
         result(table(settings_of(request.config)))
         result()
-        result(table([*found.table(), *placed.lines().items()]))
+        result(table([*found.table(), *placed.lines().items(), ("kernels", kernels)]))
     found.check()
 
 
@@ -196,15 +200,15 @@ def _show_header(config: RunConfig, plan: Plan) -> None:
     from ganscale.models import build_critic
     from ganscale.runtime.estimate import estimate
 
-    ops.use_impl(config.ops.impl)
     height, width = config.data.resolution
     counted = dataclasses.replace(plan, estimate=estimate(config, plan, measure=False))
+    with ops.using(config.ops.impl):
+        how = {"kernels": ops.describe(), "penalty": describe_penalty(config, build_critic(config))}
     facts = {
         "device": plan.device,
         "data": f"{config.data.path}, {height}x{width}x{config.data.channels}",
         **counted.lines(),
-        "kernels": ops.describe(),
-        "penalty": describe_penalty(config, build_critic(config)),
+        **how,
     }
     for name, value in facts.items():
         if name != "time":  # the ticks will tell

@@ -1,8 +1,9 @@
 """Operators of the training path: compiled kernels, each beside a plain-torch twin that gives the same result.
 
-Every operator takes ``impl="auto" | "reference" | "fused"``; ``use_impl`` and the environment variable GANSCALE_IMPL
-set what "auto" means. Inputs are float32, float64, float16 or bfloat16; sums are kept in float32 (float64 for
-float64), in a fixed order, so equal inputs give equal bits on any number of threads. Wrong arguments raise UserError.
+Every operator takes ``impl="auto" | "reference" | "fused"``; ``using`` (in a block), ``use_impl`` and the environment
+variable GANSCALE_IMPL set what "auto" means. Inputs are float32, float64, float16 or bfloat16; sums are kept in float32
+(float64 for float64), in a fixed order, so equal inputs give equal bits on any number of threads. Wrong arguments raise
+UserError.
 
 N batch, C channels.
 """
@@ -15,7 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ganscale import errors
 from ganscale.ops import _check, _choice, _extension, _register, conv, reference
-from ganscale.ops._choice import plain_torch, use_impl
+from ganscale.ops._choice import plain_torch, use_impl, using
 from ganscale.ops.conv_transpose import conv_transpose_act, conv_transpose_norm_act
 from ganscale.ops.frozen import Frozen, freeze
 from ganscale.ops.norm import affine_act, batch_norm_act, channel_moments, norm_act
@@ -42,6 +43,7 @@ __all__ = [
     "plain_torch",
     "sample_norm",
     "use_impl",
+    "using",
 ]
 
 

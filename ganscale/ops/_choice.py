@@ -36,7 +36,7 @@ PAYS_FROM = {
 }
 
 _default = "auto"
-_plain_here: ContextVar[bool] = ContextVar("plain_here", default=False)
+_here: ContextVar[str] = ContextVar("impl_here", default="auto")
 _warned: set[str] = set()
 
 
@@ -55,24 +55,31 @@ def use_impl(name: str) -> str:
 
 
 @contextlib.contextmanager
-def plain_torch() -> Iterator[None]:
-    """Let ``impl="auto"`` mean plain torch inside the block, in this thread alone: others may be training meanwhile."""
-    before = _plain_here.set(True)
+def using(name: str) -> Iterator[None]:
+    """Let ``impl="auto"`` mean ``name`` inside the block, in this thread alone: others may be training meanwhile.
+
+    "auto" changes nothing. Raises ConfigError for another name than "auto", "reference" or "fused".
+    """
+    if name not in IMPLS:
+        raise unknown("ops.impl", name, IMPLS)
+    before = _here.set(_here.get() if name == "auto" else name)
     try:
         yield
     finally:
-        _plain_here.reset(before)
+        _here.reset(before)
+
+
+def plain_torch() -> contextlib.AbstractContextManager[None]:
+    """Let ``impl="auto"`` mean plain torch inside the block, in this thread alone."""
+    return using("reference")
 
 
 def resolve(impl: str) -> str:
-    """Return the implementation that is asked for: by the call, else by ``use_impl``, else by GANSCALE_IMPL.
-
-    Inside ``plain_torch`` what the call does not ask for is the twin.
-    """
+    """Return the implementation that is asked for: by the call, else by ``using``, ``use_impl`` or GANSCALE_IMPL."""
     if impl not in IMPLS:
         raise unknown("impl", impl, IMPLS)
-    plain = not torch.compiler.is_compiling() and _plain_here.get()  # which torch.compile could not follow
-    for name in (impl, "reference" if plain else _default):
+    here = "auto" if torch.compiler.is_compiling() else _here.get()  # which torch.compile could not follow
+    for name in (impl, here, _default):
         if name != "auto":
             return name
     name = os.environ.get("GANSCALE_IMPL", "") or "auto"

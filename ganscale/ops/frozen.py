@@ -72,6 +72,14 @@ class Frozen:
             self._checksums = checksums
         return self
 
+    @torch.no_grad()
+    def stands_for(self, fn: Callable[[Tensor], Tensor], rows: Tensor) -> bool:
+        """Whether this gives the values of ``fn`` now, with its weights as they are, on other rows like ``rows``."""
+        low, high = rows.amin(), rows.amax()
+        noise = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
+        others = torch.empty_like(rows).copy_(low + (high - low) * noise)  # laid out as rows are
+        return _alike(self.follow()(others), fn(others.clone()))  # fn may write to what it is given
+
     def _tensors(self) -> Iterator[Tensor]:
         return (getattr(self._traced, node.target) for node in self._constants if node.op == "get_attr")
 
@@ -111,22 +119,21 @@ def freeze(fn: Callable[[Tensor], Tensor], rows: Tensor) -> Frozen | None:
     """Return a faster ``fn`` for inputs of the shape and layout of ``rows`` [n, C, H, W], or None.
 
     ``fn`` is a function of its argument and of networks in eval mode, whose tensors may change but stay the same
-    objects; who changed them calls ``follow``. None: nothing would be gained (no CPU, not float32, no convolution), or
-    fn cannot be traced (it looks at values, draws numbers, leaves torch), or what was traced gives other values.
+    objects; who changed them calls ``follow``. None: plain torch is asked for, nothing would be gained (no CPU, not
+    float32, no convolution), fn cannot be traced (it looks at values, draws numbers, leaves torch), or what was traced
+    gives other values.
     """
+    if _choice.resolve("auto") == "reference":
+        return None
     if rows.device.type != "cpu" or rows.dtype != torch.float32 or rows.ndim != 4:
         return None
-    noise = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)  # laid out as they are below
-    others = torch.empty_like(rows).copy_(rows.amin() + (rows.amax() - rows.amin()) * noise)
-    known = fn(others.clone())  # fn may write to what it is given
     try:
         with _choice.plain_torch():  # its operators are what can be traced
-            traced, first = _traced(fn, rows.clone())
-        frozen = Frozen(traced).follow()
-        found = frozen(rows.clone()), frozen(others)
+            traced = _traced(fn, rows.clone())
+        frozen = Frozen(traced)
+        return frozen if frozen.packed and frozen.stands_for(fn, rows) else None
     except Exception:  # whatever tracing a user's function raises: it is then called as it is
         return None
-    return frozen if frozen.packed and _alike(found[0], first) and _alike(found[1], known) else None
 
 
 def _alike(found: Tensor, known: Tensor) -> bool:
@@ -201,12 +208,12 @@ class _Tape(TorchDispatchMode):
         self.kept.append(value)
 
 
-def _traced(fn: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[fx.GraphModule, Tensor]:
-    """Return what fn does with ``rows``, and its values."""
+def _traced(fn: Callable[[Tensor], Tensor], rows: Tensor) -> fx.GraphModule:
+    """Return what fn does with ``rows``."""
     with _Tape(rows) as tape:
         found = fn(rows)
     tape.graph.output(tape.nodes[id(found)])
-    return fx.GraphModule(tape.root, tape.graph), found
+    return fx.GraphModule(tape.root, tape.graph)
 
 
 def _constants(graph: fx.Graph) -> list[fx.Node]:

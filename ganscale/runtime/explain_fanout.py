@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ganscale import ops
 from ganscale.errors import GanscaleError, ResourceError, RunFailed
 from ganscale.explain import (
     Chunk,
@@ -120,7 +121,7 @@ def explain_networks(
     ``actors`` are those of an ``actor_pool`` that is held already.
     """
     began, record = time.perf_counter(), Record()
-    with one_thread():
+    with one_thread(), ops.using(job.networks.config.ops.impl):
         explainer = job.explainer()
         here = None if between is None else lambda chunks: _run_here(explainer, chunks, between)
         packed = job.packed() if workers else b""
@@ -204,7 +205,7 @@ class ChunkWorker:
 
     def __init__(self) -> None:
         torch.set_num_threads(THREADS)
-        self._job, self._explainer = None, None
+        self._job, self._explainer, self._impl = None, None, "auto"
         self._process = f"{platform.node()}:{os.getpid()}"
 
     def run(self, job: list[Any], chunk: Chunk) -> tuple[Partial, dict[str, Any]]:
@@ -215,8 +216,12 @@ class ChunkWorker:
             import ray
 
             self._job, self._explainer = job[0], None  # frees the job before
-            self._explainer = Job.unpacked(ray.get(job[0])).explainer()
-        return self._explainer.run(chunk), {"process": self._process, "memory_mib": peak_memory_mib()}
+            unpacked = Job.unpacked(ray.get(job[0]))
+            self._impl = unpacked.networks.config.ops.impl
+            with ops.using(self._impl):
+                self._explainer = unpacked.explainer()
+        with ops.using(self._impl):
+            return self._explainer.run(chunk), {"process": self._process, "memory_mib": peak_memory_mib()}
 
 
 def run_chunks(actors: list[Any], job: list[Any], chunks: list[Chunk], record: Record) -> Iterator[tuple[int, Partial]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ganscale import ops
 from ganscale.data import keyed, open_dataset
 from ganscale.data.pixels import to_float
 from ganscale.errors import RunFailed, UserError, nearest
@@ -75,16 +76,17 @@ def explain_run(
     """Do what ``Run.explain`` says; ``between`` is called before each chunk, and may raise to give up."""
     if workers < 0:
         raise UserError("--workers", "be 0 (in this process, without Ray) or more", workers, "use --workers 1")
-    job = make_job(
-        run,
-        method,
-        target=str(target),
-        num_samples=num_samples,
-        seed=seed,
-        options=options,
-        classifier=classifier,
-        samples=samples,
-    )
+    with ops.using(run.config.ops.impl):
+        job = make_job(
+            run,
+            method,
+            target=str(target),
+            num_samples=num_samples,
+            seed=seed,
+            options=options,
+            classifier=classifier,
+            samples=samples,
+        )
     explanation = explain_networks(
         job,
         workers=workers,

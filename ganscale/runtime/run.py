@@ -192,10 +192,12 @@ class Networks:
         return images.numpy() if self.config.data.channels == 2 else to_uint8(images).numpy()
 
     def draw_float(self, z_ND: torch.Tensor) -> torch.Tensor:
-        """Return G(z), float32 [N, C, H, W]."""
+        """Return G(z), float32 [N, C, H, W], by the operators that the run asks for."""
         import torch
 
-        with torch.no_grad():
+        from ganscale import ops
+
+        with torch.no_grad(), ops.using(self.config.ops.impl):
             return torch.cat([self.generator(part) for part in z_ND.split(GENERATE_BATCH)])
 
 

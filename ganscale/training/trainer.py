@@ -66,8 +66,12 @@ def train(
     this rank does, for a thread that watches. Raises ConfigError, DataError,
     CheckpointError, NonFiniteError (nothing was updated), RunFailed (disk full; says how to go on).
     """
-    trainer = Trainer(config, run_dir, group or solo_group(), sink or NullSink(), whereabouts or Whereabouts())
-    return trainer.run(should_stop, resume_from)
+    before = ops.use_impl(config.ops.impl)
+    try:
+        trainer = Trainer(config, run_dir, group or solo_group(), sink or NullSink(), whereabouts or Whereabouts())
+        return trainer.run(should_stop, resume_from)
+    finally:
+        ops.use_impl(before)  # what comes after it in this process is another's
 
 
 class Trainer:
@@ -77,7 +81,6 @@ class Trainer:
         self, config: RunConfig, run_dir: Path, group: Group, sink: Sink, whereabouts: Whereabouts | None = None
     ) -> None:
         refuse_where_impossible(config, group)
-        ops.use_impl(config.ops.impl)
         self.config, self.run_dir, self.group, self.sink = config, run_dir, group, sink
         self.state = TrainState(config, group)
         self.phases = phases_of(config)
