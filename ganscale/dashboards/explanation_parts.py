@@ -15,6 +15,7 @@ from ganscale.dashboards.layout import (
     BANNER,
     MARKS,
     decides,
+    is_meant,
     margin_words,
     method_title,
     number,
@@ -22,7 +23,7 @@ from ganscale.dashboards.layout import (
     target_words,
     verdict,
 )
-from ganscale.dashboards.page import Html, details, figure, picture_array, picture_file, table, warning
+from ganscale.dashboards.page import Html, details, figure, note, picture_array, picture_file, table, warning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +35,7 @@ _MARGIN = (
     "(chance), of the mean difference from the control of the same samples (difference), or of the value (value). "
     "Without a margin a difference says nothing by itself. R² and infidelity must be better than a constant's as well."
 )
-_SHOWN_ELSEWHERE = ("warnings", "summary", "interim", "widest_by_rows")
+_SHOWN_ELSEWHERE = ("warnings", "summary", "banner", "interim", "widest_by_rows")
 _DRAWN = "timeline"  # of the cost
 _MOVES = {"traversal": "walks", "counterfactuals": "pictures", "ways": "ways", "attributes": "attributes"}
 _PARTS_OF_MADE = {"Options": "options", "Cost": "cost", "Versions": "versions"}
@@ -47,10 +48,11 @@ def about(explanation: Explanation) -> str:
 
 def warnings(explanation: Explanation) -> str:
     """Return what must not be overlooked: the banner where nothing was shown, and the method's own warnings."""
-    parts = [warning(str(words)) for words in explanation.meta.get("warnings", [])]
+    said_already = explanation.meta.get("warnings", [])
+    parts = [warning(str(words)) for words in said_already]
     meant = explanation.meta.get("banner", "")
     if explanation.not_better_than_random and meant:
-        parts.insert(0, f"<p>{escape(meant)}</p>")
+        parts[:0] = [] if meant in said_already else [note(f"{meant[0].upper()}{meant[1:]}.")]
     elif explanation.not_better_than_random:
         parts.insert(0, warning(f"{BANNER}: a deciding score does not beat its control"))
     return "\n".join(parts)
@@ -97,7 +99,7 @@ def score_table(explanation: Explanation) -> str:
             number(score.control),
             BETTER.get(score.better, score.better),
             score.n,
-            said(score),
+            said(score, is_fault=not is_meant(explanation, score)),
         )
         for name, score in explanation.scores.items()
     ]
@@ -106,9 +108,9 @@ def score_table(explanation: Explanation) -> str:
     return f"{scored}\n<p>{escape(_MARGIN)}</p>"
 
 
-def said(score: Score) -> Html:
-    """Return the verdict on a score, by sign, words and colour."""
-    if score.verdict == "no margin":
+def said(score: Score, *, is_fault: bool = True) -> Html:
+    """Return the verdict on a score, by words, and where it is good or a fault by sign and colour too."""
+    if score.verdict == "no margin" or (score.verdict == "not better" and not is_fault):
         return Html(f"<span>{verdict(score)}</span>")
     kind = "good" if score.beats_control else "bad"
     return Html(f'<span class="{kind}"><span aria-hidden="true">{MARKS[score.verdict]} </span>{verdict(score)}</span>')

@@ -47,6 +47,7 @@ METHOD_TITLES = {
     "dissect": "Dissection",
     "layer-ablation": "Layers taken away",
     "layer-noise": "Layers disturbed",
+    "layer-shapley": "Fair shares of layers",
     "layer-swap": "Layers swapped",
     "style-mixing": "Styles mixed",
     "feature-maps": "Feature maps",
@@ -223,6 +224,11 @@ def verdict(score: Score) -> str:
     return words[score.verdict]
 
 
+def is_meant(explanation: Explanation, score: Score) -> bool:
+    """Whether a score that does not beat its control is no fault: the method says itself what that means."""
+    return score.verdict == "not better" and bool(explanation.meta.get("banner"))
+
+
 def margin_words(score: Score) -> str:
     """Return how far the value must be from its control, and of what that is the error; a dash where there is none."""
     return "–" if score.margin is None else f"±{number(score.margin)} {score.margin_of}"
@@ -260,7 +266,8 @@ def heading(canvas: Canvas, title: str, lines: Sequence[str], *, banner: bool, o
         canvas.box(MARGIN, y, canvas.width - 2 * MARGIN, _BANNER, fill=ground.light, line=line.light)
         words = f"⚠ {BANNER}: a deciding score does not beat its control; read no meaning into this picture"
         ink = INK if meant else WARNING_INK
-        canvas.text(MARGIN + 12, y + 8, meant or words, size=13, bold=True, colour=ink.light)
+        said = f"{meant[0].upper()}{meant[1:]}" if meant else words
+        canvas.text(MARGIN + 12, y + 8, said, size=13, bold=True, colour=ink.light)
         y += _BANNER
     return y + 8
 
@@ -287,7 +294,8 @@ def score_table(explanation: Explanation, width: int) -> np.ndarray:
         canvas.text(left + x, y + 7, title, size=11, bold=True, colour=MUTED.light)
     for row, (name, score) in enumerate(scores.items()):
         top = y + 7 + _ROW * (row + 1)
-        mark = f"{MARKS[score.verdict]} ".lstrip()
+        is_fault = not is_meant(explanation, score)
+        mark = f"{MARKS[score.verdict]} ".lstrip() if is_fault else ""
         cells = (
             f"{score_title(name)} (n = {score.n})",
             number(score.value),
@@ -298,7 +306,7 @@ def score_table(explanation: Explanation, width: int) -> np.ndarray:
         )
         for (title, x), cell in zip(_COLUMNS, cells, strict=True):
             last = title == _COLUMNS[-1][0]
-            colour = _VERDICT_INK[score.verdict] if last else INK.light
+            colour = INK.light if not last else _VERDICT_INK[score.verdict] if is_fault else MUTED.light
             bold = title == "score" and decides(explanation, name)
             letter = _DIGIT if title != "score" else _LETTER * (1.13 if bold else 1)
             fits = (room.get(title, math.inf) - 8) / (letter * len(cell))

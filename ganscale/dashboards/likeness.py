@@ -103,7 +103,7 @@ def alignment_panel(explanation: Explanation) -> np.ndarray:
     g, d = meta.get("layers_generator", []), meta.get("layers_critic", [])
     lines = [
         "Debiased CKA of channel means on the same images: 1 the same up to rotation and scale, 0 unrelated.",
-        "Right: root mean square of D's gradient at the output of each generator layer, from z to the image.",
+        "Right: length (L2) of D's gradient at the output of each generator layer, root mean square over latents.",
     ]
     banner = explanation.not_better_than_random
     top = heading_height(lines=len(lines), banner=banner)
@@ -120,7 +120,13 @@ def alignment_panel(explanation: Explanation) -> np.ndarray:
             if len(g) * len(d) <= 64:
                 ink = "white" if abs(value) > 0.6 else INK.light
                 axes.text(
-                    j, i, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=10 * POINT, color=ink
+                    j,
+                    i,
+                    f"{round(value, 2) + 0.0:.2f}".replace("-", "−"),
+                    ha="center",
+                    va="center",
+                    fontsize=10 * POINT,
+                    color=ink,
                 )
         canvas.label_axes(axes, title=title, x="layer of D", y="layer of G" if place == 0 else "")
         if place:

@@ -31,6 +31,7 @@ from ganscale.dashboards.figures import Canvas
 from ganscale.dashboards.latent_attacks import latent_attack_panel
 from ganscale.dashboards.layer_effects import effects_panel
 from ganscale.dashboards.layer_panels import layer_panel, mixing_panel
+from ganscale.dashboards.layer_shares import shares_panel
 from ganscale.dashboards.layout import (
     MARGIN,
     heading,
@@ -93,6 +94,7 @@ PANELS: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray | None]]] = {
     "concepts": (("iou", "units_by_layer"), concepts_panel),
     "layers": (("layer_plain", "layer_edited"), layer_panel),
     "layer-effects": (("layer_plain", "layer_edited"), effects_panel),
+    "layer-shares": (("layer_shares", "coalition_values"), shares_panel),
     "mixing": (("mixing_matrix", "mixing_sources"), mixing_panel),
     "classes": (("class_images", "class_probability"), class_wall),
     "probe": (("probe_matrix",), probe_panel),
@@ -108,7 +110,13 @@ def draw_panels(explanation: Explanation) -> dict[str, np.ndarray]:
     """Return every panel that fits the explanation's values, by name, uint8 RGB [H, W, 3], without the scores."""
     held = explanation.values.keys()
     asked = {name: draw(explanation) for name, (needed, draw) in PANELS.items() if held >= {*needed}}
-    return {name: panel for name, panel in asked.items() if panel is not None}
+    return {name: _trimmed(panel) for name, panel in asked.items() if panel is not None}
+
+
+def _trimmed(panel: np.ndarray) -> np.ndarray:
+    """Return a panel without the room at its foot that names of layers or classes did not need."""
+    inked = np.flatnonzero((panel != 255).any(axis=(1, 2)))
+    return panel[: inked[-1] + 1 + MARGIN * DENSITY] if len(inked) else panel
 
 
 def with_scores(explanation: Explanation, panels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

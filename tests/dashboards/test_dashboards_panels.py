@@ -158,6 +158,13 @@ def test_the_banner_stands_exactly_where_a_deciding_score_is_beaten(shapley: Exp
     assert share_of(score_panel(worthless), WARNING_GROUND.light) > 0.01
 
 
+def test_the_foot_of_a_panel_is_as_wide_as_its_margin(shapley: Explanation, directions: Explanation):
+    for explanation in (shapley, directions):
+        for name, panel in draw_panels(explanation).items():
+            inked = np.flatnonzero((panel != 255).any(axis=(1, 2)))
+            assert len(panel) - 1 - inked[-1] <= MARGIN * DENSITY, name
+
+
 def test_every_panel_says_that_a_result_is_not_whole(shapley: Explanation, directions: Explanation):
     meta = {"interim": "interim result: 2 of 4 samples, the time was up"}
     for whole in (shapley, directions):  # the one names its target below its title, the other beside it

@@ -18,6 +18,7 @@ from test_dashboards_report import Page
 
 from ganscale.dashboards import page as page_module
 from ganscale.dashboards import write_explanation_page, write_index, write_panels, write_report
+from ganscale.dashboards.explanation_page import render
 from ganscale.dashboards.explanation_words import CAPTIONS, READING
 from ganscale.dashboards.layout import BANNER, number, score_title
 from ganscale.dashboards.page import picture_file
@@ -65,6 +66,17 @@ def test_only_what_shows_nothing_carries_the_banner(folder):
     banner = f"{BANNER}: a deciding score does not beat its control"
     assert banner in page_of(folder, "kernel-shap-002").text
     assert banner not in page_of(folder, "kernel-shap-001").text
+
+
+def test_a_method_that_says_what_its_banner_means_is_not_shown_as_failed(worthless, tmp_path):
+    meant = replace(worthless, meta={**worthless.meta, "banner": "no sign of it", "warnings": []})
+    text = render(meant, tmp_path, "kernel-shap-001", {})
+    assert '<p class="missing">No sign of it.</p>' in text
+    assert BANNER not in text
+    assert 'class="bad"' in render(worthless, tmp_path, "kernel-shap-001", {})
+    assert 'class="bad"' not in text
+    warned = replace(meant, meta={**meant.meta, "warnings": ["no sign of it"]})
+    assert render(warned, tmp_path, "kernel-shap-001", {}).lower().count("no sign of it") == 1, "said once"
 
 
 def test_an_interim_result_is_marked_on_page_and_index(shapley, tmp_path):
