@@ -1,8 +1,9 @@
 """When an elastic run changes its size. Lives in Ray Train's controller, so it loads nothing of the trainer.
 
-Ray's own policy decides how many workers there are to be. Four things are better known here. Ray looks at the nodes
+Ray's own policy decides how many workers there are to be. Five things are better known here. Ray looks at the nodes
 every 20 s only, so after a loss it asks for workers on a node that is gone and waits in vain: here it looks when it
-decides. It counts what a node has, not what is free, and would try for ever what others hold. A resize ends the running
+decides. It counts nodes that drain, where nothing starts any more. It counts what a node has, not what is free, and
+would try for ever what others hold. A resize ends the running
 group, and with it what was trained since the last checkpoint: here a group grows right after one. And below the fewest
 workers Ray's loop asks without a pause, on a whole core: here it takes breath.
 """
@@ -14,6 +15,8 @@ from typing import Any
 
 import ray
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ScalingDecision
+
+from ganscale.runtime.leaving import draining_nodes
 
 LOOK_S = 1.0  # between two looks while too few workers find a place
 
@@ -50,7 +53,9 @@ class ElasticPolicy(ElasticScalingPolicy):
             self._held = None
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        possible = super()._count_possible_workers(reserved_resources)
+        gone = draining_nodes()
+        there = {node: has for node, has in reserved_resources.items() if node not in gone}
+        possible = super()._count_possible_workers(there)
         if self._held is None:
             return possible
         return min(possible, self._held + super()._count_possible_workers(free_per_node()))

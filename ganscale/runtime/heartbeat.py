@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +84,18 @@ class Board:
 
 
 @contextlib.contextmanager
-def beating(board: Board, whereabouts: Any, facts: dict[str, Any], pause_s: float) -> Iterator[None]:
-    """Put a beat on ``board`` every ``pause_s`` while the block runs; ``facts`` are the fields that stay."""
+def beating(
+    board: Board,
+    whereabouts: Any,
+    facts: dict[str, Any],
+    pause_s: float,
+    *,
+    also: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Put a beat on ``board`` every ``pause_s`` while the block runs; ``facts`` are the fields that stay.
+
+    ``also`` is called after each beat: what else is to be asked of the head by another thread than the one that trains.
+    """
     done = threading.Event()
 
     def say(number: int, *, left: bool = False) -> None:
@@ -104,6 +114,7 @@ def beating(board: Board, whereabouts: Any, facts: dict[str, Any], pause_s: floa
         )
         try:
             board.put(f"rank/{beat.rank}", dataclasses.asdict(beat))
+            also()
         except Exception as error:  # the head of the cluster is away for a moment: training does not depend on it
             log.warning("no sign of life could be given: %s", error)
 

@@ -19,7 +19,7 @@ from ganscale.files import set_address
 from ganscale.runtime.common_ground import check_ground
 from ganscale.runtime.damage import put_damage
 from ganscale.runtime.heartbeat import Board, beating, every_s
-from ganscale.runtime.leaving import WorkerLeaves, is_asked
+from ganscale.runtime.leaving import STAYS, WorkerLeaves, look_at, who_leaves, wish
 from ganscale.runtime.mirror import Mirror
 from ganscale.runtime.remote import pull_checkpoint, pull_newest_good, working_copy
 from ganscale.runtime.run_lock import ourselves, this_machine
@@ -63,8 +63,9 @@ def run_rank(settings: dict[str, Any]) -> dict[str, Any]:
     group = torch_group(device, timeout_s=settings["exchange_timeout_s"])
     if address is not None and settings["machine"] != this_machine():
         shutil.rmtree(run_dir / SCRATCH, ignore_errors=True)  # of a launch that used this machine before
-    whereabouts = Whereabouts()
-    with beating(Board(settings["board"]), whereabouts, _facts(group), every_s(config.runtime.hang_timeout_s)):
+    whereabouts, facts = Whereabouts(), _facts(group)
+    every = every_s(config.runtime.hang_timeout_s)
+    with beating(Board(settings["board"]), whereabouts, facts, every, also=lambda: look_at(facts["node"])):
         result = _train(config, run_dir, settings, group, whereabouts)
     _leave_where_asked(run_dir, group, result)
     return {"images": result.images, "stopped": result.stopped}
@@ -105,7 +106,7 @@ def stop_question(flag: Path, mark: Path) -> Callable[[], bool]:
     def should_stop() -> bool:
         if is_ours and not mark.exists():  # nothing may be written any more: another launch may be there already
             raise RunFailed("the launch that this worker belongs to has ended")
-        return flag.exists() or is_asked()
+        return flag.exists() or wish() != STAYS
 
     return should_stop
 
@@ -113,12 +114,11 @@ def stop_question(flag: Path, mark: Path) -> Callable[[], bool]:
 def _leave_where_asked(run_dir: Path, group: Group, result: TrainResult) -> None:
     """Raise WorkerLeaves, on every rank alike, where training has stopped because a worker must go, and only then."""
     wishes = torch.tensor([float((run_dir / SCRATCH / STOP_FLAG).exists())] + group.size * [0.0], device=group.device)
-    wishes[1 + group.rank] = float(is_asked())
+    wishes[1 + group.rank] = float(wish())
     group.sum_([wishes])
     stop, *leaving = wishes.tolist()
     if result.stopped and not stop and any(leaving):
-        who = ", ".join(str(rank) for rank, wish in enumerate(leaving) if wish)
-        raise WorkerLeaves(f"worker {who} was asked to end by SIGTERM; all saved at {result.images} images")
+        raise WorkerLeaves(f"{who_leaves(leaving)}; all saved at {result.images} images")
 
 
 def _facts(group: Group) -> dict[str, Any]:

@@ -20,10 +20,12 @@ def cluster(monkeypatch) -> SimpleNamespace:
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # as a launch does before it imports Ray
     from ganscale.runtime import elastic
 
-    there = SimpleNamespace(has={"a": {"CPU": 2.0}, "b": {"CPU": 2.0}}, free={"a": {"CPU": 2.0}, "b": {"CPU": 2.0}})
+    two = {"CPU": 2.0}
+    there = SimpleNamespace(has={"a": two, "b": two}, free={"a": two, "b": two}, drains=set())
     monkeypatch.setattr(elastic.ElasticPolicy, "_maybe_send_resource_request", lambda self: None)
     monkeypatch.setattr(elastic.ElasticPolicy, "_get_reserved_resources", lambda self: there.has)
     monkeypatch.setattr(elastic, "free_per_node", lambda: there.free)
+    monkeypatch.setattr(elastic, "draining_nodes", lambda: there.drains)
     monkeypatch.setattr(elastic, "LOOK_S", 0.0)
     return there
 
@@ -63,6 +65,12 @@ def size(decision) -> int | None:
 def test_a_run_starts_with_as_many_as_find_a_place(cluster, least, most, free, found):
     cluster.free = {name: {"CPU": float(count)} for name, count in zip("ab", free, strict=True)}
     assert size(policy(least, most).make_decision_for_non_running_worker_group()) == found
+
+
+def test_nobody_is_sent_to_a_node_that_drains(cluster):
+    cluster.drains = {"b"}
+    assert size(policy().make_decision_for_non_running_worker_group()) == 2
+    assert size(policy(least=3).make_decision_for_non_running_worker_group()) is None
 
 
 def test_after_a_loss_the_places_of_the_lost_group_count_as_ours(cluster):

@@ -10,6 +10,7 @@ import pytest
 
 from ganscale.runtime.failures import MAX_FAILURES_IN_A_ROW, RankHung, describe, reason_to_stop, signature
 from ganscale.runtime.heartbeat import Beat, beating
+from ganscale.runtime.leaving import ASKED, DRAINS, STAYS, who_leaves
 from ganscale.runtime.watch import Seen, find_hang
 from ganscale.training.whereabouts import Whereabouts
 
@@ -122,6 +123,12 @@ class WorkerLeaves(Exception):
 def test_a_failure_is_described_by_its_cause_rather_than_by_what_others_saw_of_it(failures, words):
     assert describe(failures).startswith(words)
     assert "\n" not in describe(failures)
+
+
+def test_who_leaves_is_said_with_the_reason_of_each():
+    assert who_leaves([STAYS, ASKED, STAYS]) == "worker 1 was asked to end by SIGTERM"
+    both = "worker 1 was asked to end by SIGTERM and worker 0, 2 must leave a node that is taken away"
+    assert who_leaves([DRAINS, ASKED, DRAINS]) == both
 
 
 class FakeBoard:
