@@ -46,6 +46,7 @@ ExplainerName = Literal[
     "layer-swap",
     "layer-noise",
     "layer-ablation",
+    "layer-shapley",
     "attfind",
     "attack-input",
     "attack-latent",

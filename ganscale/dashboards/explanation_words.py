@@ -101,6 +101,10 @@ READING |= {
     "layer-ablation": "What is left when a layer says the same for all latents: a large change says it said much.",
     "layer-noise": "Where the picture is most easily disturbed; noise has the size of each channel's own variation.",
     "layer-swap": "In a chain a whole layer decides on all that follows; half of its channels show how they share it.",
+    "layer-shapley": (
+        "How much of the target each layer answers for, over all combinations of layers that say nothing of the latent. "
+        "In a chain the last layer on decides what passes: read small shares of early layers beside that."
+    ),
     "style-mixing": "Means and deviations of the channels carry texture and brightness; where things are stays.",
 }
 READING |= {
@@ -152,6 +156,7 @@ CAPTIONS: dict[str, str] = {
     "dissection": "The best unit of each concept, and a picture without it.",
     "concepts": "How well each unit fits each concept, and how many units detect one, by layer.",
     "layer-effects": "How much editing each layer changes pixels, logit and verdict, and how that grows with the edit.",
+    "layer-shares": "What each layer adds to the target, from all layers off to all on.",
     "layers": "Pictures as they are and with each layer edited.",
     "mixing": "Layouts down, styles across.",
     "feature-maps": "Maps of each layer's most varied channels.",

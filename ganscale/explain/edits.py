@@ -96,3 +96,8 @@ def ablate(units: Tensor, to: float = 0.0) -> Edit:
 def shift(amounts: Tensor) -> Edit:
     """Return the edit that adds one number to each channel [C], or to each row's [n, C], everywhere."""
     return lambda output: output + of_channels(amounts, output)
+
+
+def put_out(value: Tensor) -> Edit:
+    """Return the edit that puts ``value``, which spreads over the output's shape, in its place."""
+    return lambda output: torch.zeros_like(output) + value.to(output)

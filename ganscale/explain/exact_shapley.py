@@ -67,12 +67,7 @@ class ExactShapley(AttributionExplainer):
         number_n = np.arange(*chunk.work["rows"])
         present = (number_n[:, None] >> np.arange(self.players)) & 1 == 1
         y_n = self.evaluate(chunk.explanation, present, meter)
-        # a coalition of size s counts with (s-1)!(M-s)!/M! for its members and with -s!(M-s-1)!/M! for the others
-        players = self.players
-        member = [0.0, *(factorial(s - 1) * factorial(players - s) / factorial(players) for s in range(1, players + 1))]
-        other = [*(factorial(s) * factorial(players - s - 1) / factorial(players) for s in range(players)), 0.0]
-        size_n = present.sum(axis=1)
-        share_nM = np.where(present, np.array(member)[size_n, None], -np.array(other)[size_n, None])
+        share_nM = shares_of_coalitions(present)
         return {"sum": share_nM.T @ y_n, "first": y_n[0], "last": y_n[-1]}
 
     def collect(self, partial: Partial) -> Maps:
@@ -90,3 +85,15 @@ class ExactShapley(AttributionExplainer):
             baseline_N=baseline_N,
             meta={"coalitions": 2**self.players},
         )
+
+
+def shares_of_coalitions(present_nM: np.ndarray) -> np.ndarray:
+    """Return the weight [n, M] with which each coalition's value counts in each player's share, float64.
+
+    A coalition of size s counts with (s-1)!(M-s)!/M! for its members and with -s!(M-s-1)!/M! for the others.
+    """
+    players = present_nM.shape[1]
+    member = [0.0, *(factorial(s - 1) * factorial(players - s) / factorial(players) for s in range(1, players + 1))]
+    other = [*(factorial(s) * factorial(players - s - 1) / factorial(players) for s in range(players)), 0.0]
+    size_n = present_nM.sum(axis=1)
+    return np.where(present_nM, np.array(member)[size_n, None], -np.array(other)[size_n, None])

@@ -56,6 +56,7 @@ CASES = {
     "dissect": {"ablate": 1},
     "layer-ablation": {},
     "layer-noise": {},
+    "layer-shapley": {},
     "layer-swap": {},
     "style-mixing": {},
     "class-generation": {"steps": 4, "draws": 8},
@@ -67,7 +68,8 @@ CASES = {
 
 
 JUDGED = ("class-generation", "probe-classifier")  # need a classifier
-BY_SIXTEEN = ("dissect", "layer-ablation", "layer-noise", "layer-swap", "style-mixing")  # latents a chunk
+# of which a chunk has sixteen latents
+BY_SIXTEEN = ("dissect", "layer-ablation", "layer-noise", "layer-shapley", "layer-swap", "style-mixing")
 DRAWS_NOTHING = {"autoencoder", "retrieval", "membership"}
 
 

@@ -34,6 +34,7 @@ WANTED = {
     "dissect": {"dissection", "concepts"},
     "layer-ablation": {"layers", "layer-effects"},
     "layer-noise": {"layers", "layer-effects"},
+    "layer-shapley": {"layer-shares", "curves"},
     "layer-swap": {"layers", "layer-effects"},
     "style-mixing": {"layers", "layer-effects", "mixing"},
     "feature-maps": {"feature-maps"},
