@@ -1,14 +1,19 @@
 """What faults cost: ``python -m benchmarks.faults [--kills N] [--rounds N] [--only NAMES]``.
 
-One run with two workers on this machine is disturbed at random (seeded) moments, and its end is compared with that of
-the same run left alone: weights bit by bit, ``metrics.jsonl`` line by line but for timing, TensorBoard's steps. A
-recovery is the wall time from the fault to the first training step after it. Repeated are the images whose ticks
-TensorBoard's files hold more than once. The peer is the run left alone, made in the same call.
+One run with two workers on this machine is disturbed at random (seeded) moments and stopped once it has overcome all
+faults; its end is compared with that of a run of the same length left alone: weights bit by bit, ``metrics.jsonl`` line
+by line but for timing, TensorBoard's steps. A recovery is the wall time from the fault to the first training step after
+it. Repeated are the images that were trained twice, as ``restarts.jsonl`` and TensorBoard's files know them. The peer
+is the run left alone, made in the same call.
+
+Exits with 1 where a fault did not strike, the end differs, a checkpoint that was on the disk was not gone on from, or
+more was repeated than ``MOST``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -19,23 +24,29 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from ganscale.config import RunConfig, override
+from ganscale.errors import Interrupted
 from ganscale.presets import preset
+from ganscale.progress import images_of
 from ganscale.runtime import Run, launch, load
 from ganscale.runtime.local import ray_session
+from ganscale.runtime.stopping import SCRATCH, STOP_FLAG
 from ganscale.runtime.watch import RESTARTS
 
 POLL_S = 0.02
 PATIENCE_S = 180.0
-TICK, SAVE = 64, 128  # images
+BATCH, TICK, SAVE = 16, 64, 128  # images
+# A save is on the disk before the next one begins, so a fault costs an interval between two saves, and what was trained
+# while the save at its beginning was being written: less than another interval.
+MOST = 2 * SAVE
+LONGER = 2_000_000  # than any disturbed run, in images
 SETTINGS = {
-    "train.batch": 16,
+    "train.batch": BATCH,
     "train.tick_kimg": TICK / 1000,
     "model.width": 8,
     "model.latent": 8,
@@ -55,11 +66,30 @@ DRIVER = "the launch is killed (SIGKILL) and resumed"
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What became of a disturbed run: seconds of each recovery, images trained twice, and what differs at the end."""
+    """What became of disturbed runs: of each fault the seconds of the recovery and the images trained twice; what is
+    wrong at the end.
+    """
 
     recovery_s: list[float] = field(default_factory=list)
-    repeated: int = 0
-    differs: list[str] = field(default_factory=list)
+    repeated: list[int] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def add(self, strike: Strike, recovery_s: float, repeated: int, went_on: int) -> None:
+        """Add one fault, after which training went on from ``went_on`` images."""
+        self.recovery_s.append(recovery_s)
+        self.repeated.append(repeated)
+        if went_on < strike.saved:
+            self.wrong.append(f"went on from {went_on} images though {strike.saved} were saved")
+        if repeated > MOST:
+            self.wrong.append(f"{repeated} images were repeated")
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """One fault: wall clock, and the images of the newest checkpoint that was whole by then (0: none)."""
+
+    at: float
+    saved: int
 
 
 def settings(images: int) -> RunConfig:
@@ -90,28 +120,42 @@ def train_workers(root: int) -> list[int]:
 
 
 class Disturber(threading.Thread):
-    """Sends ``signals`` to workers of the run in ``run_dir``, each at a random moment after it has recovered."""
+    """Sends ``signals`` to workers of the run in ``run_dir``, each at a random moment after it has recovered.
 
-    def __init__(self, run_dir: Path, signals: list[int], *, longest_s: float, seed: int) -> None:
+    Then, and once it has seen ``least`` images, the run is asked to stop.
+    """
+
+    def __init__(self, run_dir: Path, signals: list[int], *, longest_s: float, seed: int, least: int) -> None:
         super().__init__(name="disturber", daemon=True)
-        self._run_dir, self._signals, self._longest_s = run_dir, signals, longest_s
+        self._run_dir, self._signals, self._longest_s, self._least = run_dir, signals, longest_s, least
         self._random, self.done = random.Random(seed), threading.Event()
-        self.sent: list[tuple[float, int]] = []  # wall clock, and images seen by then
+        self.sent: list[Strike] = []
 
     def run(self) -> None:
-        """Wait for training, a random while more, and strike."""
-        for number in self._signals:
-            if not self._wait_until(lambda: len(restarts(self._run_dir)) == len(self.sent) and images(self._run_dir)):
-                return
-            if self.done.wait(self._random.uniform(0.0, self._longest_s)):
-                return
-            workers = train_workers(os.getpid())
-            if not workers:
-                return
-            self.sent.append((time.time(), images(self._run_dir)))
-            os.kill(self._random.choice(workers), number)
+        """Wait for training, a random while more, and strike; whatever happens, the run is not left without an end."""
+        try:
+            if all(self._strike(number) for number in self._signals) and self._wait_until(self._has_recovered):
+                self._wait_until(lambda: images(self._run_dir) >= self._least)
+        finally:
+            if not self.done.is_set():
+                with contextlib.suppress(FileNotFoundError):  # it has just ended by itself
+                    (self._run_dir / SCRATCH / STOP_FLAG).touch()
 
-    def _wait_until(self, condition: Callable[[], object]) -> bool:
+    def _strike(self, number: int) -> bool:
+        if not self._wait_until(self._has_recovered) or self.done.wait(self._random.uniform(0.0, self._longest_s)):
+            return False
+        workers = train_workers(os.getpid())
+        if workers:
+            self.sent.append(Strike(time.time(), newest_checkpoint(self._run_dir)))
+            os.kill(self._random.choice(workers), number)
+        return bool(workers)
+
+    def _has_recovered(self) -> bool:
+        if self.sent and overcome(self._run_dir, self.sent[-1]) is None:
+            return False
+        return images(self._run_dir) > 0
+
+    def _wait_until(self, condition: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
             if self.done.wait(POLL_S) or time.monotonic() > deadline:
@@ -119,19 +163,28 @@ class Disturber(threading.Thread):
         return True
 
 
-def disturb(config: RunConfig, runs: Path, name: str, signals: list[int], *, longest_s: float, seed: int) -> Disturber:
-    """Train ``config`` with two workers while ``signals`` are sent; Ray is connected."""
-    disturber = Disturber(runs / name, signals, longest_s=longest_s, seed=seed)
+def disturb(
+    config: RunConfig, runs: Path, name: str, signals: list[int], *, longest_s: float, seed: int, least: int = 0
+) -> tuple[Run, list[Strike]]:
+    """Train ``config``, which is ``LONGER``, with two workers until all ``signals`` were sent and overcome.
+
+    Ray is connected. Returns the run, stopped at ``least`` images or more, and the faults. Raises RuntimeError where
+    one of them did not strike.
+    """
+    disturber = Disturber(runs / name, signals, longest_s=longest_s, seed=seed, least=least)
     disturber.start()
     try:
-        launch(config, name=name, runs_dir=runs, workers=2)
+        with contextlib.suppress(Interrupted):
+            launch(config, name=name, runs_dir=runs, workers=2)
     finally:
         disturber.done.set()
         disturber.join()
-    return disturber
+    if len(disturber.sent) < len(signals):
+        raise RuntimeError(f"{len(disturber.sent)} of {len(signals)} faults struck before the run ended")
+    return load(runs / name), disturber.sent
 
 
-def kill_driver(config: RunConfig, runs: Path, name: str, *, after: int) -> float:
+def kill_driver(config: RunConfig, runs: Path, name: str, *, after: int) -> tuple[float, Strike]:
     """Launch ``config`` as a command, kill it after ``after`` images, resume it at once; return the recovery in s."""
     words = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "ganscale", "launch", "--workers", "2", "--runs-dir", str(runs)]
@@ -141,25 +194,35 @@ def kill_driver(config: RunConfig, runs: Path, name: str, *, after: int) -> floa
         if process.poll() is not None:
             raise RuntimeError(f"the launch ended by itself with {process.returncode}")
         time.sleep(POLL_S)
+    strike = Strike(time.time(), newest_checkpoint(runs / name))
     process.kill()
-    killed = time.time()
     process.wait()
-    starts = len(list((runs / name / "tensorboard").iterdir()))
+    starts = len(event_files(runs / name))
     again = subprocess.Popen([*command, "--resume", str(runs / name)], stdout=subprocess.DEVNULL)
     recovery_s = None
     while again.poll() is None:
-        if recovery_s is None and len(list((runs / name / "tensorboard").iterdir())) > starts:
-            recovery_s = time.time() - killed  # the event file is made just before the first step
+        if recovery_s is None and len(event_files(runs / name)) > starts:
+            recovery_s = time.time() - strike.at  # the event file is made just before the first step
         time.sleep(POLL_S)
     if again.returncode or recovery_s is None:
         raise RuntimeError(f"the resumed launch ended with {again.returncode}")
-    return recovery_s
+    return recovery_s, strike
 
 
 def restarts(run_dir: Path) -> list[dict]:
     """Return the lines of ``restarts.jsonl``."""
     path = run_dir / RESTARTS
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def overcome(run_dir: Path, strike: Strike) -> dict | None:
+    """Return how the run was started again after ``strike``: the first line of ``restarts.jsonl`` since."""
+    return next((line for line in restarts(run_dir) if lost_at(line) > strike.at), None)
+
+
+def lost_at(restart: dict) -> float:
+    """Return the wall clock at which Ray knew of a loss, from a line of ``restarts.jsonl``."""
+    return datetime.fromisoformat(restart["at"]).timestamp()
 
 
 def images(run_dir: Path) -> int:
@@ -169,23 +232,49 @@ def images(run_dir: Path) -> int:
     return json.loads(lines[-1])["images"] if lines else 0
 
 
-def recoveries(run_dir: Path, sent: list[tuple[float, int]]) -> list[float]:
-    """Return the seconds from each fault to the first training step after it."""
-    found = []
-    for (at, _), restart in zip(sent, restarts(run_dir), strict=False):
-        found.append(datetime.fromisoformat(restart["at"]).timestamp() + restart["seconds"] - at)
+def newest_checkpoint(run_dir: Path) -> int:
+    """Return the images of the newest checkpoint, which has its name only once it is whole; 0 where there is none."""
+    return max((images_of(path.name) for path in (run_dir / "checkpoints").glob("kimg-*")), default=0)
+
+
+def event_files(run_dir: Path) -> list[Path]:
+    """Return TensorBoard's files, one for each start that came to train, in their order."""
+    return sorted((run_dir / "tensorboard").iterdir())
+
+
+def ticks(file: Path) -> list[tuple[float, int]]:
+    """Return wall clock and images of all ticks that one of TensorBoard's files holds."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    events = EventFileLoader(str(file)).Load()
+    return [(e.wall_time, e.step) for e in events if any(value.tag == "speed/tick_s" for value in e.summary.value)]
+
+
+def of_workers(run_dir: Path, strikes: list[Strike]) -> Outcome:
+    """Return what faults of workers have cost."""
+    found, shown = Outcome(), [tick for file in event_files(run_dir) for tick in ticks(file)]
+    for strike in strikes:
+        restart = overcome(run_dir, strike)
+        at, went_on = lost_at(restart), restart["went_on_from"]
+        # what workers said last of themselves may be a second old; the last tick is not, but knows no part of the next
+        _, ticked = max((tick for tick in shown if tick[0] <= at), default=(0, 0))
+        found.add(strike, at + restart["seconds"] - strike.at, max(restart["images_lost"], ticked - went_on), went_on)
     return found
 
 
-def repeated_images(run_dir: Path) -> int:
-    """Return the images of all ticks that the event files hold more than once, each time but the first."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-    written: Counter[int] = Counter()
-    for file in (run_dir / "tensorboard").iterdir():
-        for event in EventFileLoader(str(file)).Load():
-            written[event.step] += any(value.tag == "speed/tick_s" for value in event.summary.value)
-    return sum(TICK * (count - 1) for count in written.values() if count > 1)
+def of_drivers(runs: Path, rounds: int, seed: int) -> Outcome:
+    """Kill launches and resume them; what they repeat is known by whole ticks, and counted as if a part came after."""
+    config, found = settings(2048), Outcome()
+    with ray_session(cpus=2, gpus=0):
+        alone = launch(config, name="alone-driver", runs_dir=runs, workers=2)
+    for i in range(rounds):
+        after = random.Random(seed + i).randrange(SAVE, 1536, TICK)
+        recovery_s, strike = kill_driver(config, runs, f"driver-{i}", after=after)
+        run = load(runs / f"driver-{i}")
+        (*_, (_, last)), ((_, first), *_) = (ticks(file) for file in event_files(run.path))
+        found.add(strike, recovery_s, last + TICK - BATCH - (first - TICK), first - TICK)
+        found.wrong += differences(run, alone)
+    return found
 
 
 def shown_steps(run_dir: Path) -> list[int]:
@@ -219,12 +308,14 @@ def differences(run: Run, alone: Run) -> list[str]:
     return found
 
 
-def row(name: str, outcome: Outcome) -> str:
+def row(name: str, found: Outcome) -> str:
     """Return one line of the table."""
-    seconds, n = outcome.recovery_s, len(outcome.recovery_s)
-    times = f"{statistics.median(seconds):.1f} s | {max(seconds):.1f} s" if seconds else "- | -"
-    equal = "yes" if not outcome.differs else f"no: {', '.join(outcome.differs)}"
-    return f"| {name} | {times} | {n} | {outcome.repeated / max(n, 1):.0f} | {equal} |"
+    seconds, again = found.recovery_s, found.repeated
+    equal = "yes" if not found.wrong else f"no: {', '.join(found.wrong)}"
+    return (
+        f"| {name} | {statistics.median(seconds):.1f} s | {max(seconds):.1f} s | {len(seconds)} "
+        f"| {statistics.mean(again):.0f} | {max(again)} | {equal} |"
+    )
 
 
 def main() -> None:
@@ -236,39 +327,32 @@ def main() -> None:
     parser.add_argument("--only", default="", help="words of the wanted rows, with commas")
     chosen = parser.parse_args()
     wanted = [word for word in chosen.only.split(",") if word]
-    counts = {name: chosen.kills if number == signal.SIGKILL else chosen.rounds for name, number in SIGNALS.items()}
-    print("| fault | recovery: median | worst | n | images repeated a fault | end equal to the run left alone |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print("| fault | recovery: median | worst | n | images repeated: mean | most | end equal to the run left alone |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    wrong = []
     with tempfile.TemporaryDirectory() as folder:
-        runs = Path(folder)
-        for kind, (name, number) in enumerate(SIGNALS.items()):
+        for name in [*SIGNALS, DRIVER]:
             if wanted and not any(word in name for word in wanted):
                 continue
-            config = settings(2048 + 1024 * counts[name])  # more than it trains between two faults
-            with ray_session(cpus=2, gpus=0):
-                alone = launch(config, name=f"alone-{kind}", runs_dir=runs, workers=2)
-                disturber = disturb(
-                    config, runs, f"run-{kind}", counts[name] * [number], longest_s=3.0, seed=chosen.seed
-                )
-            run = load(runs / f"run-{kind}")
-            seconds = recoveries(run.path, disturber.sent)
-            found = Outcome(recovery_s=seconds, repeated=repeated_images(run.path), differs=differences(run, alone))
+            count = chosen.kills if SIGNALS.get(name) == signal.SIGKILL else chosen.rounds
+            found = _of(name, Path(folder), count, chosen.seed)
             print(row(name, found), flush=True)
-        if not wanted or any(word in DRIVER for word in wanted):
-            print(row(DRIVER, _kill_drivers(runs, chosen.rounds, chosen.seed)), flush=True)
+            wrong += found.wrong
+    print(f"\na tick is {TICK} images, a checkpoint {SAVE}; at most {MOST} may be repeated")
+    sys.exit(1 if wrong else 0)
 
 
-def _kill_drivers(runs: Path, rounds: int, seed: int) -> Outcome:
-    config, outcome = settings(2048), Outcome()
+def _of(name: str, runs: Path, count: int, seed: int) -> Outcome:
+    if name == DRIVER:
+        return of_drivers(runs, count, seed)
+    number = SIGNALS[name]
     with ray_session(cpus=2, gpus=0):
-        alone = launch(config, name="alone-driver", runs_dir=runs, workers=2)
-    for i in range(rounds):
-        after = random.Random(seed + i).randrange(SAVE, 1536, TICK)
-        outcome.recovery_s.append(kill_driver(config, runs, f"driver-{i}", after=after))
-        run = load(runs / f"driver-{i}")
-        outcome.repeated += repeated_images(run.path)
-        outcome.differs += differences(run, alone)
-    return outcome
+        disturbed = f"disturbed-{number}"
+        run, strikes = disturb(settings(LONGER), runs, disturbed, count * [number], longest_s=3.0, seed=seed)
+        alone = launch(settings(newest_checkpoint(run.path)), name=f"alone-{number}", runs_dir=runs, workers=2)
+    found = of_workers(run.path, strikes)
+    found.wrong += differences(run, alone)
+    return found
 
 
 if __name__ == "__main__":
