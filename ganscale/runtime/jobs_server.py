@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import requests
 
 from ganscale.errors import GanscaleError, ResourceError, RunFailed, UserError, unknown
+from ganscale.runtime.joining import TOKEN_REMEDY
 from ganscale.runtime.local import require_token
 from ganscale.runtime.placement import Resources
 
@@ -205,11 +206,10 @@ class JobServer:
         return request
 
     def _refusal(self, answer: requests.Response) -> GanscaleError:
-        remedy = "copy ~/.ray/auth_token from the head node of the cluster (mode 600), or set RAY_AUTH_TOKEN"
         if answer.status_code == 401:
-            return UserError("the Ray token", f"be sent to {self.url}", "none", remedy)
+            return UserError("the Ray token", f"be sent to {self.url}", "none", TOKEN_REMEDY)
         if answer.status_code == 403:
-            return UserError("the Ray token", f"be that of the cluster at {self.url}", "another one", remedy)
+            return UserError("the Ray token", f"be that of the cluster at {self.url}", "another one", TOKEN_REMEDY)
         if answer.status_code == 413:
             return UserError("the upload", "be small enough for the cluster", "too large a package", "use --exclude")
         if answer.status_code in (404, 405) or answer.is_redirect:

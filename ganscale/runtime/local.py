@@ -12,7 +12,6 @@ import io
 import os
 import secrets
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -21,12 +20,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from ganscale.errors import ResourceError, UserError
+from ganscale.errors import UserError
 from ganscale.runtime.guard import guarded
+from ganscale.runtime.joining import check_address, refusal
 from ganscale.runtime.placement import Resources
 from ganscale.runtime.processes import end_all, tree_of
 
-ANSWER_S = 5.0  # for a cluster's head to accept a connection
 _open_ray = ContextVar("open_ray", default=False)
 SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -89,6 +88,7 @@ def _local_ray(verbose: bool, meanwhile: str | None, cpus: int | None, gpus: int
                 num_cpus=cpus,
                 num_gpus=gpus,
                 include_dashboard=True,
+                dashboard_host="127.0.0.1",
                 _temp_dir=str(home),
             )
             yield
@@ -166,32 +166,16 @@ def require_token(*, create: bool) -> Path | None:
 def _joined(address: str, verbose: bool, meanwhile: str | None) -> Iterator[None]:
     import ray
 
-    _check_answers(address)
+    check_address(address, verbose=verbose)
     try:
         _init(ray, verbose, meanwhile, address=address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        words = str(error).strip().splitlines()[0]
-        raise ResourceError(
-            "--address", "reach a Ray cluster", f"{address} ({words})", "leave it out for a local Ray"
-        ) from None
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        _shut_down(ray, verbose)  # a refusal may come when this process counts as connected already
+        raise refusal(address, error) from None
     try:
         yield
     finally:
         _shut_down(ray, verbose)
-
-
-def _check_answers(address: str) -> None:
-    """Raise ResourceError where nobody listens at HOST:PORT: Ray itself would try for many minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "://" in address:
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
-    except (OSError, OverflowError) as error:
-        words = getattr(error, "strerror", None) or error
-        raise ResourceError(
-            "--address", "be that of a running Ray cluster", f"{address} ({words})", "leave it out for a local Ray"
-        ) from None
 
 
 def _init(ray: Any, verbose: bool, meanwhile: str | None, **options: Any) -> None:
