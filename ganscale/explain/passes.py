@@ -8,12 +8,17 @@ that lie channels last took a fifth less time than others in a critic whose weig
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 
 from ganscale import ops
 from ganscale.explain.subject import Subject, are_images
 
+# what was traced, as long as its function is there
+_frozen: WeakKeyDictionary[Callable, dict[tuple, ops.Frozen]] = WeakKeyDictionary()
 VECTORS = 64  # rows of what is no image: latents, points
 MOST = {"cpu": 32, "cuda": 256}
 PIXELS = {"cpu": 1 << 18, "cuda": 1 << 24}
@@ -54,12 +59,22 @@ def layout_of_rows(subject: Subject, x: Tensor) -> torch.memory_format:
 def frozen_function(subject: Subject, x: Tensor, count: int, layout: torch.memory_format) -> ops.Frozen | None:
     """Return ``subject.fn`` frozen for ``count`` rows like ``x`` that lie in ``layout``; None where it cannot be.
 
-    It is traced on the first sample, so that all workers decide alike. Called with the networks in eval mode.
+    It is traced on the first sample, so that all workers decide alike, and once: another explanation of the same
+    function takes the trace if it still gives fn's values. Called with the networks in eval mode.
     """
     if not are_images(x) or subject.device.type != "cpu" or is_watched(subject):
         return None
-    rows = x[:1].expand(count, *x.shape[1:])
-    return ops.freeze(subject.fn, rows.contiguous(memory_format=layout))
+    rows = x[:1].expand(count, *x.shape[1:]).contiguous(memory_format=layout)
+    try:
+        known = _frozen.setdefault(subject.fn, {})
+    except TypeError:  # a callable that has no hash, or no weak reference
+        known = {}
+    kind = tuple(rows.shape), layout, rows.dtype
+    if kind not in known or not known[kind].stands_for(subject.fn, rows):
+        known.pop(kind, None)
+        if (frozen := ops.freeze(subject.fn, rows)) is not None:
+            known[kind] = frozen
+    return known.get(kind)
 
 
 def is_watched(subject: Subject) -> bool:

@@ -75,9 +75,7 @@ class Frozen:
     @torch.no_grad()
     def stands_for(self, fn: Callable[[Tensor], Tensor], rows: Tensor) -> bool:
         """Whether this gives the values of ``fn`` now, with its weights as they are, on other rows like ``rows``."""
-        low, high = rows.amin(), rows.amax()
-        noise = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
-        others = torch.empty_like(rows).copy_(low + (high - low) * noise)  # laid out as rows are
+        others = _others(rows)
         return _alike(self.follow()(others), fn(others.clone()))  # fn may write to what it is given
 
     def _tensors(self) -> Iterator[Tensor]:
@@ -127,13 +125,23 @@ def freeze(fn: Callable[[Tensor], Tensor], rows: Tensor) -> Frozen | None:
         return None
     if rows.device.type != "cpu" or rows.dtype != torch.float32 or rows.ndim != 4:
         return None
+    others = _others(rows)
+    known = fn(others.clone())
     try:
         with _choice.plain_torch():  # its operators are what can be traced
             traced = _traced(fn, rows.clone())
-        frozen = Frozen(traced)
-        return frozen if frozen.packed and frozen.stands_for(fn, rows) else None
+        frozen = Frozen(traced).follow()
+        found = frozen(others)
     except Exception:  # whatever tracing a user's function raises: it is then called as it is
         return None
+    return frozen if frozen.packed and _alike(found, known) else None
+
+
+def _others(rows: Tensor) -> Tensor:
+    """Return noise in the range of ``rows``, laid out as they are."""
+    low, high = rows.amin(), rows.amax()
+    noise = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
+    return torch.empty_like(rows).copy_(low + (high - low) * noise)
 
 
 def _alike(found: Tensor, known: Tensor) -> bool:

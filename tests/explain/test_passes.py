@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from ganscale import ops
 from ganscale.explain import (
     EXPLAINERS,
     Subject,
@@ -184,6 +185,17 @@ def test_what_is_changed_in_a_network_is_seen_by_the_next_explanation(change):
     after = occlusion_of(net)
     assert not torch.equal(after, before)
     assert torch.equal(after, occlusion_of(deepcopy(net)))
+
+
+def test_a_network_is_traced_once_for_all_its_explanations(monkeypatch):
+    net, traced = critic(), []
+    plain = ops.freeze
+    monkeypatch.setattr(ops, "freeze", lambda fn, rows: traced.append(fn) or plain(fn, rows))
+    maps = [occlusion_of(net) for _ in range(2)]
+    assert traced == [net]
+    assert torch.equal(*maps)
+    explain(net, images(14), method="occlusion", micro_batch=8, **BARE)
+    assert traced == [net, net]  # passes of another size are another function
 
 
 @pytest.mark.parametrize("target", ["critic", "critic:fake", "class:1"])
