@@ -47,7 +47,7 @@ def stats_like(x: Tensor) -> Tensor:
 def totals(x: Tensor) -> Tensor:
     """[2C + 1] float64: sums and sums of squares of ``x`` a channel, then the count; see ``reference_norm.totals``."""
     x, channels = _bind.dense(x), x.shape[1]
-    totals = torch.full((2 * channels + 1,), x.numel() // channels, dtype=torch.float64, device=x.device)
+    totals = torch.full((2 * channels + 1,), x.numel() // max(1, channels), dtype=torch.float64, device=x.device)
     if not x.numel():
         return totals.zero_()
     shape = _bind.planes(x)
@@ -186,7 +186,7 @@ def backward_sums(
 ) -> tuple[Tensor, Tensor]:
     """([2C + 1] float64 sums and the local count, [2, C] gradients of gamma and beta)."""
     x, channels = _bind.dense(x), x.shape[1]
-    totals = torch.full((2 * channels + 1,), x.numel() // channels, dtype=torch.float64, device=x.device)
+    totals = torch.full((2 * channels + 1,), x.numel() // max(1, channels), dtype=torch.float64, device=x.device)
     if not x.numel():
         return totals.zero_(), stats.new_zeros(2, channels)
     gradients, gy, shape = stats.new_empty(2, channels), _bind.laid_out_like(gy, x), _bind.planes(x)

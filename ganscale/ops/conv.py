@@ -13,7 +13,7 @@ from torch import Tensor
 from ganscale.errors import UserError
 from ganscale.ops import _bind, _check, _choice, _products, _register, norm
 from ganscale.ops._register import _at_once
-from ganscale.ops.conv_transpose import FEW_CHANNELS, cast_once, conv_transpose_few, pair
+from ganscale.ops.conv_transpose import cast_once, conv_transpose_few, is_few, pair
 
 __all__ = ["ConvAct", "cast_once", "check", "pair", "takes"]
 
@@ -67,7 +67,7 @@ def _convolve_act(
 def _towards_image(gz: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor | None:
     """The gradient of x where one of ours is faster than torch's, else None."""
     size = tuple(x.shape[2:])
-    if weight.shape[1] <= FEW_CHANNELS and gz.device.type == "cpu" and gz.numel():
+    if is_few(gz, weight) and gz.device.type == "cpu" and gz.numel():
         return conv_transpose_few(gz, weight, None, size, stride, padding, "linear", 0.0)
     return _products.transpose(gz, weight, size, stride, padding)
 

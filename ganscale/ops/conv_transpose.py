@@ -22,6 +22,7 @@ from ganscale.ops._register import _at_once
 __all__ = ["conv_transpose_act", "conv_transpose_few", "conv_transpose_norm_act"]
 
 FEW_CHANNELS = 4  # kFewChannels of the core
+LARGEST = 2**20  # kMost of the core: sides, strides and paddings, so that no size overflows
 IN_PLACE = {
     "linear": lambda z, _: z,
     "relu": lambda z, _: torch.relu_(z),
@@ -41,6 +42,11 @@ def _out_size(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, output_pad
     return height, width
 
 
+def is_few(x: Tensor, weight: Tensor) -> bool:
+    """Tell whether the kernel for few output channels may take these."""
+    return weight.shape[1] <= FEW_CHANNELS and max(*x.shape[2:], *weight.shape[2:]) <= LARGEST
+
+
 def _ours(x: Tensor, weight: Tensor, impl: str) -> bool:
     """Tell whether the product itself is a kernel of ours: asked for by name, since cuDNN's may be faster."""
     asked = _choice.resolve(impl) == "fused" and weight.shape[1] > FEW_CHANNELS
@@ -56,7 +62,7 @@ def _multiplies(impl: str, x: Tensor, weight: Tensor) -> bool:
 def _forward(x, weight, bias, stride, padding, output_padding, activation, negative_slope, ours):
     stride, padding, output_padding = tuple(stride), tuple(padding), tuple(output_padding)
     size = _out_size(x, weight, stride, padding, output_padding)
-    if weight.shape[1] <= FEW_CHANNELS:
+    if is_few(x, weight):
         return conv_transpose_few(x, weight, bias, size, stride, padding, activation, negative_slope)
     if ours:
         shift = None if bias is None else bias.float()
@@ -78,7 +84,7 @@ _conv_transpose_act = custom_op(
 
 @_conv_transpose_act.register_fake
 def _(x, weight, bias, stride, padding, output_padding, activation, negative_slope, ours):
-    if weight.shape[1] > FEW_CHANNELS:
+    if not is_few(x, weight):
         return torch.conv_transpose2d(x, weight, bias, stride, padding, output_padding)
     x = _bind.dense(x)
     format_ = torch.channels_last if _bind.channels_last(x) else torch.contiguous_format
@@ -189,8 +195,12 @@ _conv_transpose_totals.register_autograd(_totals_gradients, setup_context=_total
 def pair(what: str, value: int | Pair, least: int) -> Pair:
     """Return (H, W) numbers of at least ``least``; an integer stands for both. Raises UserError."""
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
+    if len(pair) != 2 or not all(
+        isinstance(side, int) and not isinstance(side, bool) and side >= least for side in pair
+    ):
         raise UserError(what, f"be an integer of at least {least}, or one for each side", value, "correct it")
+    if max(pair) > LARGEST:
+        raise UserError(what, f"be at most {LARGEST}", value, "no image is that large")
     return pair
 
 
@@ -254,8 +264,7 @@ def conv_transpose_act(
     _check.activation(activation, negative_slope)
     with cast_once(x, weight, bias) as (x, weight, bias):
         conv = _checked(x, weight, bias, stride, padding, output_padding)
-        few = weight.shape[1] <= FEW_CHANNELS
-        fused = _choice.use_fused(impl, x, "conv_transpose_few" if few else "conv_transpose_act")
+        fused = _choice.use_fused(impl, x, "conv_transpose_few" if is_few(x, weight) else "conv_transpose_act")
         how = activation, float(negative_slope)
         if not fused or not x.numel():
             return reference_conv.conv_transpose_act(x, weight, bias, *conv, *how)
@@ -289,12 +298,13 @@ def conv_transpose_norm_act(
     only moves the running mean and its gradient is exactly 0. gamma, beta and the statistics stay float32 under
     autocast. Raises UserError as ``conv_transpose_act`` and ``norm_act`` do.
     """
+    _check.activation(activation, negative_slope)
     with cast_once(x, weight, bias) as (x, weight, bias):
         conv = _checked(x, weight, bias, stride, padding, output_padding)
         known = not training and running_mean is not None and running_var is not None
         totals, ours = None, _ours(x, weight, impl)
         if ours and known and not torch.is_grad_enabled():
-            scale, shift = _folded(bias, gamma, beta, running_mean, running_var, eps)
+            scale, shift = _folded(weight, bias, gamma, beta, running_mean, running_var, eps)
             where = _out_size(x, weight, *conv), *conv[:2]
             return _bind_conv.product(x, weight, scale, shift, *where, activation, float(negative_slope))
         if ours and not known:
@@ -323,9 +333,7 @@ def conv_transpose_norm_act(
         )
 
 
-def _folded(bias, gamma, beta, running_mean, running_var, eps) -> tuple[Tensor, Tensor]:
-    """(scale, shift) of batch norm with known statistics after a bias, in float32."""
-    scale = (running_var.float() + eps).rsqrt()
-    scale = scale if gamma is None else scale * gamma.float()
-    shift = -running_mean.float() if bias is None else bias.float() - running_mean.float()
-    return scale, shift * scale if beta is None else torch.addcmul(beta.float(), shift, scale)
+def _folded(weight, bias, gamma, beta, running_mean, running_var, eps) -> tuple[Tensor, Tensor]:
+    """(scale, shift) [O] of batch norm with known statistics after weight [C, O, KH, KW] and bias."""
+    mean, scale, shift = norm.constants(weight, gamma, beta, None, running_mean, running_var, eps)  # its axis 1 is O
+    return scale, torch.addcmul(shift, -mean if bias is None else bias.to(mean.dtype) - mean, scale)

@@ -184,7 +184,7 @@ def _affine_gradients(ctx, gy):
     else:
         run = _affine_backward if _at_once(gy) else _affine_act_backward
         gx, both = run(gy, *tensors, *how, to_scale or to_shift)
-        of_scale, of_shift = (both[0], both[1]) if both.numel() else (None, None)
+        of_scale, of_shift = (both[0], both[1]) if both.ndim == 2 else (None, None)
     return gx if to_x else None, None, of_scale if to_scale else None, of_shift if to_shift else None, None, None
 
 
@@ -194,20 +194,34 @@ _affine_act.register_autograd(_affine_gradients, setup_context=_affine_context)
 # --- public ----------------------------------------------------------------------------------------------------------
 
 
-def _number_a_channel(what: str, numbers_C: Tensor | None, x: Tensor) -> Tensor | None:
-    """Require [C] numbers of the dtype of x or of its sums, and return them in the latter."""
+def _number_a_channel(what: str, numbers_C: Tensor | None, x: Tensor, *, any_float: bool = False) -> Tensor | None:
+    """Require [C] numbers of the dtype of x or of its sums, and return them in the latter.
+
+    With ``any_float`` they may be wider or narrower, as statistics that a module keeps.
+    """
     if numbers_C is None:
         return None
     dtype = _bind.accumulation(x.dtype)
-    if isinstance(numbers_C, Tensor) and numbers_C.dtype == dtype and numbers_C.shape == x.shape[1:2]:
-        if numbers_C.device == x.device:
-            return numbers_C
+    if not (isinstance(numbers_C, Tensor) and numbers_C.dtype == dtype and numbers_C.shape == x.shape[1:2]):
+        _check.floating(what, numbers_C, least_axes=1)
+        _check.shaped(what, numbers_C, x.shape[1:2], "one number a channel")
+        if numbers_C.dtype not in (dtype, x.dtype) and not any_float:
+            _check.alike(what, numbers_C, "x", x)
+    if numbers_C.device != x.device:
         raise UserError(f"{what}.device", f"equal x.device ({x.device})", str(numbers_C.device), "move one of them")
-    _check.floating(what, numbers_C, least_axes=1)
-    _check.shaped(what, numbers_C, x.shape[1:2], "one number a channel")
-    if numbers_C.dtype != dtype:
-        _check.alike(what, numbers_C, "x", x)
-    return numbers_C.to(dtype)
+    return numbers_C if numbers_C.dtype == dtype else numbers_C.to(dtype)
+
+
+def constants(x: Tensor, gamma, beta, offset, running_mean, running_var, eps: float) -> tuple[Tensor | None, ...]:
+    """Return (mean, scale, shift) [C] of batch norm with known statistics, of x [N, C, ...] + offset; checks them."""
+    _check.eps(eps)
+    mean = _number_a_channel("running_mean", running_mean, x, any_float=True)
+    rstd = (_number_a_channel("running_var", running_var, x, any_float=True) + eps).rsqrt()
+    gamma, beta = _number_a_channel("gamma", gamma, x), _number_a_channel("beta", beta, x)
+    offset = _number_a_channel("offset", offset, x)
+    scale = rstd if gamma is None else gamma * rstd
+    shift = torch.zeros_like(rstd) if beta is None else beta
+    return mean.detach(), scale, shift if offset is None else shift + offset * scale
 
 
 def channel_moments(x: Tensor, *, impl: str = "auto") -> Tensor:
@@ -240,14 +254,16 @@ def affine_act(
     """
     _check.floating("x", x, least_axes=2)
     _check.activation(activation, negative_slope)
+    mean = _number_a_channel("mean", mean, x)
     if isinstance(scale, Tensor) and scale.ndim == 2 and scale.shape == x.shape[:2]:
+        _check.floating("shift", shift, least_axes=1)
         _check.shaped("shift", shift, scale.shape, "that of scale")
         flat = x.reshape(1, -1, *x.shape[2:])
         mean = None if mean is None else mean.expand(scale.shape).reshape(-1)
         how = {"mean": mean, "activation": activation, "negative_slope": negative_slope, "impl": impl}
         return affine_act(flat, scale.reshape(-1), shift.reshape(-1), **how).reshape(x.shape)
     scale, shift = _number_a_channel("scale", scale, x), _number_a_channel("shift", shift, x)
-    mean = _number_a_channel("mean", None if mean is None else mean.detach(), x)
+    mean = None if mean is None else mean.detach()
     fused = _choice.use_fused(impl, x, "affine_act")
     run = _affine_act if fused else reference_norm.affine_act
     return run(x, mean, scale, shift, activation, float(negative_slope))
@@ -257,6 +273,7 @@ def _by_batch(x, gamma, beta, eps, activation, negative_slope, reduce, impl, tot
     """(y, statistics by ``StatRow``) of the batch that all ranks share; None for those where ``running`` has moved."""
     _check.floating("x", x, least_axes=2)
     _check.activation(activation, negative_slope)
+    _check.eps(eps)
     gamma, beta = _number_a_channel("gamma", gamma, x), _number_a_channel("beta", beta, x)
     how = float(eps), activation, float(negative_slope)
     count = x.numel() // max(1, x.shape[1])
@@ -339,7 +356,10 @@ def norm_act(
     take away what it adds, so that it only moves the running mean and its gradient is exactly 0. ``totals`` [2C + 1]
     float64 are the sums and sums of squares of x and its count a channel, where they are known already.
     """
+    _check.floating("x", x, least_axes=2)
     if training or running_mean is None or running_var is None:
+        for what, held in (("running_mean", running_mean), ("running_var", running_var)):
+            _number_a_channel(what, held, x, any_float=True)
         if offset is not None:  # a gradient of zeros, at the price of one number a channel
             offset = _number_a_channel("offset", offset, x)
             beta = 0 * offset if beta is None else _number_a_channel("beta", beta, x) + 0 * offset
@@ -353,12 +373,5 @@ def norm_act(
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
                 running_var.lerp_(stats[UNBIASED].to(running_var.dtype), momentum)
         return y
-    dtype = _bind.accumulation(x.dtype)
-    rstd = (running_var.to(dtype) + eps).rsqrt()
-    scale = rstd if gamma is None else gamma.to(dtype) * rstd
-    shift = torch.zeros_like(rstd) if beta is None else beta
-    if offset is not None:
-        shift = shift + offset * scale
-    return affine_act(
-        x, scale, shift, mean=running_mean, activation=activation, negative_slope=negative_slope, impl=impl
-    )
+    mean, scale, shift = constants(x, gamma, beta, offset, running_mean, running_var, eps)
+    return affine_act(x, scale, shift, mean=mean, activation=activation, negative_slope=negative_slope, impl=impl)

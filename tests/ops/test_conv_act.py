@@ -131,6 +131,9 @@ def test_an_empty_batch_has_no_pictures_and_gradients_of_zero():
         ({"activation": "gelu"}, "activation"),
         ({"weight": torch.randn(4, 3, 9, 9)}, "as large as the kernel"),
         ({"x": torch.randint(0, 9, (2, 3, 8, 8))}, "x.dtype"),
+        ({"x": torch.randn(2, 3, 8, 8, device="meta")}, "weight.device must equal x.device"),
+        ({"weight": torch.randn(4, 3, 3, 3, device="meta")}, "weight.device must equal x.device"),
+        ({"bias": torch.randn(4, device="meta")}, "bias.device must equal x.device"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, named):

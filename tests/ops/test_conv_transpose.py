@@ -361,6 +361,9 @@ X, W = torch.zeros(2, 3, 4, 4), torch.zeros(3, 2, 4, 4)
         (lambda i: ops.conv_transpose_act(X, W[:, :0], impl=i), "the output must be at least 1x1"),
         (lambda i: ops.conv_transpose_act(X, W, activation="gelu", impl=i), "activation must be a known name"),
         (lambda i: ops.conv_transpose_act(X.numpy(), W, impl=i), "x must be a torch.Tensor"),
+        (lambda i: ops.conv_transpose_act(X.to("meta"), W, impl=i), "weight.device must equal x.device"),
+        (lambda i: ops.conv_transpose_act(X, W.to("meta"), impl=i), "weight.device must equal x.device"),
+        (lambda i: ops.conv_transpose_act(X, W, W[0, :, 0, 0].to("meta"), impl=i), "bias.device must equal x.device"),
         (
             lambda i: ops.conv_transpose_norm_act(X, W, None, torch.ones(3), None, None, None, training=True, impl=i),
             r"gamma must have shape \(2,\)",

@@ -133,6 +133,33 @@ def test_a_critic_that_cannot_be_penalised_is_refused(critic, named, impl):
         ops.gradient_penalty(critic, torch.randn(2, 3), impl=impl)
 
 
+@pytest.mark.parametrize(
+    ("x", "named"),
+    [
+        (torch.ones(2, 3, dtype=torch.int64), "x.dtype must be one of"),
+        (torch.ones(2, 3, dtype=torch.complex64), "x.dtype must be one of"),
+        (torch.eye(3).to_sparse(), "x must be a dense tensor"),
+        ("csr", "x must be a dense tensor"),
+        (torch.ones(3), "x must have an axis for the batch and the channels"),
+        (torch.ones(2, 3).numpy(), "x must be a torch.Tensor"),
+        ([[1.0, 2.0, 3.0]], "x must be a torch.Tensor"),
+    ],
+    ids=["integer", "complex", "sparse", "csr", "one axis", "array", "list"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_what_is_no_batch_of_floats_is_refused(x, named, impl):
+    x = torch.eye(3).to_sparse_csr() if isinstance(x, str) else x  # which warns that it is new
+    with pytest.raises(errors.UserError, match=named):
+        ops.gradient_penalty(nn.Linear(3, 1), x, impl=impl)
+
+
+def test_a_critic_that_is_elsewhere_is_torchs_error(impl):
+    with pytest.raises(RuntimeError, match="meta"):
+        ops.gradient_penalty(
+            nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).to("meta"), torch.ones(2, 3), impl=impl
+        )
+
+
 @pytest.mark.parametrize("center", [-1.0, float("nan"), float("inf")])
 def test_a_center_that_is_no_norm_is_refused(center, impl):
     with pytest.raises(errors.UserError, match="center must be a finite norm"):

@@ -69,18 +69,12 @@ def test_running_statistics_that_a_graph_still_needs_are_known_to_have_moved():
 
 
 @pytest.mark.parametrize(
-    "held",
-    [torch.zeros(1), torch.zeros(16, dtype=torch.float64), torch.zeros(16, 2)[:, 0]],
-    ids=["one for all", "float64", "strided"],
+    "held", [torch.zeros(16, dtype=torch.float64), torch.zeros(16, 2)[:, 0]], ids=["float64", "strided"]
 )
 def test_running_statistics_of_another_kind_move_as_well(held):
     x = torch.randn(4, 16, 8, 8)
     usual = torch.zeros(16), torch.zeros(16)
     _trained(x, *usual)
     others = held.clone(memory_format=torch.preserve_format), torch.zeros(16)
-    if held.numel() == 1:
-        with pytest.raises(RuntimeError, match="shape"):
-            _trained(x, *others)
-    else:
-        _trained(x, *others)
-        torch.testing.assert_close(others[0], usual[0].to(held.dtype))
+    _trained(x, *others)
+    torch.testing.assert_close(others[0], usual[0].to(held.dtype))

@@ -66,8 +66,9 @@ def has_few_channels(node: Node, shape: Shape) -> bool:
     """Tell whether the adjoint of a node's input, of this shape, has a compiled kernel of its own: that of an image."""
     if node.kind != "conv" or len(shape) != 4 or shape[1] > conv_transpose.FEW_CHANNELS:
         return False
-    _, _, dilation, transposed, _, groups, _ = node.options
-    return not transposed and groups == 1 and set(dilation) == {1}
+    stride, padding, dilation, transposed, _, groups, _ = node.options
+    holds = max(*shape[2:], *stride, *padding) <= conv_transpose.LARGEST
+    return holds and not transposed and groups == 1 and set(dilation) == {1}
 
 
 def adjoint_with_few_channels(node: Node, q: Tensor, w: Tensors, shape: Shape) -> Tensor:
