@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import test_explain_invariance as invariance
 import torch
 import toys
 from test_class_methods import SIDE, Matches, figures
 from torch import nn
 
 from ganscale.data.shapes import KINDS
-from ganscale.explain import Classifier, OneLabel, Subject, explain, subject_of_run
+from ganscale.explain import Classifier, OneLabel, Subject, build_explainer, drive, explain, subject_of_run
 from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError, ExplainTargetError
 from ganscale.explain.labels import Labelled
 
@@ -208,3 +209,53 @@ def test_what_labels_cannot_be_is_said():
     plain = replace(subject(), generator=toys.ConvGenerator(LATENT, SIDE))
     with pytest.raises(ExplainOptionError, match="takes no labels"):
         explain(plain, latents(2), "class-generation", way="draw")
+
+
+class LabelledMaps(toys.ConvGenerator):
+    """Maps of a latent, brighter or darker by their label; a generator of every method's."""
+
+    latent, classes = 6, 3
+
+    def forward(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return super().forward(z) * (0.4 + 0.3 * y[:, None, None, None])
+
+
+OF_GENERATORS = (
+    "directions",
+    "attfind",
+    "latent-counterfactual",
+    "class-generation",
+    "probe-classifier",
+    "dissect",
+    "layer-ablation",
+    "layer-noise",
+    "layer-shapley",
+    "layer-swap",
+    "style-mixing",
+    "feature-maps",
+    "attack-latent",
+    "conv-interaction",
+    "membership",
+)
+
+
+@pytest.mark.parametrize("method", OF_GENERATORS)
+def test_every_method_of_generators_takes_one_with_labels_and_gives_the_same_bytes_in_two_workers(method: str):
+    def built():
+        critic, classifier = toys.conv_critic(), invariance.three_classes()
+        networks = {"generator": LabelledMaps(6, 14), "critic": critic, "classifier": classifier}
+        subject = Subject(name="critic", fn=critic, module=critic, value_range=None, **networks)
+        return build_explainer(subject, invariance.request_of(method))
+
+    def in_two(chunks):
+        pair = [built(), built()]
+        return reversed([(chunk.index, pair[chunk.index % 2].run(chunk)) for chunk in chunks])
+
+    alone, apart = drive(built()), drive(built(), execute=in_two)
+    assert alone.meta["label_numbers"] == 3
+    assert alone.scores == apart.scores
+    assert alone.values.keys() == apart.values.keys()
+    for name, value in alone.values.items():
+        assert torch.equal(value.nan_to_num(7.0), apart.values[name].nan_to_num(7.0)), name
+    if "z" in alone.inputs:
+        assert alone.inputs["z"].shape[1] == 6 + 3
