@@ -34,7 +34,8 @@ CLAIMS: dict[str, Claim] = {
         summary="the gradient penalty of WGAN-GP with its gradients in all weights", module="ganscale.bench.penalty"
     ),
     "blocks": Claim(
-        summary="output layer, batch norm with ReLU, up-sampling blocks, whole generator trunks",
+        summary="output layer, batch norm with ReLU, up-sampling blocks, whole generator trunks; "
+        "with impl=fused what 'auto' leaves to cuDNN",
         module="ganscale.bench.blocks",
     ),
     "critic-step": Claim(
@@ -60,7 +61,8 @@ CLAIMS: dict[str, Claim] = {
         module="ganscale.bench.roofline",
     ),
     "elementwise": Claim(
-        summary="every elementwise operator against its plain-torch twin", module="ganscale.bench.elementwise"
+        summary="every elementwise operator against its plain-torch twin; with impl=fused what 'auto' leaves to it",
+        module="ganscale.bench.elementwise",
     ),
 }
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ganscale.bench.timing import Call, fastest, graphed
 
+BY_NAME = ", impl=fused"  # ends the name of what impl="auto", which users have, would leave to torch
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 

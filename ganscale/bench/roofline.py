@@ -13,8 +13,9 @@ import torch
 
 from ganscale import ops
 from ganscale.bench.blocks import DTYPES, LAYERS, OUTPUT, UP, PlainNorm, forward, forward_backward, inputs
-from ganscale.bench.lines import Case, Line, Settings
+from ganscale.bench.lines import BY_NAME, Case, Line, Settings
 from ganscale.bench.timing import fastest
+from ganscale.ops.conv_transpose import FEW_CHANNELS
 
 CLAIM = "roofline"
 SHAPE = {"cpu": (64, 64, 64, 64), "cuda": (512, 64, 64, 64)}
@@ -87,8 +88,8 @@ def _arithmetic(settings: Settings, batch: int = 512) -> Iterator[Line]:
 
         best = fastest({"ours": call}, rounds=settings.rounds, device="cuda")["ours"]
         operations = 2 * batch * side * side * wide * narrow * 16
-        case = Case(
-            claim=CLAIM, what=f"conv_transpose_act to {narrow}", shape=f"{batch}x{wide}x{side}x{side}", dtype="bf16"
-        )
-        goal = ARITHMETIC_GOAL if narrow > 3 else None  # three channels are a matter of traffic
+        product = narrow > FEW_CHANNELS  # fewer are a matter of traffic
+        what = f"conv_transpose_act to {narrow}{BY_NAME if product else ''}"
+        case = Case(claim=CLAIM, what=what, shape=f"{batch}x{wide}x{side}x{side}", dtype="bf16")
+        goal = ARITHMETIC_GOAL if product else None
         yield case.line(peer, 1e3 * operations / rate, 1e3 * best, goal=goal)

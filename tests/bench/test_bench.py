@@ -171,3 +171,32 @@ def test_every_claim_is_a_function_that_exists():
     for name, claim in CLAIMS.items():
         assert callable(getattr(importlib.import_module(claim.module), claim.function)), name
     assert isinstance(CASE.line("eager", 1.0, 1.0), Line)
+
+
+def test_the_textbook_iteration_has_the_trainers_own_networks():
+    from ganscale.bench.iteration import LATENT, recipe, textbook_nets
+    from ganscale.training.process_group import solo_group
+    from ganscale.training.state import TrainState
+
+    state = TrainState(recipe(32, batch=4), solo_group("cpu"))
+    critic, generator = textbook_nets(state, 32, "cpu")
+    z, x = torch.randn(4, LATENT), torch.randn(4, 3, 32, 32)
+    # one function of the same numbers, in float32 and another order of sums
+    torch.testing.assert_close(generator(z), state.nets["generator"](z), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(critic(x)[:, 0], state.nets["critic"](x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_auto_leaves_to_torch_is_measured_by_name(monkeypatch):
+    from ganscale.bench import elementwise
+    from ganscale.ops._choice import PAYS_FROM
+
+    asked = []
+    monkeypatch.setattr(elementwise, "compare", lambda settings, case, **_: asked.append(case) or [])
+    assert list(elementwise.measure(Settings())) == []
+    keys = {"interpolate": "interpolate", "sample_norm": "sample_norm", "channel_sum": "channel_sum"}
+    keys |= {f"bias_act {act} f+b": act for act in ("relu", "leaky_relu", "tanh")}
+    for case in asked:
+        name, _, mark = case.what.partition(", ")
+        elements = torch.Size(map(int, case.shape.split("x"))).numel()
+        assert (mark == "impl=fused") == (elements < PAYS_FROM[keys[name]]), case
+    assert {case.what.endswith("impl=fused") for case in asked} == {True, False}
