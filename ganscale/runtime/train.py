@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.config import LoggingConfig
 
 from ganscale.errors import GanscaleError, RunFailed
@@ -34,6 +37,7 @@ from ganscale.runtime.watch import Watch
 EXCHANGE_TIMEOUT_S = 300  # and twice runtime.hang_timeout_s at least: the watch, which names who hangs, comes first
 # Ray's counters never reset, so these only bound the life of a run
 FAILURES_BACKSTOP = 1_000_000  # lost groups: the gate decides, by what was saved between two of them
+ABORT_S = 10.0  # for the controller to end, which may be within a wait for workers of its own
 STARTS_BACKSTOP = 10_000  # starts without a place for all: runtime.max_wait_s decides
 
 
@@ -51,16 +55,38 @@ NEEDLESS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 
 class _Trainer(TorchTrainer):
-    """Without the processes that a run of ours has no use for."""
+    """Without the processes that a run of ours has no use for, and one that can be ended from another thread."""
+
+    _controller: Any = None
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ not in NEEDLESS]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        """As Ray's, which keeps the controller to itself."""
         if self.scaling_config.elasticity_enabled:
             parts["scaling_policy"] = ElasticPolicy(self.scaling_config)
-        return super()._initialize_and_run_controller(**parts)
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()
+        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(TrainController)
+        self._controller = actor.remote(**parts)
+        ray.get(self._controller.run.remote())
+        return ray.get(self._controller.get_result.remote())
+
+    def give_up(self, fit: threading.Thread) -> None:
+        """End the run while ``fit`` waits for it: its workers, its places on the cluster, and that thread.
+
+        Left alone they would go on in a Ray that goes on, and in one that ends the thread would be waiting in what is
+        torn down, which ends the process by a segmentation fault.
+        """
+        if self._controller is None:
+            return
+        self._controller.abort.remote()
+        fit.join(ABORT_S)
+        if fit.is_alive():
+            ray.kill(self._controller)
+            fit.join(ABORT_S)
 
 
 def train_with_ray(
@@ -129,16 +155,24 @@ def _train(
     thread = threading.Thread(target=_fit, args=(trainer, outcome), name="ray_fit", daemon=True)
     thread.start()  # in the main thread fit() would take over SIGINT
     with Watch(Board(name), run_dir, hang_timeout_s=hang_timeout_s):
-        while thread.is_alive():
-            thread.join(0.1)
-            check()
-            try:
-                attendance.check()
-            except RunFailed as failure:
-                raise with_way_on(failure, run_dir) from None
+        try:
+            _wait(thread, check, attendance, run_dir)
+        except BaseException:
+            trainer.give_up(thread)
+            raise
     if isinstance(outcome[0], BaseException):
         raise translate(outcome[0], run_dir) from None
     return outcome[0]
+
+
+def _wait(fit: threading.Thread, check: Callable[[], None], attendance: Attendance, run_dir: Path) -> None:
+    while fit.is_alive():
+        fit.join(0.1)
+        check()
+        try:
+            attendance.check()
+        except RunFailed as failure:
+            raise with_way_on(failure, run_dir) from None
 
 
 def _fit(trainer: TorchTrainer, outcome: list[Any]) -> None:
