@@ -20,6 +20,7 @@ from typing import Any
 from ganscale.runtime.processes import end_all, tree_of
 
 PATIENCE_S = 400  # only where all else fails
+RAY = str(Path(sys.executable).parent / "ray")
 QUICK = {  # how soon the head takes a node for lost: 3 x .5 s; Ray's own is some 15 s
     "RAY_health_check_initial_delay_ms": "500",
     "RAY_health_check_period_ms": "500",
@@ -32,16 +33,49 @@ class Nodes:
     """A head that holds no worker, and nodes with names; ``address`` is the cluster's."""
 
     def __init__(self, process: subprocess.Popen[str], token_path: Path) -> None:
-        self._process, self.token_path = process, token_path
+        self._process, self.token_path, self._names = process, token_path, set[str]()
         self.address: str = self._answer()["address"]
+
+    def have(self, *names: str, cpus: int = 1) -> None:
+        """See to it that there are these nodes, added here, and no others."""
+        for name in sorted(self._names - set(names)):
+            self.kill(name)
+        for name in sorted(set(names) - self._names):
+            self.add(name, cpus=cpus)
 
     def add(self, name: str, *, cpus: int, gpus: int = 0) -> None:
         """Add a node; it is there when this returns."""
         self._ask({"add": name, "cpus": cpus, "gpus": gpus})
+        self._names.add(name)
 
     def kill(self, name: str) -> None:
         """Kill a node without a warning, as a machine that loses its power."""
+        self._names.remove(name)
         self._ask({"kill": name})
+
+    def free_cpus(self) -> float:
+        """Return how many CPUs nobody holds."""
+        return self._ask({"free": "CPU"})["free"]
+
+    @contextlib.contextmanager
+    def joined(self, log: Path, *, cpus: int) -> Iterator[subprocess.Popen[bytes]]:
+        """Join a node as a machine does, by `ray start --block`, the process that an orchestrator sends SIGTERM to."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_path)}
+        ports = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]  # any that is free
+        command = [RAY, "start", f"--address={self.address}", "--block", f"--num-cpus={cpus}", "--num-gpus=0", *ports]
+        with log.open("w") as stream:
+            node = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while "Ray runtime started" not in log.read_text():
+                assert node.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+            yield node
+        finally:
+            node.kill()
+            node.wait()
 
     def _ask(self, order: dict[str, object]) -> dict[str, object]:
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -68,12 +102,14 @@ class Launch:
         settings: dict[str, Any],
         program: tuple[str, ...] = ("-m", "ganscale"),
         ray_settings: dict[str, str] | None = None,
+        resumes: bool = False,
     ) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= {"RAY_AUTH_TOKEN_PATH": str(nodes.token_path)} | (ray_settings or {})
         chosen = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-        where = ["--address", nodes.address, "--runs-dir", str(run_dir.parent), "--name", run_dir.name]
-        command = [sys.executable, *program, "launch", "--preset", "dcgan-fashion", *where, *words, *chosen]
+        which = ["--preset", "dcgan-fashion", "--runs-dir", str(run_dir.parent), "--name", run_dir.name]
+        which = ["--resume", str(run_dir)] if resumes else which
+        command = [sys.executable, *program, "launch", "--address", nodes.address, *which, *words, *chosen]
         self.run_dir = run_dir
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
@@ -83,11 +119,11 @@ class Launch:
         words = self.process.communicate(timeout=PATIENCE_S)[1]
         return self.process.returncode, words
 
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until ``condition`` holds, while the launch lives."""
+    def until(self, condition: Callable[[], bool], *, lives: bool = True) -> None:
+        """Wait until ``condition`` holds, while the launch ``lives``."""
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
-            assert self.process.poll() is None, self.process.communicate()
+            assert not lives or self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline, (self.roll(), self.ticks()[-3:])
             time.sleep(0.05)
 
@@ -148,12 +184,14 @@ def main(home: str) -> None:
     _say(address=cluster.address, seconds=time.monotonic() - began)
     nodes = {}
     for line in sys.stdin:
-        order, began = json.loads(line), time.monotonic()
+        order, began, found = json.loads(line), time.monotonic(), {}
         if "add" in order:
             nodes[order["add"]] = cluster.add_node(num_cpus=order["cpus"], num_gpus=order["gpus"])
-        else:
+        elif "kill" in order:
             cluster.remove_node(nodes.pop(order["kill"]), allow_graceful=False)
-        _say(seconds=time.monotonic() - began)
+        else:
+            found["free"] = cluster.global_state.available_resources().get(order["free"], 0.0)
+        _say(seconds=time.monotonic() - began, **found)
 
 
 def _say(**facts: object) -> None:
