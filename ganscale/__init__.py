@@ -65,14 +65,13 @@ def launch(
     ``UserError`` before anything is started or written, ``RunFailed`` where a run could not go on.
     """
     from ganscale import runtime
-    from ganscale.presets import compose
 
     base = None
     if resume is not None:
         from ganscale.runtime.resume import config_to_resume
 
         base = config_to_resume(resume)
-    config = compose(preset, base=base, data=data, kimg=kimg, settings=settings)
+    config = _compose(preset, base=base, data=data, kimg=kimg, settings=settings)
     return runtime.launch(
         config,
         name=name,
@@ -111,11 +110,10 @@ def tune(
     train at a time. The sweep has ``trials``, ``best`` and ``best_run()``. Raises ``UserError`` before anything is
     started or written, ``RunFailed`` where no trial could be scored.
     """
-    from ganscale.presets import compose
     from ganscale.runtime.tune import tune as start
 
     return start(
-        compose(preset, data=data, kimg=kimg, settings=settings),
+        _compose(preset, data=data, kimg=kimg, settings=settings),
         tuple(params),
         trials=trials,
         scheduler=scheduler,
@@ -127,6 +125,18 @@ def tune(
         runs_dir=runs_dir,
         verbose=verbose,
     )
+
+
+def _compose(preset: str | None, *, data: str | None, kimg: float | None, **more: Any) -> RunConfig:
+    """Return what ``presets.compose`` does, or raise its error in the words of a call."""
+    from ganscale.errors import ConfigError, in_python
+    from ganscale.presets import compose
+
+    try:
+        return compose(preset, data=data, kimg=kimg, **more)
+    except ConfigError as error:
+        passed = {"train.kimg": ("kimg", kimg), "data.path": ("data", data)}
+        raise in_python(error, {key: name for key, (name, value) in passed.items() if value is not None}) from None
 
 
 def load(path: str | Path) -> Run:

@@ -7,7 +7,8 @@ The class decides the exit code of the command line: 2 for the user's mistake (n
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 
 class GanscaleError(Exception):
@@ -74,3 +75,15 @@ def unknown(kind: str, name: str, names: Iterable[str], *, error: type[UserError
     """Build the error for a name that no registry holds, e.g. ``unknown("loss", "hinje", LOSSES)``."""
     names = list(names)
     return error(kind, "be a known name", name, nearest(name, names))
+
+
+def in_python(error: UserError, arguments: Mapping[str, str]) -> UserError:
+    """Return ``error``, in words of the command line, in those of a call; ``arguments`` names what was passed by key.
+
+    ``--set a.b=c`` becomes an entry of ``settings``; a key that an argument of the call stands for is called by it.
+    """
+    what, rule, got, remedy = error.args
+    if what in arguments:
+        return type(error)(arguments[what], rule, got, f"pass another {arguments[what]}, or none")
+    what = "settings" if what == "--set" else what.removeprefix("--")
+    return type(error)(what, rule, got, re.sub(r"--set ([\w.]+)=([\w.-]+)", r'settings={"\1": "\2"}', remedy))

@@ -45,7 +45,7 @@ def bench(
     """Measure what this project claims, here.
 
     Each line is a ratio against a named peer in the same run, above 1 where ours is better. On the CPU one thread's
-    process time counts, on a GPU the device's events. Takes some minutes; --quick less than one. The exit code is 1
+    process time counts, on a GPU the device's events. Takes some minutes; --quick one or two. The exit code is 1
     where something could not be measured; a goal that is missed is a result.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded: its profiler chats on every start

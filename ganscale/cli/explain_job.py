@@ -18,9 +18,12 @@ def submit_explanation(run: Path, method: str, *, address: str | None, as_json: 
     """
     from ganscale.explain import EXPLAINERS, Target, find_explainer
     from ganscale.runtime import jobs
+    from ganscale.runtime.explain_all import refuse_short
     from ganscale.runtime.jobs_package import Package, collect
 
-    if method != "all":
+    if method == "all":
+        refuse_short(options["budget"])
+    else:
         find_explainer(method, EXPLAINERS)
     Target.parse(options["target"])
     classifier = str(options.get("classifier") or "")

@@ -17,7 +17,7 @@ LOSSES = {"loss/critic": "critic", "loss/generator": "generator"}
 def tick_line(line: Mapping[str, Any], *, total_kimg: float) -> str:
     """Say one line of ``metrics.jsonl`` in words: images seen, kimg/s, time left, losses."""
     speed = line["timing"].get("kimg_per_s")
-    parts = [f"{line['kimg']:g} of {total_kimg:g} kimg"]
+    parts = [f"{min(line['kimg'], total_kimg):g} of {total_kimg:g} kimg"]  # the last batch may go a little beyond
     if speed:
         left_s = max(total_kimg - line["kimg"], 0) / speed
         parts += [f"{speed:.2f} kimg/s", f"{clock(left_s)} left"]

@@ -99,9 +99,7 @@ def explain_all(
     or the samples would be refused whatever the method; RunFailed, after the report, where a method failed in a way
     that is no refusal.
     """
-    if budget is not None and budget < LEAST_BUDGET_S:
-        rule = f"be at least {LEAST_BUDGET_S:g}s with --method all: starting and the report alone take seconds"
-        raise UserError("--budget", rule, f"{budget:g}s", "use --budget 1m, or one method")
+    refuse_short(budget)
     whole = _All(run, target, num_samples, workers, seed, classifier, samples, budget, say)
     whole.check()
     interrupted = False
@@ -121,6 +119,13 @@ def explain_all(
         words = "; ".join(f"{made.method}: {made.reason}" for made in broken)
         raise RunFailed(f"{len(broken)} methods failed ({words}); the others are in {report}")
     return AllMade(made=whole.made, report=report, seconds=whole.spent(), budget=budget, interrupted=interrupted)
+
+
+def refuse_short(budget: float | None) -> None:
+    """Raise UserError for a budget in which not even one method could end."""
+    if budget is not None and budget < LEAST_BUDGET_S:
+        rule = f"be at least {LEAST_BUDGET_S:g}s with --method all: starting and the report alone take seconds"
+        raise UserError("--budget", rule, f"{budget:g}s", "use --budget 1m, or one method")
 
 
 class _All:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ import pytest
 from calls import TINY, call, files_below
 from PIL import Image
 
+import ganscale
+from ganscale.errors import ConfigError
 from ganscale.runtime.run_lock import RunLock
 
 
@@ -256,3 +259,21 @@ def test_a_reading_that_cannot_be_is_refused(arguments, words, launched, expect_
     before = files_below(launched[1])
     expect_refused(call(*(argument.replace("RUN", str(launched[1])) for argument in arguments)), *words)
     assert files_below(launched[1]) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"kimg": 0}, "kimg must be greater than 0, got 0; pass another kimg, or none"),
+        ({"settings": {"train.batch": 0}}, 'got 0; change it with settings={"train.batch": "..."}'),
+        ({"settings": ["loss.name=wasserstein", "penalty.name=none"]}, 'use settings={"penalty.name": "wgan-gp"}'),
+        ({"settings": ["train.batch"]}, "settings must be written key=value, got train.batch; for example settings="),
+        ({"settings": {"trian.batch": 8}}, "configuration key must be a known key, got trian.batch; did you mean"),
+    ],
+)
+def test_a_call_is_told_in_words_of_python_not_of_the_command_line(tmp_path, arguments, words):
+    for function, first in ((ganscale.launch, ()), (ganscale.tune, (["train.batch=8,16"],))):
+        with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+            function(*first, **arguments, runs_dir=tmp_path)
+        assert "--" not in str(caught.value)
+    assert files_below(tmp_path) == {}

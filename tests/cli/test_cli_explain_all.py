@@ -148,9 +148,10 @@ def test_a_method_that_breaks_takes_no_other_with_it(run, monkeypatch):
     assert "directions-001" in (run / "report.html").read_text()
 
 
-def test_a_budget_that_only_the_start_would_fill_is_refused_with_nothing_written(run):
+@pytest.mark.parametrize("where", [("--workers", 0), ("--submit", "--address", "http://127.0.0.1:1")])
+def test_a_budget_that_only_the_start_would_fill_is_refused_with_nothing_written_or_sent(run, where):
     before = files_below(run)
-    done = call("explain", run, "--method", "all", "--budget", "2s", "--workers", 0)
+    done = call("explain", run, "--method", "all", "--budget", "2s", *where)
     assert done.exit_code == 2
     (line,) = done.stderr.splitlines()
     assert "--budget must be at least 10s with --method all" in line

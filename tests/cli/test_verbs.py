@@ -306,6 +306,7 @@ def test_doctor_passes_with_notes_alone(monkeypatch):
 
 def test_a_tick_is_told_in_one_line():
     assert tick_line(TICK, total_kimg=4) == "2 of 4 kimg, 0.50 kimg/s, 0:04 left, critic 1.25, generator 0.5"
+    assert tick_line(TICK, total_kimg=1.99).startswith("1.99 of 1.99 kimg, ")  # as the last batch went a little beyond
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
