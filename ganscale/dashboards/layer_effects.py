@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ganscale.explain.types import Explanation
 
 _CHART, _NAMES, _CELL, _ROW, _COLUMN_NAMES = 260, 120, 104, 34, 96
-_JUDGED = {"pixels": "pixels", "critic": "critic's logit", "class": "verdicts changed"}
+_JUDGED = {"pixels": "pixels", "features": "features", "critic": "critic's logit", "class": "verdicts changed"}
+_UNITS = {"unit_effect_pixels": "pixels\n(one unit)", "unit_effect_of_chance_pixels": "pixels\n(random unit)"}
 
 
 def effects_panel(explanation: Explanation) -> np.ndarray:
@@ -37,6 +38,10 @@ def effects_panel(explanation: Explanation) -> np.ndarray:
         "Mean effect over all latents of editing one layer, as a number and as a colour.",
         "Each column has its own scale: red the most that any layer does, white nothing, blue as much the other way.",
     ]
+    if "effect_features" in explanation.values:
+        lines.append("Features are the classifier's own: 1 is as far as to another latent's picture.")
+    if "unit_effect_pixels" in explanation.values:
+        lines.append("One unit: the layer's most varied ones, each taken away alone, beside as many random ones.")
     banner, curve = explanation.not_better_than_random, "curve_pixels" in explanation.values
     top = heading_height(lines=len(lines), banner=banner)
     tall, wide = max(_ROW * len(layers), 120), _CELL * len(columns)
@@ -62,13 +67,17 @@ def _effects(explanation: Explanation) -> tuple[list[str], list[str], np.ndarray
         for key, words in _JUDGED.items()
         if f"effect_{key}" in values
     ]
+    for key, name in _UNITS.items():
+        if key in values:  # a layer of one unit has none
+            known = np.ma.masked_invalid(values[key].numpy())
+            found.append((name, known.mean(axis=1).filled(np.nan)))
     return meta["layers"], [name for name, _ in found], np.stack([column for _, column in found], axis=1)
 
 
 def _matrix(
     canvas: Canvas, box: tuple[float, float, float, float], layers: list[str], columns: list[str], matrix_LE: np.ndarray
 ) -> None:
-    most_E = np.abs(matrix_LE).max(axis=0)
+    most_E = np.nanmax(np.abs(matrix_LE), axis=0)
     axes = canvas.axes(*box)
     scaled = matrix_LE / np.where(most_E > 0, most_E, 1.0)
     shown = axes.imshow(scaled, cmap=colormaps[DIVERGING], vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
@@ -77,7 +86,8 @@ def _matrix(
     axes.set_yticks(range(len(layers)), layers, fontsize=11 * POINT)
     for (row, column), value in np.ndenumerate(matrix_LE):
         ink = "white" if abs(scaled[row, column]) > 0.6 else INK.light
-        words = number(float(value), signed=columns[column].startswith(_JUDGED["critic"]))
+        of_critic = columns[column].startswith(_JUDGED["critic"])
+        words = "–" if np.isnan(value) else number(float(value), signed=of_critic)
         axes.text(column, row, words, ha="center", va="center", fontsize=10 * POINT, color=ink)
     canvas.scale(axes, shown, words="of the column's most")
 

@@ -104,12 +104,17 @@ class Classifier(nn.Module):
             return torch.cat([torch.zeros_like(logit), logit], dim=1)
         return raw.clamp_min(TINY).log() if self.output == "probabilities" else raw
 
+    @property
+    def has_features(self) -> bool:
+        """Whether ``features`` has an answer."""
+        own = getattr(self.model, "features", None)
+        return callable(own) and not isinstance(own, nn.Module)
+
     def features(self, images: Tensor) -> Tensor:
         """Return the model's own feature rows [n, F] of images in [-1, 1]; raises CallableError where it has none."""
-        own = getattr(self.model, "features", None)
-        if not callable(own) or isinstance(own, nn.Module):
+        if not self.has_features:
             raise CallableError("the classifier", "have features", self.name, "use one trained by ganscale classifier")
-        return own(self._ranged(images))
+        return self.model.features(self._ranged(images))
 
     def find_class(self, asked: str | int) -> int:
         """Return the index of a class given by number or name; raises ExplainTargetError that lists the nearest."""

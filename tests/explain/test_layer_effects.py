@@ -7,7 +7,7 @@ import torch
 import toys
 from torch import nn
 
-from ganscale.explain import Subject, build_explainer, explain, make_request
+from ganscale.explain import Classifier, Subject, build_explainer, explain, make_request
 from ganscale.explain.errors import ExplainInputError, LayerError
 from ganscale.explain.units import LayerAblation
 
@@ -180,3 +180,91 @@ def test_what_layers_cannot_use_is_refused():
     for method in ("layer-swap", "style-mixing"):
         with pytest.raises(ExplainInputError, match="two latents or more"):
             explain(subject(), latents(1), method)
+
+
+class OneFigureAUnit(nn.Module):
+    """Four channels of ``hidden``, of which each draws its own quarter of the picture, the first the brightest."""
+
+    latent = 4
+
+    def __init__(self, *, apart: bool = True) -> None:
+        super().__init__()
+        self.hidden, self.draw = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 1, 1, bias=False)
+        self.register_buffer("quarters", torch.zeros(4, 8, 8))
+        for unit in range(4):
+            rows, columns = (slice(4 * half, 4 * half + 4) for half in divmod(unit, 2))
+            self.quarters[unit, rows, columns] = 1
+        if not apart:
+            self.quarters.fill_(1)
+        with torch.no_grad():
+            self.hidden.weight.copy_(torch.diag(torch.tensor([4.0, 3, 2, 1]))[:, :, None, None])
+            self.hidden.bias.fill_(1)
+            self.draw.weight.fill_(1)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        hidden = self.hidden(z.abs()[:, :, None, None]).clamp_min(0)
+        return self.draw(hidden * self.quarters)
+
+
+class Mean(nn.Module):
+    """A classifier whose one feature is twice the mean of the picture."""
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x.flatten(1).mean(dim=1, keepdim=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.features(x), -self.features(x)], dim=1)
+
+
+def ablated(generator: nn.Module, count: int = 24, **options):
+    classifier = Classifier(Mean(), name="mean", example=torch.zeros(2, 1, 8, 8))
+    pair = Subject(
+        name="units", fn=lambda x: x.flatten(1).sum(1), generator=generator, classifier=classifier, value_range=None
+    )
+    z = torch.randn(count, 4, generator=torch.Generator().manual_seed(6))
+    return pair, z, explain(pair, z, "layer-ablation", layers="hidden", **options)
+
+
+def test_units_that_vary_most_change_more_than_random_ones_and_each_its_own_part_of_the_picture():
+    pair, z, found = ablated(OneFigureAUnit(), units=4)
+    assert found.values["units"].tolist() == [[0, 1]], "at most half of the units, so that others are left to compare"
+    assert sorted(found.values["units_of_chance"].flatten().tolist()) == [2, 3]
+    effect, score = found.values["unit_effect_pixels"][0], found.scores["unit_effect"]
+    built = build_explainer(pair, make_request(LayerAblation, z, options={"layers": "hidden"}))
+    with torch.no_grad():
+        value = 4 * z[:, 0].abs() + 1
+        mean = (4 * built.prior[:, 0].abs() + 1).mean()
+    truth = ((value - mean).abs() * (16 / 64) ** 0.5).mean()  # the unit draws a quarter of the pixels
+    assert float(effect[0]) == pytest.approx(float(truth), rel=1e-5)  # float32 pictures
+    assert score.value == pytest.approx(float(effect.mean()), rel=1e-6)
+    assert score.n == len(z)
+    assert score.beats_control
+    specific = found.scores["unit_specificity"]
+    assert specific.value == pytest.approx(1, abs=1e-6), "one quarter, the same each time"
+    assert specific.control == pytest.approx(0, abs=1e-6), "where no other unit draws"
+
+
+def test_units_that_all_draw_the_same_are_not_specific():
+    _, _, found = ablated(OneFigureAUnit(apart=False), units=2)
+    specific = found.scores["unit_specificity"]
+    assert specific.value == pytest.approx(1, abs=1e-6)
+    assert specific.control == pytest.approx(1, abs=1e-6)
+    assert not specific.beats_control
+
+
+def test_features_say_how_far_a_picture_went_in_parts_of_the_way_to_another():
+    pair, z, found = ablated(OneFigureAUnit(), units=0)
+    assert "unit_effect" not in found.scores
+    built = build_explainer(pair, make_request(LayerAblation, z, options={"layers": "hidden"}))
+    with torch.no_grad():
+        own, prior = (pair.generator(rows).double().flatten(1).mean(dim=1) for rows in (z, built.prior))
+    apart = (2 * prior.var()).sqrt()
+    wanted = ((own - prior.mean()).abs() / apart).mean()
+    assert float(found.values["effect_features"][0, 0]) == pytest.approx(float(wanted), rel=1e-4)  # float32 pictures
+    assert torch.allclose(found.values["effect_features"][0, 1], (own / apart).mean(), rtol=1e-4)
+
+
+def test_a_single_latent_has_effects_of_units_but_no_other_half_to_be_specific_on():
+    _, _, found = ablated(OneFigureAUnit(), count=1, units=2)
+    assert found.values["unit_effect_pixels"].isfinite().all()
+    assert "unit_specificity" not in found.scores

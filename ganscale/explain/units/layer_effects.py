@@ -1,10 +1,10 @@
-"""What each layer of a generator contributes: its output is taken away, disturbed, or taken from another latent.
+"""What each layer of a generator contributes: its output is taken away or disturbed, whole or one unit at a time.
 
-Each edit is measured in pixels, and where there are judges in the critic's logit and the classifier's verdict. What an
-edit of a layer does is compared with the same edit of noise of the same size put into the picture, or, for a layer's
-units, with random units.
+Each edit is measured in pixels, in the classifier's own features where it has some, and where there are judges in the
+critic's logit and the classifier's verdict. How far layers differ is compared with the same effects shuffled between
+the layers; what units do, with as many random units of the same layer.
 
-Legend: N latents, L layers, n rows, U units.
+Legend: N latents, L layers, n rows.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ganscale.explain.base import Meter, Options
+from ganscale.explain.base import SCORING, Meter, Options
 from ganscale.explain.edits import Edit, edited, used_layers
 from ganscale.explain.latent.base import LatentExplainer
 from ganscale.explain.layers import find_layer, layer_output
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.scores import against_shuffled
 from ganscale.explain.subject import Subject
-from ganscale.explain.types import Explanation
+from ganscale.explain.types import Explanation, Score
+from ganscale.explain.units.single_units import Units, choose_units, look, results, without_unit
 
 ROWS_A_CHUNK = 16
 SHOWN = 6
@@ -90,7 +91,7 @@ class LayerMethod(LatentExplainer):
     def _effects(self, partial: Partial) -> dict[str, np.ndarray]:
         """Return key -> effects of all rows [L, E, N]."""
         parts = [data for _, _, data in partial.of_round(0)]
-        return {key: np.concatenate([part[key] for part in parts], axis=2) for key in parts[0]}
+        return {key: np.concatenate([part[key] for part in parts], axis=2) for key in parts[0] if key != "units"}
 
 
 class LayerEffect(LayerMethod):
@@ -104,7 +105,7 @@ class LayerEffect(LayerMethod):
         """Return layer -> what to do -> edit; ``outputs`` are the layers' own on the same latents."""
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
-        """Return the effect of every edit on every row: pixels [L, E, n], logit and verdict where there are judges."""
+        """Return the effect of every edit on every row: pixels [L, E, n], and as many of what is judged."""
         rows = slice(chunk.explanation, chunk.explanation + ROWS_A_CHUNK)
         z, generator = self.z[rows].to(self.subject.device), self.subject.generator
         with torch.no_grad():
@@ -121,7 +122,14 @@ class LayerEffect(LayerMethod):
                     meter.rows_forward += 2 * len(z)
                 for key, values in per_way.items():
                     found.setdefault(key, []).append(values)
-        return {key: np.array(values) for key, values in found.items()}
+            arrays = {key: np.array(values) for key, values in found.items()}
+            return arrays | self.of_units(z, plain, before, chunk, meter)
+
+    def of_units(
+        self, z: Tensor, plain: Tensor, before: dict[str, Tensor], chunk: Chunk, meter: Meter
+    ) -> dict[str, Any]:
+        """Return what is measured of single units beside the layers, under "units"."""
+        return {}
 
     def _judged(self, images: Tensor) -> dict[str, Tensor]:
         judged = {}
@@ -129,16 +137,31 @@ class LayerEffect(LayerMethod):
             judged["critic"] = self.subject.critic(images).double()
         if self.subject.classifier is not None:
             judged["class"] = self.subject.classifier(images).argmax(dim=1)
+            if self.subject.classifier.has_features:
+                judged["features"] = self.subject.classifier.features(images).double()
         return judged
 
+    @cached_property
+    def _apart(self) -> float:
+        """How far two pictures of the prior are from each other in the classifier's features, root mean square."""
+        with torch.no_grad():
+            drawn = [self.subject.generator(z) for z in self.prior.to(self.subject.device).split(ROWS_A_CHUNK)]
+            features = torch.cat([self.subject.classifier.features(images).double() for images in drawn])
+        return max(float(features.var(dim=0).sum().mul(2).sqrt()), 1e-12)
+
     def _compare(self, plain: Tensor, before: dict[str, Tensor], changed: Tensor) -> dict[str, np.ndarray]:
-        """Return per row: the root mean square change of pixels, the logit's change, whether the verdict changed."""
+        """Return per row: the root mean square change of pixels, the logit's change, whether the verdict changed.
+
+        And how far features went, where 1 is as far as to another latent's picture.
+        """
         after = self._judged(changed)
         effect = {"pixels": (changed - plain).double().flatten(1).square().mean(dim=1).sqrt()}
         if "critic" in after:
             effect["critic"] = after["critic"] - before["critic"]
         if "class" in after:
             effect["class"] = (after["class"] != before["class"]).double()
+        if "features" in after:
+            effect["features"] = (after["features"] - before["features"]).norm(dim=1) / self._apart
         return {key: value.cpu().numpy() for key, value in effect.items()}
 
     def _pictures(self, shown: str) -> dict[str, Tensor]:
@@ -156,16 +179,21 @@ class LayerEffect(LayerMethod):
 
 
 class LayerAblationOptions(LayerOptions):
-    """``amount`` 1 takes a layer's variation away wholly; less leaves a part of it."""
+    """``amount`` 1 takes a layer's variation away wholly; less leaves a part of it. ``units`` 0 leaves units out."""
 
+    units: Annotated[int, Field(ge=0, le=4096)] = Field(
+        4, description="units of each layer taken away one at a time: the most varied, and as many random ones"
+    )
     amount: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of the layer that is taken away")
 
 
 class LayerAblation(LayerEffect):
-    """Replaces each layer's output by its mean over draws of the prior: x (1 - a) + mean a."""
+    """Replaces the output of a layer, or of one of its units, by its mean over the prior: x (1 - a) + mean a."""
 
     name = "layer-ablation"
-    summary = "what each layer of the generator contributes: its output is replaced by its mean over latents"
+    summary = (
+        "what each layer of the generator contributes, and its units: they are replaced by their mean over latents"
+    )
     Options = LayerAblationOptions
     options: LayerAblationOptions
     primary = ("effect_spread",)
@@ -186,16 +214,44 @@ class LayerAblation(LayerEffect):
             found[name] = {"mean": towards(mean), "zero": towards(torch.zeros(())), **parts}
         return found
 
+    def of_units(
+        self, z: Tensor, plain: Tensor, before: dict[str, Tensor], chunk: Chunk, meter: Meter
+    ) -> dict[str, Any]:
+        """Take away one unit after the other, chosen ones and random ones."""
+        if not self._units.layers:
+            return {}
+
+        def edit(name: str, unit: int) -> Edit:
+            return without_unit(unit, self._means[name], self.options.amount)
+
+        def compare(changed: Tensor) -> dict[str, np.ndarray]:
+            meter.rows_forward += 2 * len(changed)
+            return self._compare(plain, before, changed)
+
+        generator = self.subject.generator
+        return {"units": look(generator, z, self._units, edit, compare, plain, chunk.explanation)}
+
+    @cached_property
+    def _over_prior(self) -> dict[str, Tensor]:
+        # whichever chunk asks: so that an edit does not depend on the latents beside it
+        with torch.no_grad():
+            return self._run(self.prior.to(self.subject.device))[1]
+
     @cached_property
     def _means(self) -> dict[str, Tensor]:
-        # over the prior, whichever chunk asks: so that an edit does not depend on the latents beside it
-        with torch.no_grad():
-            outputs = self._run(self.prior.to(self.subject.device))[1]
-        return {name: output.mean(dim=0, keepdim=True) for name, output in outputs.items()}
+        return {name: output.mean(dim=0, keepdim=True) for name, output in self._over_prior.items()}
+
+    @cached_property
+    def _units(self) -> Units:
+        rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING + 8)))
+        return choose_units(self._over_prior, self.options.units, rng)
 
     def finish(self, partial: Partial) -> Explanation:
-        """Put the effects together."""
-        return _layer_result(self, partial, "mean")
+        """Put the effects together, and what single units do beside them."""
+        parts = [data["units"] for _, _, data in partial.of_round(0) if "units" in data]
+        with self.subject.quiet():
+            of_units = results(self._units, parts) if parts else ({}, {})
+        return _layer_result(self, partial, "mean", of_units)
 
 
 class LayerNoiseOptions(LayerOptions):
@@ -244,7 +300,12 @@ class LayerNoise(LayerEffect):
         return _layer_result(self, partial, "noise")
 
 
-def _layer_result(explainer: LayerEffect, partial: Partial, shown: str) -> Explanation:
+def _layer_result(
+    explainer: LayerEffect,
+    partial: Partial,
+    shown: str,
+    of_units: tuple[dict[str, Tensor], dict[str, Score]] | None = None,
+) -> Explanation:
     """Return the effects of a layer x edit grid, scored by how far layers differ.
 
     The score is the standard deviation of the layers' mean effects; the control is the same with the layers of each row
@@ -256,7 +317,8 @@ def _layer_result(explainer: LayerEffect, partial: Partial, shown: str) -> Expla
     amounts, curve_LAN = _curve(explainer, effects["pixels"], ways.index(shown))
     rng = np.random.default_rng(np.random.SeedSequence(explainer.request.seed, spawn_key=(1, 0)))
     score, shuffled = against_shuffled(pixels_LN, rng)
-    scores = {"effect_spread": score}
+    more_values, more_scores = of_units or ({}, {})
+    scores = {"effect_spread": score, **more_scores}
     values = {
         **{f"effect_{key}": torch.from_numpy(array[:, : len(ways)].mean(axis=2)) for key, array in effects.items()},
         "curve_amounts": torch.tensor(amounts, dtype=torch.float64),
@@ -264,6 +326,7 @@ def _layer_result(explainer: LayerEffect, partial: Partial, shown: str) -> Expla
         "curve_error": torch.from_numpy(_standard_errors(curve_LAN)),
         "effect_pixels_rows": torch.from_numpy(pixels_LN.copy()),
         "shuffled_spread": torch.from_numpy(shuffled),
+        **more_values,
         **explainer._pictures(shown),
     }
     meta = {"layers": layers, "edits": ways, "shown_edit": shown, "amount": explainer.options.amount}
