@@ -21,9 +21,11 @@ from ganscale.explain import (
     Explanation,
     Fold,
     Partial,
+    Request,
     Subject,
     build_explainer,
     drive,
+    drive_within,
     find_explainer,
     fold,
     make_request,
@@ -118,15 +120,20 @@ def request_of(method: str):
     return make_request(explainer, inputs, seed=3, options=CASES[method])
 
 
-def in_workers(request, workers: int, arrange: Callable[[list], Iterable]) -> Callable[[list[Chunk]], Iterable]:
-    """Run chunks on explainers that are each built anew from what crosses a process boundary."""
+def in_workers(
+    request: Request, workers: int, arrange: Callable[[list], Iterable]
+) -> Callable[[list[Chunk]], Iterable[tuple[int, Partial]]]:
+    """Run chunks on explainers that are each built anew from what crosses a process boundary, each chunk once."""
+    made: dict[bytes, bytes] = {}
 
     def execute(chunks: list[Chunk]) -> Iterable[tuple[int, Partial]]:
         copies = [cloudpickle.loads(cloudpickle.dumps(request)) for _ in range(workers)]
         pool = [build_explainer(subject(request.method), copy) for copy in copies]
         sent = [cloudpickle.dumps(chunk) for chunk in chunks]
-        back = [cloudpickle.dumps(pool[i % workers].run(cloudpickle.loads(raw))) for i, raw in enumerate(sent)]
-        return arrange([(chunk.index, cloudpickle.loads(raw)) for chunk, raw in zip(chunks, back, strict=True)])
+        for i, raw in enumerate(sent):
+            if raw not in made:
+                made[raw] = cloudpickle.dumps(pool[i % workers].run(cloudpickle.loads(raw)))
+        return arrange([(chunk.index, cloudpickle.loads(made[raw])) for chunk, raw in zip(chunks, sent, strict=True)])
 
     return execute
 
@@ -139,21 +146,42 @@ def shuffled(arrivals: list) -> list:
     return random.Random(0).sample(arrivals, len(arrivals))
 
 
+WAYS = {
+    "one": (1, list),
+    "two-reversed": (2, lambda a: a[::-1]),
+    "eight-shuffled": (8, shuffled),
+    "twice": (2, lambda a: shuffled(a + a)),
+}
+
+
 @pytest.mark.parametrize("method", EXPLAINERS)
 def test_workers_order_and_duplicates_do_not_change_a_byte(method: str, tmp_path: Path):
-    request = request_of(method)
+    check_all_ways(request_of(method), tmp_path)
+
+
+SOURCES = [
+    {"by": "pca", "layer": "start", "num_draws": 600},  # three chunks
+    {"by": "boundary", "extremes": 100, "num_draws": 600},
+    {"by": "score", "num_draws": 100},  # three rounds of four
+]
+
+
+@pytest.mark.parametrize("options", SOURCES, ids=lambda options: options["by"])
+def test_workers_order_and_duplicates_do_not_change_a_byte_of_directions(options: dict, tmp_path: Path):
+    check_all_ways(replace(request_of("directions"), options={"num_directions": 1} | options), tmp_path)
+
+
+def check_all_ways(request: Request, folder: Path) -> None:
+    """Compare all ways to run the chunks of ``request``, as a whole and a few samples at a time, with one process."""
     alone = drive(build_explainer(subject(request.method), request))
-    wanted = digest(alone, tmp_path / "alone")
-    ways = {
-        "one": in_workers(request, 1, list),
-        "two-reversed": in_workers(request, 2, lambda a: a[::-1]),
-        "eight-shuffled": in_workers(request, 8, shuffled),
-        "twice": in_workers(request, 2, lambda a: shuffled(a + a)),
-    }
-    for name, execute in ways.items():
+    wanted = digest(alone, folder / "alone")
+    for name, (workers, arrange) in WAYS.items():
+        execute = in_workers(request, workers, arrange)
         found = drive(build_explainer(subject(request.method), request), execute=execute)
-        assert digest(found, tmp_path / name) == wanted, name
-        assert found.scores == alone.scores, name
+        in_parts = drive_within(build_explainer(subject(request.method), request), execute=execute, at_once=workers)
+        for way, one in ((name, found), (f"{name}-in-parts", in_parts)):
+            assert digest(one, folder / way) == wanted, way
+            assert one.scores == alone.scores, way
 
 
 @pytest.mark.parametrize("method", EXPLAINERS)
