@@ -116,7 +116,9 @@ def _render(folder: Path, entries: list[tuple[_Entry, tuple[object, ...]]], lost
     )
     columns = ("explanation", "picture", "verdict", "deciding score", "value", "control", "explains")
     caption = "All explanations of this run, by name"
-    listed = table(columns, [row for _, row in entries], caption=caption, numeric=(4, 5), kind="wide")
+    chosen = _choices([entry for entry, _ in entries])
+    rows = [(Html(f"{first}{words}"), *rest) for (_, (first, *rest)), words in zip(entries, chosen, strict=True)]
+    listed = table(columns, rows, caption=caption, numeric=(4, 5), kind="wide")
     main = section("all", "All explanations", listed, "\n".join(map(note, lost)))
     beside = comparison_figures(folder)
     main += section("side-by-side", "Side by side", beside) if beside else ""
@@ -145,6 +147,18 @@ def _row(entry: _Entry) -> tuple[object, ...]:
         number(_value(score, "control")),
         _target(entry.page),
     )
+
+
+def _choices(entries: list[_Entry]) -> list[str]:
+    """Return for each entry the options in which it differs from others of its method, as HTML; mostly empty."""
+    said = []
+    for entry in entries:
+        own = entry.meta.get("options", {})
+        others = [other.meta.get("options", {}) for other in entries if other.page["method"] == entry.page["method"]]
+        differs = [key for key in own if any(other.get(key) != own[key] for other in others)]
+        words = ", ".join(f"{key.replace('_', ' ')} {own[key]}" for key in differs)
+        said.append(f"<small>{escape(words)}</small>" if words else "")
+    return said
 
 
 def _verdict(entry: _Entry) -> str:

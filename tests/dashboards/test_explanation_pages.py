@@ -186,6 +186,16 @@ def test_a_report_makes_the_pages_that_are_missing_and_names_what_is_damaged(who
     assert "kernel-shap-002 cannot be read" in index.text
 
 
+def test_explanations_by_one_method_are_told_apart_by_the_options_in_which_they_differ(directions, tmp_path):
+    for place, layer in enumerate(("first", "last")):
+        options = {**directions.meta["options"], "layer": layer}
+        replace(directions, meta={**directions.meta, "options": options}).save(tmp_path / f"directions-{place:03d}")
+    text = Page(write_index(tmp_path).read_text(encoding="utf-8")).text
+    assert "directions-000 layer first" in text
+    assert "directions-001 layer last" in text
+    assert "num directions" not in text, "in which they are the same"
+
+
 @pytest.mark.parametrize("lost", ["tensors", "images"])
 def test_what_the_index_cannot_read_is_listed_as_that_alone(shapley, tmp_path, lost):
     shapley.save(tmp_path / "kernel-shap-001")
