@@ -71,9 +71,7 @@ def _timeline(cost: Mapping[str, Any]) -> str:
     )
     left = len(processes) - len(shown)
     more = f" {left} more are not drawn." if left else ""
-    return figure(
-        chart, f"When each worker computed; between the bars it waited for chunks or was being started.{more}"
-    )
+    return figure(chart, f"When each worker computed; elsewhere it was being started or waited for chunks.{more}")
 
 
 def _row(place: int, process: str, spans: Sequence[Sequence[float]], whole: float) -> str:
