@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from native import build_sanitized, configure_command, run, tool
+from native import ROOT, build_sanitized, configure_command, run, tool
 
 from ganscale import ops
 from ganscale.ops import _extension
@@ -37,6 +37,18 @@ def test_cuda_kernels_are_built_wherever_nvcc_is():
         assert INFO["cuda_archs"]
     else:
         assert INFO["cuda_archs"] == []
+
+
+def test_the_default_targets_are_ampere_and_hopper_and_code_for_what_comes_after():
+    targets = "80-real;90a-real;90-virtual"
+    for file, line in {
+        "CMakeLists.txt": f'set(GANSCALE_CUDA_ARCHS "{targets}" CACHE',
+        "setup.py": f'DEFAULT_CUDA_ARCHS = "{targets}"',
+        "docs/operators.md": f"| `GANSCALE_CUDA_ARCHS` | default `{targets}` |",
+    }.items():
+        assert line in (ROOT / file).read_text(), file
+    gpus = {(8, 0): True, (9, 0): True, (10, 0): True, (12, 0): True, (7, 5): False}
+    assert {gpu: _extension.runs_on(gpu, targets.replace(";", ",")) for gpu in gpus} == gpus
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,13 @@ def _watched(monkeypatch):
     monkeypatch.setattr(penalty_plan, "PAYS_FROM", 0)
 
 
-def _arguments(critic, x, *, compiled):
+def _arguments(critic, x, *, compiled, center=1.0, one_sided=False):
     """What the operator is called with for a critic."""
     session = Session(x.detach().requires_grad_())
     with torch.enable_grad():
         planned = penalty_plan.plan(session, session.run(critic), x)
     leaves = [t.detach().contiguous().requires_grad_() for t in planned.tensors]
-    return planned.x, leaves, planned.program, 1.0, False, compiled, True
+    return planned.x, leaves, planned.program, center, one_sided, compiled, True
 
 
 @pytest.mark.parametrize("name", ["k4s2p1-17", "residual", "two-heads", "bias-act", "arithmetic", "mlp"])
@@ -60,6 +60,19 @@ def test_opcheck_finds_nothing_wrong(name, compiled):
         rest = (*arguments[2:5], compiled, list(range(len(tensors))))
         done = torch.library.opcheck(penalty_op.backward, (torch.rand(4), norm, g, tensors, kept, masks, *rest))
         assert set(done.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize(("center", "one_sided"), [(0.0, False), (0.5, True)])
+def test_opcheck_finds_nothing_wrong_with_the_other_penalties(center, one_sided):
+    critic, x = case("mlp")
+    arguments = _arguments(critic.float(), x.float(), compiled=COMPILED, center=center, one_sided=one_sided)
+    assert set(torch.library.opcheck(penalty_op.forward, arguments).values()) == {"SUCCESS"}
+    with torch.no_grad():
+        _, norm, g, kept, masks = penalty_op.forward(*arguments)
+    tensors = [t.detach() for t in arguments[1]]
+    rest = (*arguments[2:6], list(range(len(tensors))))
+    done = torch.library.opcheck(penalty_op.backward, (torch.rand(4), norm, g, tensors, kept, masks, *rest))
+    assert set(done.values()) == {"SUCCESS"}
 
 
 def _stack(layers, act=nn.LeakyReLU):
