@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ganscale.explain.base import Explainer, Meter, Options
 from ganscale.explain.errors import ExplainInputError
+from ganscale.explain.likeness.inversion import TOGETHER, search
 from ganscale.explain.likeness.retrieval import distances
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.scores import Z95
@@ -30,8 +31,6 @@ IMAGES, GENERATED = 500, 2000
 A_CHUNK = 250
 FALSE_ALARMS = 0.01
 SHOWN = 8
-A_SEARCH = 16  # images whose latents are searched together
-SEARCH_RATE = 0.05  # of Adam, in standard deviations of a latent
 
 
 class MembershipOptions(Options):
@@ -137,26 +136,17 @@ class Membership(Explainer):
         _, place = _nearest(previous)
         each = min(self.options.searched, len(self.members), len(self.others))
         rows = np.concatenate([np.arange(each), len(self.members) + np.arange(each)])
-        parts = [rows[start : start + A_SEARCH] for start in range(0, len(rows), A_SEARCH)]
+        parts = [rows[start : start + TOGETHER] for start in range(0, len(rows), TOGETHER)]
         works = [{"rows": part, "places": place[part]} for part in parts]
         return [Chunk(round=1, index=index, explanation=index, part=1, work=work) for index, work in enumerate(works)]
 
     def _search(self, rows: np.ndarray, places: np.ndarray, meter: Meter) -> np.ndarray:
         """Return the least distance from each image that Adam on z meets, beginning at the nearest latent."""
         wanted = torch.cat([self.members, self.others])[torch.from_numpy(rows)].to(self.subject.device)
-        z = self.latents[torch.from_numpy(places)].to(self.subject.device).clone().requires_grad_(True)
-        adam = torch.optim.Adam([z], lr=SEARCH_RATE)
-        best_n = torch.full((len(rows),), torch.inf, dtype=torch.float64)
-        with torch.enable_grad():
-            for _ in range(self.options.steps):
-                power_n = (self.subject.generator(z) - wanted).double().flatten(1).square().sum(dim=1)
-                best_n = torch.minimum(best_n, power_n.detach().cpu())
-                adam.zero_grad()
-                power_n.sum().backward()
-                adam.step()
+        start = self.latents[torch.from_numpy(places)].to(self.subject.device)
         meter.rows_forward += self.options.steps * len(rows)
         meter.rows_backward += self.options.steps * len(rows)
-        return best_n.sqrt().numpy()
+        return search(self.subject.generator, wanted, start, self.options.steps)[0].numpy()
 
     def _scores(self, name: str, mine: np.ndarray, other: np.ndarray) -> dict[str, Score]:
         half = len(other) // 2

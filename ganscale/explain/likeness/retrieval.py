@@ -1,13 +1,15 @@
 """Which images a network holds for alike: exact nearest neighbours in its features, beside those in pixels.
 
 The gallery is searched in parts, each of which returns its own best k; parts merge by (distance, place), so the result
-is that of one whole sort, ties too.
+is that of one whole sort, ties too. What a generator holds for alike are images whose latents are near each other: an
+encoder says them, or a search does.
 
 Legend: N queries, M gallery images, k neighbours, F features.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -16,11 +18,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ganscale.explain.base import Explainer, Meter, Options
+from ganscale.explain.base import SCORING, Explainer, Meter, Options
+from ganscale.explain.beside import Beside, own_rows
 from ganscale.explain.codes.autoencoder import small_pictures
-from ganscale.explain.errors import ExplainInputError, ExplainTargetError
+from ganscale.explain.errors import CallableError, ExplainInputError, ExplainTargetError
+from ganscale.explain.likeness.inversion import TOGETHER, search
+from ganscale.explain.likeness.ranking import DEPTH, average_precision, random_rankings, recall_at, without
 from ganscale.explain.plan import Chunk, Partial, Request
-from ganscale.explain.scores import Z95, against_control
+from ganscale.explain.scores import RANDOM_ORDERS, Z95, against_control, against_random
 from ganscale.explain.subject import Subject
 from ganscale.explain.types import Explanation, Score
 
@@ -34,10 +39,14 @@ Found = tuple[np.ndarray, np.ndarray]  # distances [N, k] ascending, places [N, 
 
 
 class RetrievalOptions(Options):
-    """``k`` neighbours of each query; ``of`` names whose features are compared: critic, classifier or encoder."""
+    """``k`` neighbours of each query; ``of`` names whose features are compared."""
 
     k: Annotated[int, Field(ge=1, le=1000)] = 5
-    of: Literal["critic", "classifier", "encoder"] = "critic"
+    of: Literal["critic", "classifier", "encoder", "generator"] = Field(
+        "critic", description="whose features; generator: latents that a search finds for every image"
+    )
+    steps: Annotated[int, Field(ge=1, le=10_000)] = Field(100, description="of=generator: steps of the search")
+    draws: Annotated[int, Field(ge=1, le=65536)] = Field(256, description="of=generator: pictures it may begin at")
 
 
 class Retrieval(Explainer):
@@ -64,6 +73,9 @@ class Retrieval(Explainer):
             raise ExplainInputError("k", f"be at most {len(self.gallery)}, the gallery", self.options.k, "take fewer")
         if getattr(subject, self.options.of) is None:
             raise ExplainTargetError("of", "be a network that is there", self.options.of, "name another")
+        if self.options.of == "generator" and not isinstance(getattr(subject.generator, "latent", None), int):
+            rule, remedy = "say its number of latents for of=generator", "give it the attribute 'latent'"
+            raise CallableError("the generator", rule, None, remedy)
 
     def plan(self, previous: Partial | None = None) -> list[Chunk]:
         """Return one chunk for each part of the gallery."""
@@ -78,15 +90,18 @@ class Retrieval(Explainer):
         """Return the best k of one part of the gallery for every query, in both spaces."""
         start = chunk.work["start"]
         part = self.gallery[start : start + A_CHUNK]
-        meter.rows_forward += len(part) + len(self.x)
-        pairs = {
-            "pixels": (self.x.flatten(1), part.flatten(1)),
-            "features": (self._features(self.x), self._features(part)),
-        }
+        queries, away = self._of_queries
+        pairs = {"pixels": (self.x.flatten(1), part.flatten(1)), "features": (queries, self._features(part)[0])}
+        passes = self.options.steps if self.options.of == "generator" else 1
+        rows = passes * (len(part) + (len(self.x) if start == 0 else 0))
+        meter.rows_forward += rows
+        meter.rows_backward += rows if self.options.of == "generator" else 0
         found: dict[str, Any] = {
-            space: best_of(distances(queries, gallery), start, self.options.k)
+            space: best_of(distances(queries, gallery), start, self._depth)
             for space, (queries, gallery) in pairs.items()
         }
+        if away is not None and start == 0:
+            found["away"] = away
         if start == 0:
             found["query_codes"] = few_numbers(pairs["features"][0])
         if start < MAPPED:
@@ -96,9 +111,11 @@ class Retrieval(Explainer):
     def finish(self, partial: Partial) -> Explanation:
         """Merge the parts and score the neighbours by what they share: with pixels, and in class."""
         found = [data for _, _, data in partial.of_round(0)]
-        merged = {space: merge_best([data[space] for data in found], self.options.k) for space in SPACES}
+        ranked = {space: merge_best([data[space] for data in found], self._depth) for space in SPACES}
+        merged = {space: (far[:, : self.options.k], at[:, : self.options.k]) for space, (far, at) in ranked.items()}
         values: dict[str, Tensor] = {}
         for space, (distance, place) in merged.items():
+            distance, place = distance.copy(), place.copy()
             values |= {f"{space}_distance": torch.from_numpy(distance), f"{space}_neighbours": torch.from_numpy(place)}
         shown = merged["features"][1][:SHOWN]
         values["neighbour_images"] = torch.stack([self.gallery[torch.from_numpy(row)] for row in shown])
@@ -108,7 +125,7 @@ class Retrieval(Explainer):
             partial,
             values=values,
             inputs=inputs,
-            scores=self._scores(merged),
+            scores=self._scores(merged) | self._by_label(ranked) | self._of_search(found),
             meta={"of": self.options.of, "gallery": len(self.gallery), "copies": self._copies(merged["pixels"])},
         )
 
@@ -140,15 +157,87 @@ class Retrieval(Explainer):
         scores["same_class_against_pixels"] = against_control(right_N["features"], right_N["pixels"], better="higher")
         return scores
 
+    def _by_label(self, ranked: dict[str, Found]) -> dict[str, Score]:
+        """Score the rankings by labels, beside those in pixels and random ones; a query's own copies are left out."""
+        labels, real = self.request.inputs.get("labels"), self.request.inputs.get("real_labels")
+        if labels is None or real is None:
+            return {}
+        k, rng = (
+            self.options.k,
+            np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING))),
+        )
+        right: dict[str, list[np.ndarray]] = {"recall": [], "precision": []}
+        chance: dict[str, list[np.ndarray]] = {"recall": [], "precision": []}
+        gallery = real.numpy()
+        for row, label in enumerate(labels.tolist()):
+            far, near = ranked["pixels"]
+            copies = near[row][far[row] == 0]
+            relevant = np.setdiff1d(np.flatnonzero(gallery == label), copies)
+            places = self._depth - len(copies)
+            if label < 0 or not len(relevant) or places < 1:
+                continue
+            rankings = [without(ranked[space][1][row], copies, places) for space in SPACES]
+            of_spaces = np.stack([np.isin(places_T, relevant) for places_T in rankings])
+            random = random_rankings(len(relevant), len(gallery) - len(copies), places, RANDOM_ORDERS, rng)
+            for kept, which in ((right, of_spaces), (chance, random)):
+                kept["recall"].append(recall_at(which, k))
+                kept["precision"].append(average_precision(which, np.full(len(which), len(relevant))))
+        if not right["recall"]:
+            return {}
+        scores = {}
+        for key, name in (("recall", "recall_at_k"), ("precision", "mean_average_precision")):
+            own_N, pixels_N = np.stack(right[key], axis=1)
+            scores[name] = against_random(own_N, np.stack(chance[key]), better="higher")
+            scores[f"{name}_against_pixels"] = against_control(own_N, pixels_N, better="higher")
+        return scores
+
+    def _of_search(self, found: list[dict[str, Any]]) -> dict[str, Score]:
+        """Score how near the search for latents came, beside the nearest of the pictures it began at."""
+        if "away" not in found[0]:
+            return {}
+        reached_N, began_N = found[0]["away"]
+        return {"inversion_distance": against_control(reached_N, began_N, better="lower")}
+
+    @property
+    def _depth(self) -> int:
+        """How many places of each ranking are known."""
+        return min(max(self.options.k, DEPTH), len(self.gallery))
+
     def _copies(self, pixels: Found) -> int:
         """Return how many queries stand in the gallery pixel for pixel."""
         return int((pixels[0][:, 0] == 0).sum())
 
-    def _features(self, x: Tensor) -> Tensor:
+    @cached_property
+    def _of_queries(self) -> tuple[Tensor, np.ndarray | None]:
+        return self._features(self.x)  # once in each process
+
+    def _features(self, x: Tensor) -> tuple[Tensor, np.ndarray | None]:
+        """Return the features of images [n, F]; of a search also how far it stayed away and from where [2, n]."""
+        if self.options.of == "generator":
+            return self._latents(x)
         network = getattr(self.subject, self.options.of)
         with torch.no_grad():
             rows = [self._of(network, part.to(self.subject.device)).cpu() for part in x.split(self.micro_batch)]
-        return torch.cat(rows)
+        return torch.cat(rows), None
+
+    def _latents(self, x: Tensor) -> tuple[Tensor, np.ndarray]:
+        """Search for the latent of each image, from the nearest of the drawn ones."""
+        z, drawn = self._bank
+        away = distances(x.flatten(1), drawn.flatten(1))
+        start, steps, device = z[torch.from_numpy(away.argmin(axis=1))], self.options.steps, self.subject.device
+        parts = zip(x.split(TOGETHER), start.split(TOGETHER), strict=True)
+        found = [search(self.subject.generator, part.to(device), at.to(device), steps) for part, at in parts]
+        reached, latents = (torch.cat(part) for part in zip(*found, strict=True))
+        return latents.cpu(), np.stack([reached.numpy(), away.min(axis=1)])
+
+    @cached_property
+    def _bank(self) -> tuple[Tensor, Tensor]:
+        """Drawn latents and their pictures."""
+        generator = self.subject.generator
+        rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING + 1)))
+        z = torch.from_numpy(rng.standard_normal((self.options.draws, generator.latent))).to(self.x.dtype)
+        with torch.no_grad():
+            return z, torch.cat([generator(part.to(self.subject.device)).cpu() for part in z.split(self.micro_batch)])
 
     def _of(self, network: Any, x: Tensor) -> Tensor:
         if self.options.of == "encoder":
@@ -169,7 +258,7 @@ def before_last(network: nn.Module, x: Tensor) -> Tensor:
         network(x)
     finally:
         handle.remove()
-    return seen[-1].flatten(1)
+    return (own_rows(network, seen) if isinstance(network, Beside) else seen[-1]).flatten(1)
 
 
 def few_numbers(features_NF: Tensor) -> np.ndarray:
