@@ -62,6 +62,12 @@ def tiny(loss: str = "non-saturating", penalty: str = "r1", **changes: object) -
     return override(from_mapping(TINY | parts), {key.replace("__", "."): value for key, value in changes.items()})
 
 
+def half(penalty: str) -> RunConfig:
+    """Return one in bf16 whose penalty outweighs its loss, which the small gradients of first weights would not."""
+    changes = {"train.precision": "bf16", "penalty.weight": 1e5, "penalty.center": 1e-6 if "gp" in penalty else 0.0}
+    return override(tiny(penalty=penalty, data__resolution=16), changes)
+
+
 def cases() -> list[Case]:
     """Every loss with every penalty that it may go with, computed both ways; then what else couples ranks."""
     made = []
@@ -84,6 +90,9 @@ def cases() -> list[Case]:
         made.append(Case(name=f"passes of 2, {impl}", config=mlp, impl=impl, steps=3, micro_batch=2))
         made.append(Case(name=f"lazy, passes of 3, {impl}", config=both, impl=impl, steps=2, micro_batch=3))
     made.append(Case(name="bf16", config=override(deep, {"train.precision": "bf16"}), bits=32))
+    for penalty in PENALTY_NAMES:
+        for impl in ("reference", "fused") if penalty != "none" else ("reference",):
+            made.append(Case(name=f"bf16 {penalty} {impl}", config=half(penalty), impl=impl, bits=32))
     for config in (tiny("relativistic", "r1-r2"), lazy, mlp):
         made.append(Case(name=f"long, {config.loss.name}", config=config, steps=20, bits=32, micro_batch=2))
     return made

@@ -53,6 +53,13 @@ def test_every_loss_with_every_penalty_is_a_case():
     assert sum("," in name and "fused" in name for name in NAMES) >= len(ADVERSARIAL) * len(PENALTIES)
 
 
+@pytest.mark.parametrize("impl", ["reference", "fused"])
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_every_penalty_is_a_case_in_bf16_and_most_of_its_gradient(truth, penalty: str, impl: str):
+    with_it, without = (truth[f"bf16 {name}"][0] for name in (f"{penalty} {impl}", "none reference"))
+    assert (with_it - without).norm() > 2 * without.norm()
+
+
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("case", [c for c in cases() if c.steps < 20], ids=lambda case: case.name)
 def test_ranks_sum_to_the_gradients_of_one_process(found, truth, case: Case, world: int):
