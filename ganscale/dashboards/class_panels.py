@@ -27,7 +27,7 @@ MOST_CLASSES = 16
 
 
 def class_wall(explanation: Explanation) -> np.ndarray:
-    """Draw for each class the pictures that the classifier is surest of, and the real images nearest to them."""
+    """Draw for each class the pictures found or drawn for it, and the real images nearest to them."""
     values, names = explanation.values, explanation.meta["class_names"]
     images, shares = values["class_images"].double().numpy(), values["class_probability"].numpy()
     real = values["class_nearest"].double().numpy() if "class_nearest" in values else None
@@ -40,10 +40,16 @@ def class_wall(explanation: Explanation) -> np.ndarray:
             tiles += [Tile(values=image, words="real") for image in real[k]]
         hit, plain = float(values["hits"][k]), float(values["hits_of_draws"][k])
         rows.append(Row(title=names[k], tiles=tiles, notes=(f"hits {hit:.0%}", f"plain draws {plain:.0%}")))
-    lines = [
-        "For each class the generator's pictures that the classifier is surest of, with the probability it gives.",
-        "Right: the nearest real image of each, in pixels.",
-    ]
+    if explanation.meta.get("way") == "draw":
+        lines = [
+            "For each class the first pictures drawn at its label, with the probability that the classifier gives it."
+        ]
+    else:
+        lines = [
+            "For each class the generator's pictures that the classifier is surest of, with the probability it gives."
+        ]
+    if real is not None:
+        lines.append("Right: the nearest real image of each, in pixels.")
     return gallery(explanation, rows, lines)
 
 

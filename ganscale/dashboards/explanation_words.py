@@ -87,12 +87,12 @@ READING |= {
         "random directions: coordinates of a latent that was never disentangled are as good as any direction."
     ),
     "class-generation": (
-        "What the judge is surest of when only the generator may draw. Compare with the nearest real images: pictures "
-        "that are unlike them show what the classifier mistakes for the class."
+        "What the judge is surest of when only the generator may draw, or what a generator with labels draws for each. "
+        "Compare with the nearest real images: pictures unlike them show what the classifier mistakes for the class."
     ),
     "probe-classifier": (
-        "Verdicts on generated images against the labels of the real images nearest in pixels. A row off the diagonal "
-        "is either a weakness of the classifier or a picture between two classes; the ways show which."
+        "Verdicts on generated images against the labels they were drawn at, or those of the real images nearest in "
+        "pixels. A row off the diagonal is a weakness of the classifier or a picture between two classes; the ways say."
     ),
     "dissect": (
         "Units whose maps lie where a concept is. Read a unit as drawing it only where its IoU beats that with masks "
@@ -102,8 +102,8 @@ READING |= {
     "layer-noise": "Where the picture is most easily disturbed; noise has the size of each channel's own variation.",
     "layer-swap": "In a chain a whole layer decides on all that follows; half of its channels show how they share it.",
     "layer-shapley": (
-        "How much of the target each layer answers for, over all combinations of layers that say nothing of the latent. "
-        "In a chain the last layer on decides what passes: read small shares of early layers beside that."
+        "How much of the target each layer answers for, over all combinations of layers that say nothing of the latent "
+        "at hand. In a chain nothing passes a layer that is off: shares say who is needed with whom."
     ),
     "style-mixing": "Means and deviations of the channels carry texture and brightness; where things are stays.",
 }
