@@ -1,20 +1,26 @@
-"""docs/cluster.md, followed literally: its commands in their order, on a cluster of one node with its own home folder.
+"""docs/cluster.md, followed literally: its commands in their order, on a cluster of two nodes with its own home folder.
 
-Only the ports are chosen freely, and the head stays in the foreground so that it can be ended by its process.
+Only sizes and ports are chosen freely, HEAD is this machine, and nodes stay in the foreground so that they can be ended
+by their processes. `ray stop`, which would end every Ray of this machine, is not called.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from ray_head import free_ports
 
+from ganscale.cli import main
 from ganscale.errors import GanscaleError
 from ganscale.runtime.jobs_server import JobServer
 from ganscale.runtime.processes import end_all, processes_below, tree_of
@@ -29,63 +35,92 @@ def blocks() -> list[str]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_every_command_of_the_page_works_in_its_order(short_dir):
     home = short_dir
-    dashboard, *others = free_ports(4)
-    flags = f"--port={others[0]} --dashboard-port={dashboard} --dashboard-agent-listen-port={others[1]}"
-    flags += f" --ray-client-server-port={others[2]} --temp-dir={home}/ray --num-cpus=2 --num-gpus=0 --block"
+    dashboard, gcs, *others = free_ports(5)
+    head_flags = f"--port={gcs} --dashboard-port={dashboard} --ray-client-server-port={others[0]} --temp-dir={home}/ray"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
         "HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",  # in the place of the tunnel
     }
-    token, start, *rest = blocks()
+    token, start, join, *rest = (block.replace("HEAD:6379", f"127.0.0.1:{gcs}") for block in blocks())
     assert "ray start --head" in start
+    assert "ray start --address=" in join
 
     def bash(script: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["bash", "-ec", script], env=environment, cwd=home, capture_output=True, text=True, check=False, timeout=280
+            ["bash", "-ec", script], env=environment, cwd=home, capture_output=True, text=True, check=False, timeout=800
         )
+
+    @contextlib.contextmanager
+    def node(command: str, flags: str, agent_port: int, name: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+        sizes = f"--num-cpus=1 --num-gpus=0 --min-worker-port=0 --max-worker-port=0 --block {flags}"
+        script = f"{command.strip()} {sizes} --dashboard-agent-listen-port={agent_port}"
+        with (home / f"{name}.log").open("w") as log:
+            process = subprocess.Popen(
+                ["bash", "-c", script], env=environment, cwd=home, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            yield process, home / f"{name}.log"
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(8)
+            process.kill()
+            process.wait()
 
     assert bash(token).returncode == 0
     path = home / ".ray" / "auth_token"
     assert (path.stat().st_mode & 0o777, len(path.read_text())) == (0o600, 64)
-
-    with (home / "head.log").open("w") as log:
-        command = ["bash", "-c", f"{start.strip()} {flags}"]
-        head = subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=log, start_new_session=True)
+    server = JobServer(environment["RAY_API_SERVER_ADDRESS"], path.read_text())
+    tree: set[int] = set()
     try:
-        wait_until_up(JobServer(environment["RAY_API_SERVER_ADDRESS"], path.read_text()), head, home / "head.log")
-        # as written, but for the size of the runs
-        script = re.sub(r"(--preset dcgan-fashion --kimg \S+)", rf"\1{TINY}", "\n".join(rest))
-        assert TINY in script
-        done = bash(script)
-        assert done.returncode == 0, (done.stdout, done.stderr)
-        assert "nothing was sent (--dry-run)" in done.stdout
-        assert re.search(r"^ganscale-first-\w{8}$", done.stdout, re.MULTILINE) is None  # it went into JOB
-        assert "of 0.5 kimg" in done.stdout
-        assert re.search(r"^ganscale-first-\w{8} +SUCCEEDED", done.stdout, re.MULTILINE)
-        assert re.search(r"^ganscale-second-\w{8} has ended: STOPPED", done.stdout, re.MULTILINE)
-        assert re.search(r"^64 +8 +1 ", done.stdout, re.MULTILINE)  # the plan
+        with node(start, head_flags, others[1], "head") as head:
+            wait_until_up(server, *head, cpus=1)
+            with node(join, f"--temp-dir={home}/ray2", others[2], "second") as second:  # each its own disk
+                wait_until_up(server, *second, cpus=2)
+                # as written, but for the size of the runs
+                script = re.sub(r"(--preset dcgan-fashion --kimg \S+)", rf"\1{TINY}", "\n".join(rest))
+                assert TINY in script
+                done = bash(script)
+                tree = tree_of(home)
     finally:
-        tree = tree_of(home)
-        head.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(8)
-        end_all(tree, home)
-        head.wait(5)
+        end_all(tree | tree_of(home), home)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    lines = [json.loads(line) for line in (home / "runs" / "both" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["timing"]["workers"] for line in lines} == {2}  # each needs a core, and each node has one
+    assert "nothing was sent (--dry-run)" in done.stdout
+    assert re.search(r"^ganscale-first-\w{8}$", done.stdout, re.MULTILINE) is None  # it went into JOB
+    assert "of 0.5 kimg" in done.stdout
+    assert re.search(r"^ganscale-first-\w{8} +SUCCEEDED", done.stdout, re.MULTILINE)
+    assert re.search(r"^ganscale-second-\w{8} has ended: STOPPED", done.stdout, re.MULTILINE)
+    assert re.search(r"^64 +8 +1 ", done.stdout, re.MULTILINE)  # the plan
     assert processes_below(home) == set()
 
 
-def wait_until_up(server: JobServer, head: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_up(server: JobServer, node: subprocess.Popen[bytes], log: Path, *, cpus: int) -> None:
     while True:
         with contextlib.suppress(GanscaleError):
-            if server.resources().cpus == 2:
+            if server.resources().cpus == cpus:
                 return
-        assert head.poll() is None, log.read_text()
+        assert node.poll() is None, log.read_text()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(0.1)
+            node.wait(0.1)
+
+
+def test_what_the_example_of_costs_says_is_what_the_plan_says():
+    page = (PAGE.parent.parent / "cluster" / "README.md").read_text()
+    (command,) = re.findall(r"^    ganscale (plan .*)$", page, re.MULTILINE)
+    done = CliRunner().invoke(main, [*shlex.split(command), "--json"])
+    assert done.exit_code == 0, done.output
+    hours = {one["workers"]: one["seconds"] / 3600 for one in json.loads(done.stdout)["sizes"]}
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) g \+ ([\d.]+) h \|$", page, re.MULTILINE)
+    assert len(rows) >= 3
+    for gpus, *said in rows:
+        time = hours[int(gpus)]
+        assert said == [f"{time:.1f}", f"{int(gpus) * time:.1f}", f"{int(gpus) * time:.1f}", f"{time:.1f}"]
 
 
 def test_the_page_says_the_numbers_of_the_code():
