@@ -46,7 +46,8 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(small_di
     assert list(disk.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_in_mid_run_stops_it_with_what_was_saved_and_the_way_on(small_disk):
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])
+def test_a_disk_that_fills_up_in_mid_run_stops_it_with_what_was_saved_and_the_way_on(small_disk, workers):
     disk = small_disk(80)  # room for the run and for the spare that is asked for beforehand
     config = override(preset("dcgan-fashion"), TINY[1::2])
 
@@ -56,7 +57,7 @@ def test_a_disk_that_fills_up_in_mid_run_stops_it_with_what_was_saved_and_the_wa
             stream.write(b"x" * max(0, free.f_bavail * free.f_frsize - 4096))
 
     with pytest.raises(RunFailed, match=r"no space left.*go on with ganscale launch --resume") as caught:
-        launch(override(config, {"train.kimg": 50}), name="filled", runs_dir=disk, workers=0, on_tick=fill)
+        launch(override(config, {"train.kimg": 50}), name="filled", runs_dir=disk, workers=workers, on_tick=fill)
     assert caught.value.exit_code == 1
     assert newest(disk / "filled").name.startswith("kimg-")  # what was saved before is whole
     assert not list((disk / "filled" / "checkpoints").glob(".tmp-*"))

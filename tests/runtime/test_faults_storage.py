@@ -6,14 +6,17 @@ import json
 import random
 import threading
 import uuid
+from contextlib import nullcontext
 
 import pytest
 from stores import BUCKET
 from tiny_runs import tiny_config
 
 from ganscale.runtime import launch
+from ganscale.runtime.local import ray_session
 from ganscale.runtime.mirror import Mirror
 from ganscale.runtime.storage import ObjectStore
+from ganscale.runtime.watch import RESTARTS
 
 pytestmark = pytest.mark.distributed
 PATIENCE_S = 100
@@ -32,8 +35,9 @@ def manifest(run) -> dict:
     return json.loads((run.checkpoint().path / "manifest.json").read_text())["files"]
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])
 def test_a_store_that_fails_every_fifth_request_and_answers_late_changes_nothing_and_stops_nobody(
-    server, runs, through, tmp_path
+    server, runs, through, tmp_path, workers
 ):
     draw, ended, waited = random.Random(0), threading.Event(), []
 
@@ -49,12 +53,14 @@ def test_a_store_that_fails_every_fifth_request_and_answers_late_changes_nothing
         if tick["images"] == last:
             ended.set()
 
-    run = launch(tiny_config(), name="x", runs_dir=runs, workers=0, on_tick=on_tick)
+    with ray_session(cpus=2, gpus=0) if workers else nullcontext():
+        run = launch(tiny_config(), name="x", runs_dir=runs, workers=workers, on_tick=on_tick)
+        alone = launch(tiny_config(), name="alone", runs_dir=tmp_path, workers=workers)
     assert waited
     assert all(waited), "training has waited for the store"
     assert len(proxy.requests) > 40
-    alone = launch(tiny_config(), name="alone", runs_dir=tmp_path, workers=0)
     assert manifest(run) == manifest(alone)
+    assert not (run.path / RESTARTS).exists()
     prefix = f"{runs.removeprefix(f's3://{BUCKET}/')}/x/checkpoints/{run.checkpoint().path.name}/"
     stored = server.objects(prefix)
     assert {key.removeprefix(prefix): size for key, size in stored.items() if not key.endswith("manifest.json")} == {
