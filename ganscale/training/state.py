@@ -39,9 +39,10 @@ class TrainState:
         }
         self.nets["ema"] = copy.deepcopy(self.nets["generator"]).eval().requires_grad_(False)
         if group.size > 1:
-            for module in self.nets["generator"].modules():
-                if isinstance(module, BatchNormAct):
-                    module.sum_over_ranks = group.sum_differentiable
+            for name in ("generator", "critic"):
+                for module in self.nets[name].modules():
+                    if isinstance(module, BatchNormAct):
+                        module.sum_over_ranks = group.sum_differentiable
         self.optimisers = {
             name: _adam(config, name, self.nets[name])
             for name in ("generator", "critic")

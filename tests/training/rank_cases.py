@@ -1,13 +1,16 @@
 """What several ranks compute: cases as data, and what runs them, for ``test_ranks.py``.
 
-Processes start once: four of them meet as 2 ranks, then as 3, then as 4.
+Processes start once: four of them meet as 2 ranks, then as 3, then as 4. Each time they compute twice: they sum in
+memory that they share, as CPU workers of one machine do, and over gloo, as those of several machines do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -16,6 +19,8 @@ from torch import Tensor, nn
 from ganscale import ops
 from ganscale.config import AUTOENCODING_NAMES, LOSS_NAMES, PENALTY_NAMES, RunConfig, from_mapping, override
 from ganscale.errors import RunFailed
+from ganscale.models import MODELS
+from ganscale.models.layers import BatchNormAct
 from ganscale.training.autoencoding import phases_of
 from ganscale.training.exchange import exchange_gradients
 from ganscale.training.process_group import Group, torch_group
@@ -26,6 +31,7 @@ from ganscale.training.step import train_step
 from ganscale.training.trainer import Trainer
 
 WORLDS = (2, 3, 4)
+WAYS = ("shared memory", "gloo")  # of summing
 BATCH = 10  # even shares for 2 ranks, uneven ones for 3 (3, 3, 4) and 4 (2, 3, 2, 3)
 TINY = {
     "model": {"width": 2, "latent": 4},
@@ -46,6 +52,7 @@ class Case:
     steps: int = 1
     micro_batch: int | None = None  # of the ranks; the one process takes its batch at once
     bits: int = 64
+    critic: Callable[[RunConfig], nn.Module] | None = None  # a user's own, in the place of the configured one
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,14 @@ def tiny(loss: str = "non-saturating", penalty: str = "r1", **changes: object) -
     center = 1.0 if "gp" in penalty else 0.0
     parts = {"loss": {"name": loss}, "penalty": {"name": penalty, "center": center, "weight": 1.0}}
     return override(from_mapping(TINY | parts), {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def normed_critic(config: RunConfig) -> nn.Module:
+    """Build a critic with batch norm, which none of ours has: its rows then depend on those of other ranks."""
+    height, width = config.data.resolution
+    conv = nn.Conv2d(config.data.channels, config.model.width, 4, stride=2, padding=1)
+    last = nn.Linear(config.model.width * height * width // 4, 1)
+    return nn.Sequential(conv, BatchNormAct(config.model.width, "relu"), nn.Flatten(), last, nn.Flatten(0))
 
 
 def half(penalty: str) -> RunConfig:
@@ -89,6 +104,8 @@ def cases() -> list[Case]:
         made.append(Case(name=f"batch norm in two depths, {impl}", config=deep, impl=impl, steps=2))
         made.append(Case(name=f"passes of 2, {impl}", config=mlp, impl=impl, steps=3, micro_batch=2))
         made.append(Case(name=f"lazy, passes of 3, {impl}", config=both, impl=impl, steps=2, micro_batch=3))
+    for penalty in ("none", "r1"):
+        made.append(Case(name=f"a critic's batch norm, {penalty}", config=tiny(penalty=penalty), critic=normed_critic))
     made.append(Case(name="bf16", config=override(deep, {"train.precision": "bf16"}), bits=32))
     for penalty in PENALTY_NAMES:
         for impl in ("reference", "fused") if penalty != "none" else ("reference",):
@@ -98,13 +115,25 @@ def cases() -> list[Case]:
     return made
 
 
+def cases_of(way: str) -> list[Case]:
+    """Return the cases that are computed in one way of summing: over gloo one implementation of each penalty."""
+    if way != "gloo":
+        return cases()
+    # what an implementation gives does not know how it will be summed; and one long case shows what many steps do
+    chosen = [case for case in cases() if case.impl != "reference" or case.config.penalty.name == "none"]
+    return [case for case in chosen if case.steps < 20 or case.config.penalty.name == "r1-r2"]
+
+
 def outcome(case: Case, group: Group) -> Outcome:
     """Train ``case`` on this rank's share of the images."""
     default, impl = torch.get_default_dtype(), ops.use_impl(case.impl)
     torch.set_default_dtype(torch.float64 if case.bits == 64 else torch.float32)
     try:
         config = override(case.config, {"train.micro_batch": case.micro_batch if group.size > 1 else None})
-        state, draws, phases = TrainState(config, group), Draws(0, group.device), phases_of(config)
+        family = MODELS[config.model.critic]
+        with patch.dict(MODELS, {config.model.critic: replace(family, critic=case.critic or family.critic)}):
+            state = TrainState(config, group)
+        draws, phases = Draws(0, group.device), phases_of(config)
         gradients: list[Tensor] = []
         for optimiser in state.optimisers.values():
             optimiser.register_step_pre_hook(lambda o, *_: gradients.append(flat(p.grad for p in parameters(o))))
@@ -176,14 +205,23 @@ def rank_main(rank: int, folder: str) -> None:
             continue
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
         group = torch_group("cpu")
-        found = {
-            "outcomes": [(o.gradients, o.weights) for o in (outcome(case, group) for case in cases())],
-            "sums": [sums_of_odd_gradients(group, bucket_bytes) for bucket_bytes in (1, 64, 1 << 20)],
-            "drift": {},
-        }
-        for net, guilty in (("critic", 1), ("generator", world - 1), ("generator", 0), ("critic", -1)):
-            run_dir = Path(folder, f"run-{world}-{net}-{guilty}")
-            run_dir.mkdir(exist_ok=True)
-            found["drift"][net, guilty] = message_after_altering(net, guilty, group, str(run_dir))
-        torch.save(found, f"{folder}/{world}-{rank}.pt")
+        assert group.shared is not None, "no memory to share: both ways would be gloo"
+        for way, ranks in zip(WAYS, (group, replace(group, shared=None)), strict=True):
+            found = found_by(ranks, cases_of(way), Path(folder, f"{way}-{world}"))
+            torch.save(found, f"{folder}/{way}-{world}-{rank}.pt")
         dist.destroy_process_group()
+
+
+def found_by(group: Group, chosen: list[Case], folder: Path) -> dict[str, object]:
+    """Return what this rank of ``group`` finds in the ``chosen`` cases; runs are written below ``folder``."""
+    outcomes = {case.name: outcome(case, group) for case in chosen}
+    drift = {}
+    for net, guilty in (("critic", 1), ("generator", group.size - 1), ("generator", 0), ("critic", -1)):
+        run_dir = folder / f"{net}-{guilty}"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        drift[net, guilty] = message_after_altering(net, guilty, group, str(run_dir))
+    return {
+        "outcomes": {name: (found.gradients, found.weights) for name, found in outcomes.items()},
+        "sums": [sums_of_odd_gradients(group, bucket_bytes) for bucket_bytes in (1, 64, 1 << 20)],
+        "drift": drift,
+    }
