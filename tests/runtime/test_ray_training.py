@@ -13,6 +13,7 @@ from tiny_runs import descendants, tiny_config
 
 from ganscale.errors import DataError, RunFailed
 from ganscale.runtime import launch
+from ganscale.runtime.listening import ray_listeners
 from ganscale.runtime.local import ray_session
 from ganscale.runtime.train import translate
 from ganscale.training.process_group import solo_group
@@ -94,6 +95,13 @@ def test_a_mistake_that_only_a_worker_meets_comes_back_as_itself_after_one_start
 
 class _NoData:
     name, fingerprint, num_files, quarantine = "none", "", 0, ()
+
+
+def test_nobody_but_this_machine_reaches_the_dashboard_of_a_ray_of_ours():
+    from ray._private.worker import _global_node
+
+    port = int(_global_node.webui_url.rpartition(":")[2])
+    assert {one.host for one in ray_listeners() if one.port == port} == {"127.0.0.1"}
 
 
 def test_a_run_that_no_worker_joins_in_time_ends_with_what_is_missing(tmp_path):
