@@ -117,7 +117,7 @@ def test_piecewise_linear_kernels_spare_the_convolutions_on_zero_gradients():
             assert gradient is None or not gradient.any()
         else:
             torch.testing.assert_close(ours[name], gradient, rtol=1e-12, atol=1e-14)
-    assert our_convolutions < twin_convolutions
+    assert (our_convolutions, twin_convolutions) == (0, 4)  # torch's: one a convolution, all on zeros
 
 
 def test_an_undefined_gradient_stays_undefined():
