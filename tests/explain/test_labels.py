@@ -140,6 +140,23 @@ def test_labels_are_drawn_by_the_seed_kept_while_a_latent_moves_and_taken_where_
     assert torch.equal(given.inputs["z"][1], z[1])
 
 
+def test_random_steps_of_a_counterfactual_keep_the_label_as_the_search_does():
+    class Level(nn.Module):
+        latent, classes = LATENT, 3
+
+        def forward(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return (y - 1 + 0.1 * z[:, 0])[:, None, None, None].expand(-1, 1, 4, 4)
+
+    def critic(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).mean(dim=1)
+
+    pair = Subject(name="level", fn=critic, generator=Level(), critic=critic, value_range=None)
+    inputs = {"z": latents(24), "labels": torch.ones(24, dtype=torch.int64)}
+    found = explain(pair, inputs, "latent-counterfactual", judge="critic", confidence=0.5).values
+    assert found["latent_length"].max() > 1, "long enough to change a label"
+    assert found["log_odds_random"].abs().max() < 0.9, "another label is one away"
+
+
 def test_directions_of_the_first_layer_are_those_of_the_network_within():
     found = explain(subject(), latents(3), "directions", by="sefa", num_directions=1)
     assert found.values["directions"].abs().tolist() == [[1.0] + [0.0] * (LATENT + CLASSES - 1)]
