@@ -46,6 +46,21 @@ def test_the_call_beats_the_process_beats_the_environment(monkeypatch):
     assert _choice.resolve("auto") == "reference"
 
 
+def test_a_block_beats_the_process_and_inner_blocks_their_outer_ones_but_auto_changes_nothing():
+    ops.use_impl("fused")
+    with ops.using("reference"):
+        assert _choice.resolve("auto") == "reference"
+        assert _choice.resolve("fused") == "fused"  # the call says more
+        with ops.using("auto"):
+            assert _choice.resolve("auto") == "reference"
+        with ops.using("fused"):
+            assert _choice.resolve("auto") == "fused"
+        assert _choice.resolve("auto") == "reference"
+    assert _choice.resolve("auto") == "fused"
+    with pytest.raises(errors.ConfigError, match="did you mean fused"), ops.using("fuse"):
+        pass
+
+
 def test_an_unknown_name_in_the_environment_is_refused(monkeypatch):
     monkeypatch.setenv("GANSCALE_IMPL", "fuzed")
     with pytest.raises(errors.ConfigError, match="GANSCALE_IMPL must be a known name"):

@@ -260,3 +260,10 @@ def test_freezing_does_not_load_torchs_compiler():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_frozen_where_plain_torch_is_asked_for():
+    net, rows = critic(), pictures()
+    assert ops.freeze(net, rows) is not None
+    with ops.using("reference"):
+        assert ops.freeze(net, rows) is None
