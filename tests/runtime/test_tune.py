@@ -54,11 +54,11 @@ def value_of(run, objective):
     return next(v.value for name, v in run.evaluate().values.items() if score_name(name) == objective)
 
 
-def kill_after_a_score(runs_dir):
-    """Run a sweep of four trials in a process of its own, SIGKILL it after its first score; return what it wrote."""
+def kill_after_a_score(runs_dir, *how):
+    """Run a sweep in a process of its own, SIGKILL it after its first score; return what it wrote."""
     flags = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
-    command = ["tune", "--preset", "r3gan-gaussians", "--param", "optim.critic.lr=log:1e-4:1e-2", "--trials", "4"]
-    command += ["--kimg", "9.216", "--every", "1.024", "--workers", "2", "--name", "s", "--runs-dir", str(runs_dir)]
+    command = ["tune", "--preset", "r3gan-gaussians", "--param", "optim.critic.lr=log:1e-4:1e-2", *how]
+    command += ["--every", "1.024", "--workers", "2", "--name", "s", "--runs-dir", str(runs_dir)]
     process = subprocess.Popen(
         [sys.executable, "-m", "ganscale", *command, *flags], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -79,7 +79,7 @@ def kill_after_a_score(runs_dir):
 
 
 def test_a_sweep_whose_driver_was_killed_goes_on_and_trains_nothing_twice(tmp_path):
-    killed = kill_after_a_score(tmp_path)
+    killed = kill_after_a_score(tmp_path, "--trials", "4", "--kimg", "9.216")
     assert any(trial["state"] != DONE for trial in killed["trials"])
     sweep = resume_sweep(tmp_path / "s")
     assert sweep.is_over
@@ -98,6 +98,23 @@ def test_a_sweep_whose_driver_was_killed_goes_on_and_trains_nothing_twice(tmp_pa
     assert value_of(best, sweep.objective) == sweep.best.last
     done = resume_sweep(sweep.path)  # nothing is left to do
     assert done == sweep
+
+
+def test_a_population_whose_driver_was_killed_goes_on_with_the_settings_and_scores_that_it_had(tmp_path):
+    killed = kill_after_a_score(tmp_path, "--scheduler", "pbt", "--trials", "2", "--kimg", "4.096")
+    assert any(trial["state"] != DONE for trial in killed["trials"])
+    sweep = resume_sweep(tmp_path / "s")
+    assert sweep.scheduler == "pbt"
+    assert all(trial.state == DONE for trial in sweep.trials)
+    for before, trial in zip(killed["trials"], sweep.trials, strict=True):
+        old, new = trial.scores[: len(before["scores"])], trial.scores[len(before["scores"]) :]
+        assert old == before["scores"]
+        assert trial.images >= sweep.milestones[-1]
+        if new and not new[0]["copied_from"]:  # it goes on from where it was
+            assert new[0]["settings"] == before["settings"]
+            assert new[0]["images"] > max([0, *(score["images"] for score in old)])
+    assert not (sweep.path / ".ray").exists()
+    assert value_of(sweep.best_run(), sweep.objective) == sweep.best.last
 
 
 def test_a_worse_trial_copies_a_better_one_by_checkpoint_and_changes_its_settings(tmp_path):
@@ -137,7 +154,6 @@ def test_trials_on_images_are_scored_through_one_network_that_is_trained_once(tm
         trials=2,
         kimg=0.512,
         every_kimg=0.256,
-        objective="kd",
         workers=2,
         name="s",
         runs_dir=tmp_path,
@@ -149,7 +165,9 @@ def test_trials_on_images_are_scored_through_one_network_that_is_trained_once(tm
     assert len(pages) == sum(len(trial.scores) for trial in sweep.trials)
     stamps = [value["stamp"]["extractor_sha256"] for page in pages for value in page["values"].values()]
     assert len(set(stamps)) == 1
-    assert value_of(sweep.best_run(), "kd") == sweep.best.last  # the very number that the command gives
+    assert (sweep.objective, sweep.better) == ("fd", "lower")
+    assert sweep.best.last == min(trial.last for trial in sweep.trials if trial.state == DONE)
+    assert value_of(sweep.best_run(), "fd") == sweep.best.last  # the very number that the command gives
 
 
 def test_a_trial_that_cannot_go_on_is_written_down_with_its_reason_and_is_no_best(tmp_path):
