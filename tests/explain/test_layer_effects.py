@@ -134,6 +134,16 @@ def test_a_layer_of_one_channel_is_left_out_of_the_swaps_because_its_half_is_all
     assert "up" in explain(subject(generator), latents(8), "style-mixing").meta["layers"]
 
 
+def test_a_layer_without_a_map_has_no_style_and_is_left_out_of_the_mixtures():
+    generator = toys.ConvGenerator(LATENT, SIDE)
+    found = explain(subject(generator), latents(8), "style-mixing")
+    assert found.meta["left_out"] == ["start"]
+    assert any("start: left out" in words for words in found.meta["warnings"])
+    assert (found.values["share_mixed"] != 0).all(), "what nothing can happen to would make all others differ from it"
+    with pytest.raises(ExplainInputError, match="have a map in a layer"):
+        explain(subject(generator), latents(8), "style-mixing", layers="start")
+
+
 def test_half_of_the_channels_of_an_additive_layer_give_half_of_the_picture():
     class Sum(nn.Module):
         latent = 8
@@ -164,7 +174,6 @@ def test_a_style_is_the_means_and_deviations_and_nothing_of_the_layout():
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
     flat = (part.flatten(2) - part.flatten(2).mean(dim=2, keepdim=True) for part in (mixed, mine))
     assert torch.nn.functional.cosine_similarity(*flat, dim=2).min() >= 1 - 1e-5
-    assert torch.equal(StyleMixing.mix(None, mine[:, :, 0, 0], theirs[:, :, 0, 0], None), mine[:, :, 0, 0])
 
 
 def test_the_diagonal_of_the_mixing_matrix_is_the_sources_themselves():

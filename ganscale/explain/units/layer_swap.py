@@ -36,7 +36,8 @@ class LayerSwap(LayerMethod):
     summary = "which layers of the generator carry what: half of each one's channels are taken from another latent"
     primary = ("share_spread",)
     part = "half of the channels"
-    least_channels = 2  # half of a single one is the whole layer, which always gives the other picture
+    rule = "have 2 channels or more in a layer"
+    why = "half of a single channel is the whole layer"  # which always gives the other picture
 
     def __init__(self, subject: Subject, request: Request) -> None:
         super().__init__(subject, request)
@@ -47,22 +48,24 @@ class LayerSwap(LayerMethod):
 
     @cached_property
     def _wide(self) -> tuple[list[str], list[str]]:
-        """Return the layers that have channels enough to mix a part of them, and those that have not."""
+        """Return the layers of which a part can be mixed, and those of which none can."""
         every = super()._layers
         with self.subject.quiet(), torch.no_grad():
             outputs = self._run(self.z[:2].to(self.subject.device), every)[1]
-        narrow = [name for name in every if outputs[name].shape[1] < self.least_channels]
+        narrow = [name for name in every if not self.has_parts(outputs[name])]
         kept = [name for name in every if name not in narrow]
         if not kept:
-            rule = f"have {self.least_channels} channels or more in a layer for {self.name}"
-            raise ExplainInputError(
-                "layers", rule, f"one channel in {', '.join(narrow)}", "name others with --set layers=..."
-            )
+            got = f"{', '.join(narrow)}: {self.why}"
+            raise ExplainInputError("layers", f"{self.rule} for {self.name}", got, "name others with --set layers=...")
         return kept, narrow
 
     @property
     def _layers(self) -> list[str]:
         return self._wide[0]
+
+    def has_parts(self, output: Tensor) -> bool:
+        """Whether a part of an output [n, C, ...] can be taken from another."""
+        return output.shape[1] > 1
 
     def mix(self, mine: Tensor, theirs: Tensor, rng: np.random.Generator) -> Tensor:
         """Return the mixture of two outputs [n, C, ...]."""
@@ -108,7 +111,7 @@ class LayerSwap(LayerMethod):
             **self._mixed_pictures(),
         }
         narrow = self._wide[1]
-        notes = [f"{', '.join(narrow)}: left out; half of a single channel is the whole layer"] if narrow else []
+        notes = [f"{', '.join(narrow)}: left out; {self.why}"] if narrow else []
         meta = {"layers": self._layers, "part": self.part, "left_out": narrow, "warnings": notes}
         scores = {"share_spread": score}
         return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
@@ -132,12 +135,15 @@ class StyleMixing(LayerSwap):
     name = "style-mixing"
     summary = "which layers of the generator carry style: channels' means and deviations are taken from another latent"
     part = "means and deviations of the channels"
-    least_channels = 1
+    rule = "have a map in a layer"
+    why = "without a map a channel is a single number and has no style"  # it would differ from all others by nature
+
+    def has_parts(self, output: Tensor) -> bool:
+        """Whether the channels have means and deviations, being maps."""
+        return output.ndim > 2
 
     def mix(self, mine: Tensor, theirs: Tensor, rng: np.random.Generator) -> Tensor:
-        """Return the own output with the other's mean and deviation in each channel; flat layers are left."""
-        if mine.ndim < 3:
-            return mine
+        """Return the own output with the other's mean and deviation in each channel."""
         (mean, spread), (other_mean, other_spread) = (_statistics(part) for part in (mine, theirs))
         return (mine - mean) / spread.clamp_min(TINY) * other_spread + other_mean
 
