@@ -99,6 +99,7 @@ class Watch:
         self._over: set[str] = set()  # groups that are no more
         self._loss: dict[str, Any] | None = None  # the gate's note on the last loss, until training goes on
         self._losses = 0
+        self._damaged: list[str] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -130,6 +131,7 @@ class Watch:
             if not note["ends"]:
                 log.warning("%s; the workers start again", note["why"])
         self._take([beat for beat in self._board.beats() if beat.attempt not in self._over], now)
+        self._tell_damage()
         if self._loss is not None:
             self._await_training()
         if hang := find_hang(self._seen, now, self._timeout_s):
@@ -150,21 +152,26 @@ class Watch:
             heard_at, moved_at = now if heard else before.heard_at, now if moved else before.moved_at
             self._seen[beat.rank] = Seen(beat, heard_at, moved_at)
 
+    def _tell_damage(self) -> None:
+        """Say which checkpoints the newest start of the workers has passed over, whatever it started for."""
+        damaged = get_damage(self._board)
+        if damaged != self._damaged:
+            self._damaged = damaged
+            for words in damaged:
+                log.warning("a damaged checkpoint was passed over: %s", words)
+
     def _await_training(self) -> None:
         """Write down how a loss was overcome, once training goes on."""
         steps = [one.beat.trained_since for one in self._seen.values() if one.beat.trained_since is not None]
         if steps:
             note, self._loss = self._loss, None
             begun_at = next(iter(self._seen.values())).beat.begun_at
-            damaged = get_damage(self._board)
-            for words in damaged:
-                log.warning("a damaged checkpoint was passed over: %s", words)
             page = {
                 "at": datetime.datetime.fromtimestamp(note["at"], datetime.UTC).isoformat(timespec="milliseconds"),
                 "why": note["why"],
                 "images_lost": max(0, note["images"] - begun_at),  # seen about a second before the loss, at most
                 "went_on_from": begun_at,
-                "damaged": damaged,
+                "damaged": self._damaged,
                 "seconds": round(min(steps) - note["at"], 3),
             }
             with (self._run_dir / RESTARTS).open("a") as stream:
