@@ -160,7 +160,7 @@ def test_who_cannot_see_hears_of_every_picture_and_table(run, window):
     heard = [
         (node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node.get("ignored")
     ]
-    assert sum(role == "heading" for role, _ in heard) == 5
+    assert sum(role == "heading" for role, _ in heard) == 6
     pictures = [name for role, name in heard if role == "image"]
     assert len(pictures) == 2
     assert all("control" in name for name in pictures)
