@@ -101,6 +101,7 @@ def test_an_elastic_run_whose_node_gets_sigterm_saves_first_and_goes_on_without_
     assert code == 130, words
     (left,) = faults.restarts(run.run_dir)
     saved = re.fullmatch(r"worker [01] must leave a node that is taken away; all saved at (\d+) images", left["why"])
+    assert saved, left["why"]
     assert (left["images_lost"], left["went_on_from"]) == (0, int(saved[1]))
     assert left["went_on_from"] > 0
 
