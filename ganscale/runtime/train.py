@@ -58,6 +58,7 @@ class _Trainer(TorchTrainer):
     """Without the processes that a run of ours has no use for, and one that can be ended from another thread."""
 
     _controller: Any = None
+    _is_over = False
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -71,6 +72,8 @@ class _Trainer(TorchTrainer):
         environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()
         actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(TrainController)
         self._controller = actor.remote(**parts)
+        if self._is_over:  # said while it was being made
+            ray.kill(self._controller)
         ray.get(self._controller.run.remote())
         return ray.get(self._controller.get_result.remote())
 
@@ -80,11 +83,11 @@ class _Trainer(TorchTrainer):
         Left alone they would go on in a Ray that goes on, and in one that ends the thread would be waiting in what is
         torn down, which ends the process by a segmentation fault.
         """
-        if self._controller is None:
-            return
-        self._controller.abort.remote()
+        self._is_over = True
+        if self._controller is not None:
+            self._controller.abort.remote()
         fit.join(ABORT_S)
-        if fit.is_alive():
+        if fit.is_alive() and self._controller is not None:
             ray.kill(self._controller)
             fit.join(ABORT_S)
 

@@ -20,6 +20,7 @@ from ganscale.training.process_group import solo_group
 from ganscale.training.state import TrainState
 
 pytestmark = pytest.mark.ray
+PATIENCE_S = 100  # only where all else fails
 LAST = 1024  # images; long enough for a worker to be killed on the way
 
 
@@ -104,9 +105,23 @@ def test_nobody_but_this_machine_reaches_the_dashboard_of_a_ray_of_ours():
     assert {one.host for one in ray_listeners() if one.port == port} == {"127.0.0.1"}
 
 
-def test_a_run_that_no_worker_joins_in_time_ends_with_what_is_missing(tmp_path):
+def test_a_run_that_no_worker_joins_in_time_ends_with_what_is_missing_and_holds_nothing_of_a_ray_that_goes_on(tmp_path):
+    import ray
+
+    long = tiny_config(runtime__max_wait_s=0.05, train__kimg=1000)
     with pytest.raises(RunFailed, match=r"1 worker did not start within 0\.05 s: each needs .* CPUs"):
-        launch(tiny_config(runtime__max_wait_s=0.05), name="late", runs_dir=tmp_path, workers=1)
+        launch(long, name="late", runs_dir=tmp_path, workers=1)
+    deadline = time.monotonic() + PATIENCE_S
+    while (held := [*alive("TrainController"), *alive("RayTrainWorker")]) or ray.available_resources()["CPU"] < 2:
+        assert time.monotonic() < deadline, held
+
+
+def alive(kind):
+    """Return the actors of a class that have not ended."""
+    import ray
+
+    actors = ray._private.state.actors().values()
+    return [one for one in actors if one["State"] != "DEAD" and kind in one["ActorClassName"]]
 
 
 def test_a_process_that_ray_ended_for_lack_of_memory_is_named_as_that_and_not_by_rays_advice(tmp_path):
