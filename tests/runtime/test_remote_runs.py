@@ -20,7 +20,7 @@ from ganscale.config import CheckpointConfig
 from ganscale.errors import CheckpointError, RunFailed, UserError
 from ganscale.runtime import launch, load, plan
 from ganscale.runtime.mirror import Mirror, complete_checkpoints
-from ganscale.runtime.remote import publish, pull_checkpoint, working_copy
+from ganscale.runtime.remote import publish, pull, pull_checkpoint, pull_newest_good, working_copy
 from ganscale.runtime.run_lock import LOCK, ourselves, parse_holder
 from ganscale.runtime.storage import ObjectStore, StorageError
 from ganscale.training.checkpoint import MANIFEST, newest, verify
@@ -113,11 +113,22 @@ def test_a_damaged_object_is_refused_by_name_and_the_checkpoint_before_is_offere
         words = str(caught.value)
         assert words.startswith(f"{runs}/x/checkpoints/kimg-000000.512/critic.safetensors must match the SHA-256")
         assert words.endswith(f"ganscale launch --resume {runs}/x/checkpoints/kimg-000000.256")
+    good, refused = pull_newest_good(f"{runs}/x", machine("fourth") / "x")  # what workers that start again do instead
+    assert (good.name, [str(error) for error in refused]) == ("kimg-000000.256", [words])
     offered = words.rpartition(" ")[2]
     again = launch(tiny_config(), resume=offered, workers=0)
     assert again.checkpoint().images == 512
     machine("third")
     assert load(f"{runs}/x").checkpoint().images == 512  # the damaged one was replaced
+
+
+def test_an_object_that_may_not_be_read_is_not_taken_for_a_damaged_one(runs, through, machine):
+    start(runs)
+    machine("second")
+    through(lambda number, method, path: 403 if "kimg-000000.512/critic" in path else None)
+    for use in (pull, pull_newest_good):
+        with pytest.raises(StorageError, match="ACCESS_DENIED"):
+            use(f"{runs}/x", machine("second") / "x")
 
 
 def test_a_prefix_without_a_manifest_is_no_checkpoint(server, runs, machine):

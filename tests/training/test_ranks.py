@@ -13,7 +13,8 @@ from ganscale.losses import ADVERSARIAL, AUTOENCODING, PENALTIES
 from ganscale.training.exchange import buckets
 from ganscale.training.process_group import solo_group
 
-pytestmark = pytest.mark.timeout(600)  # the first test waits for all processes, which on a busy machine take minutes
+# the first test waits for all processes, which on a busy machine take minutes
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 ROUNDS = [(way, world) for way in WAYS for world in WORLDS]
 both_ways = pytest.mark.parametrize(("way", "world"), ROUNDS)
 
