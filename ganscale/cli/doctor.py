@@ -56,7 +56,7 @@ def _core() -> Check:
 def _torch() -> Check:
     import torch
 
-    said = f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    said = f"{torch.__version__}, threads: {torch.get_num_threads()} on {os.cpu_count()} cores"
     return Check(name="torch", status="ok", said=said)
 
 
