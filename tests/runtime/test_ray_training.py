@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import threading
 import time
 
 import pytest
@@ -111,6 +112,8 @@ def test_a_run_that_no_worker_joins_in_time_ends_with_what_is_missing_and_holds_
     long = tiny_config(runtime__max_wait_s=0.05, train__kimg=1000)
     with pytest.raises(RunFailed, match=r"1 worker did not start within 0\.05 s: each needs .* CPUs"):
         launch(long, name="late", runs_dir=tmp_path, workers=1)
+    # a thread that waits in a Ray that ends brings its process down
+    assert "ray_fit" not in {thread.name for thread in threading.enumerate()}
     deadline = time.monotonic() + PATIENCE_S
     while (held := [*alive("TrainController"), *alive("RayTrainWorker")]) or ray.available_resources()["CPU"] < 2:
         assert time.monotonic() < deadline, held
