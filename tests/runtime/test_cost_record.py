@@ -9,6 +9,8 @@ import pytest
 from ganscale.explain import Partial
 from ganscale.runtime.cost_record import FINEST, Record, joined
 
+pytestmark = pytest.mark.distributed
+
 
 def test_spans_are_joined_where_the_pause_between_them_is_too_short_to_see():
     spans = [(2.0, 3.0), (0.0, 1.0), (1.05, 2.0), (4.0, 5.0)]
