@@ -35,7 +35,7 @@ SETTINGS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # a worker whose process answers nothing is lost; Ray's is 600
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",  # for all ranks to report a tick; without it for ever
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process fewer to start; it serves spot nodes
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process fewer to start: workers look themselves (leaving.py)
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning in workers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without GPUs sees none
     "RAY_USAGE_STATS_ENABLED": "0",
