@@ -69,8 +69,8 @@ def _effects(explanation: Explanation) -> tuple[list[str], list[str], np.ndarray
     ]
     for key, name in _UNITS.items():
         if key in values:  # a layer of one unit has none
-            known = np.ma.masked_invalid(values[key].numpy())
-            found.append((name, known.mean(axis=1).filled(np.nan)))
+            there = values["units"].numpy() >= 0
+            found.append((name, np.ma.array(values[key].numpy(), mask=~there).mean(axis=1).filled(np.nan)))
     return meta["layers"], [name for name, _ in found], np.stack([column for _, column in found], axis=1)
 
 

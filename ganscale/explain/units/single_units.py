@@ -103,7 +103,10 @@ def look(
 
 
 def results(units: Units, parts: list[dict[str, dict[str, Any]]]) -> tuple[dict[str, Tensor], dict[str, Score]]:
-    """Return the tables of all latents' parts and the two scores, each against the random units of the same layers."""
+    """Return the tables of all latents' parts and the two scores, each against the random units of the same layers.
+
+    A table's row is a layer's; where ``units`` is -1 there is none, and a unit that changes nothing is like no other.
+    """
     values: dict[str, np.ndarray] = {
         "units": units.table({name: pair[0] for name, pair in units.of_layer.items()}, -1).astype(np.int64),
         "units_of_chance": units.table({name: pair[1] for name, pair in units.of_layer.items()}, -1).astype(np.int64),
@@ -116,11 +119,11 @@ def results(units: Units, parts: list[dict[str, dict[str, Any]]]) -> tuple[dict[
     for key, by_layer in effects.items():
         for place, words in enumerate(("unit_effect", "unit_effect_of_chance")):
             means = {name: array[place].mean(axis=1) for name, array in by_layer.items()}
-            values[f"{words}_{key}"] = units.table(means, np.nan)
+            values[f"{words}_{key}"] = units.table(means, 0)
     pixels = [np.concatenate([array[place] for array in effects["pixels"].values()]) for place in (0, 1)]
     scores = {"unit_effect": against_control(*(rows.mean(axis=0) for rows in pixels), better="higher")}
     own = {name: _likeness(sum(part[name]["changes"].astype(float) for part in parts)) for name in layers}
-    values["unit_specificity"] = units.table({name: pair[0] for name, pair in own.items()}, np.nan)
+    values["unit_specificity"] = units.table({name: np.nan_to_num(pair[0]) for name, pair in own.items()}, 0)
     specific = against_control(*(np.concatenate(side) for side in zip(*own.values(), strict=True)), better="higher")
     if specific.n:  # one latent has no other half
         scores["unit_specificity"] = specific
