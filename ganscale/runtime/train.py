@@ -49,8 +49,8 @@ def worker_loop(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 # A process each, which loads Ray's libraries beside every start of the workers. One hands out Ray datasets, we have
-# none. The other tidies up after a dead controller: a local Ray ends with the run, and on a cluster Ray gives back what a
-# job held when its driver has gone, killed or not.
+# none. The other tidies up after a dead controller: a local Ray ends with the run, and a cluster takes back what a job
+# held once its driver has gone, killed or not.
 NEEDLESS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 

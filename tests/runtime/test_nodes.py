@@ -19,7 +19,7 @@ from ganscale.runtime.processes import processes_below
 from ganscale.training.process_group import solo_group
 from ganscale.training.state import TrainState
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]  # a start of the cluster, and runs one after the other
 LONG = SETTINGS | {
     "train.kimg": 100_000,
     "train.tick_kimg": 0.16,
@@ -94,7 +94,7 @@ def test_an_elastic_run_whose_node_gets_sigterm_saves_first_and_goes_on_without_
         run = Launch(nodes, tmp_path / "run", "--workers", "1:2", settings=endless)
         run.until(lambda: run.trains_with(2))
         node.terminate()
-        run.until(lambda: run.trains_with(1))
+        run.until(lambda: run.trains_with(1) and faults.restarts(run.run_dir))
         node.wait(PATIENCE_S)  # empty, it ends by itself
     run.process.terminate()
     code, words = run.end()
