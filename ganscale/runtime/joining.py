@@ -1,4 +1,4 @@
-"""Whether a cluster can be joined: asked in less than a second before Ray tries for many, and told in one line."""
+"""Whether a cluster can be joined: asked once before Ray tries twenty times, and told in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOCAL = "leave it out for a local Ray"
 
 
 def check_address(address: str, *, verbose: bool) -> None:
-    """Raise ResourceError where nobody listens at HOST:PORT, UserError where who listens wants another token."""
+    """Raise ResourceError where no Ray listens at HOST:PORT, UserError where it wants another token."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "://" in address:
         return
@@ -36,8 +36,10 @@ def check_address(address: str, *, verbose: bool) -> None:
             GcsClient(address=address)
     except AuthenticationError as error:
         raise refusal(address, error) from None
-    except RayError:
-        return  # not asked for here, and ray.init says it again
+    except RayError:  # Ray's client has given up after some 40 s; ray.init would let it try 20 times
+        rule, got = "be that of a running Ray cluster", f"{address}, where something else listens, or a head that hangs"
+        remedy = "its port is 6379 unless it was chosen otherwise; the dashboard's port takes jobs: ganscale submit"
+        raise ResourceError("--address", rule, got, remedy) from None
 
 
 def refusal(address: str, error: BaseException) -> UserError:

@@ -99,6 +99,15 @@ def test_another_token_is_refused_by_every_verb_that_joins(head, run, tmp_path):
         assert "0000" not in line
 
 
+def test_another_server_than_a_ray_is_refused_once_it_has_not_answered(head, run, tmp_path):
+    port = head.url.rpartition(":")[2]  # of the dashboard, which is easily taken for that of the cluster
+    impatient = {"RAY_gcs_rpc_server_connect_timeout_s": "1", "RAY_py_gcs_connect_timeout_s": "1"}
+    words = [*verbs(head, run)[0][:-1], f"127.0.0.1:{port}"]
+    (line,) = refusals(words, environment=head.environment | impatient, folder=tmp_path)
+    assert line.startswith(f"error: --address must be that of a running Ray cluster, got 127.0.0.1:{port}, where ")
+    assert "ganscale submit" in line
+
+
 @pytest.mark.parametrize(
     ("there", "names", "remedy"),
     [
