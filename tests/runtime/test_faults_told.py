@@ -107,12 +107,12 @@ def test_a_newest_checkpoint_that_is_damaged_is_passed_over_aloud_and_the_end_is
     def cut_and_die_once(rank, step, run_dir):
         import os
         import signal
-        import time
+        import threading
 
         newest, mark = run_dir / "checkpoints" / "kimg-000000.256", run_dir / ".died"
         if rank == 0 and not mark.exists():
             while not newest.exists():  # a thread of this process is writing it
-                time.sleep(0.01)
+                threading.Event().wait(0.01)
             mark.touch()
             os.truncate(newest / "critic.safetensors", 100)
             os.kill(os.getpid(), signal.SIGKILL)
