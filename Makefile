@@ -6,6 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 GANSCALE := $(VENV)/bin/ganscale
 STAMP := $(VENV)/.set-up
+FAILED := .pytest_cache/v/cache/lastfailed
 BY_FILE := --dist loadfile --no-loadscope-reorder
 CORE := setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
 
@@ -41,16 +42,19 @@ demo: setup
 # Tests that measure time have the machine to themselves. Those that start clusters mostly wait: two at a time, whatever
 # the number of cores. All others share the cores.
 test: setup
-	@status=0; \
-	$(PY) -m pytest -q -n auto $(BY_FILE) --durations=20 -m "not (ray or alone)" || status=1; \
-	$(PY) -m pytest -q -n 2 $(BY_FILE) --durations=20 -m "ray and not alone" || status=1; \
-	$(PY) -m pytest -m alone || status=1; \
+	@rm -f $(FAILED); status=0; \
+	try() { $(PY) -m pytest "$$@" || { code=$$?; [ $$code -le $$status ] || status=$$code; }; }; \
+	try -q -n auto $(BY_FILE) --durations=20 -m "not (ray or alone)"; \
+	try -q -n 2 $(BY_FILE) --durations=20 -m "ray and not alone"; \
+	try -m alone; \
+	[ $$status -le 1 ] || rm -f $(FAILED); \
 	exit $$status
 
 # What failed in `make test`, once more and one by one: a few tests of processes, ports and signals can fail on a machine
-# that is busy with others. More than three failures are no accident, and stay failures.
+# that is busy with others. More than three failures are no accident, and a run that broke off is none either: they stay.
 again: setup
-	@$(PY) -c 'import json; failed = json.load(open(".pytest_cache/v/cache/lastfailed")); \
+	@test -f $(FAILED) || { echo "error: the last make test has no failures that could be run again" >&2; exit 2; }
+	@$(PY) -c 'import json; failed = json.load(open("$(FAILED)")); \
 	  print("failed beside others, run again alone:", *failed, sep="\n  "); raise SystemExit(len(failed) > 3)'
 	$(PY) -m pytest -v --last-failed --last-failed-no-failures none
 

@@ -60,7 +60,8 @@ def frozen_function(subject: Subject, x: Tensor, count: int, layout: torch.memor
     """Return ``subject.fn`` frozen for ``count`` rows like ``x`` that lie in ``layout``; None where it cannot be.
 
     It is traced on the first sample, so that all workers decide alike, and once: another explanation of the same
-    function takes the trace if it still gives fn's values. Called with the networks in eval mode.
+    callable takes the trace if its networks hold the same tensors and it still gives its values. Called with the
+    networks in eval mode.
     """
     if not are_images(x) or subject.device.type != "cpu" or is_watched(subject):
         return None
@@ -69,7 +70,8 @@ def frozen_function(subject: Subject, x: Tensor, count: int, layout: torch.memor
         known = _frozen.setdefault(subject.fn, {})
     except TypeError:  # a callable that has no hash, or no weak reference
         known = {}
-    kind = tuple(rows.shape), layout, rows.dtype
+    tensors = (each for part in subject.modules for each in (*part.parameters(), *part.buffers()))
+    kind = tuple(rows.shape), layout, rows.dtype, tuple(map(id, tensors))
     if kind not in known or not known[kind].stands_for(subject.fn, rows):
         known.pop(kind, None)
         if (frozen := ops.freeze(subject.fn, rows)) is not None:

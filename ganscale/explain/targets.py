@@ -23,7 +23,7 @@ Scalar = Callable[[Tensor], Tensor]
 EPSILON = 1e-12  # inside the root of a distance: its gradient at 0 is then 0 and not NaN
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Negated:
     """``-fn``: what speaks for fake."""
 
@@ -33,7 +33,7 @@ class Negated:
         return -self.fn(x)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class ClassScore:
     """A classifier's log-probability, logit or margin (logit over the largest other) of one class."""
 

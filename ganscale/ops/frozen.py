@@ -74,7 +74,12 @@ class Frozen:
 
     @torch.no_grad()
     def stands_for(self, fn: Callable[[Tensor], Tensor], rows: Tensor) -> bool:
-        """Whether this gives the values of ``fn`` now, with its weights as they are, on other rows like ``rows``."""
+        """Whether this gives the values of ``fn`` now, with its weights as they are, on other rows like ``rows``.
+
+        No where plain torch is asked for.
+        """
+        if _choice.resolve("auto") == "reference":
+            return False
         others = _others(rows)
         return _alike(self.follow()(others), fn(others.clone()))  # fn may write to what it is given
 
@@ -138,10 +143,11 @@ def freeze(fn: Callable[[Tensor], Tensor], rows: Tensor) -> Frozen | None:
 
 
 def _others(rows: Tensor) -> Tensor:
-    """Return noise in the range of ``rows``, laid out as they are."""
+    """Return noise in the range of ``rows``, or around what they all are, laid out as they are."""
     low, high = rows.amin(), rows.amax()
+    width = high - low if high > low else 1.0
     noise = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
-    return torch.empty_like(rows).copy_(low + (high - low) * noise)
+    return torch.empty_like(rows).copy_(low + width * noise)
 
 
 def _alike(found: Tensor, known: Tensor) -> bool:

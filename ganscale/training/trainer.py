@@ -65,6 +65,8 @@ def train(
     ``resume_from`` is a checkpoint directory; it is verified before anything is changed. ``whereabouts`` is told what
     this rank does, for a thread that watches. Raises ConfigError, DataError,
     CheckpointError, NonFiniteError (nothing was updated), RunFailed (disk full; says how to go on).
+
+    One training at a time in a process: the threads of its backward passes take ``ops.impl`` from the process.
     """
     before = ops.use_impl(config.ops.impl)
     try:

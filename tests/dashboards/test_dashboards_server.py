@@ -113,13 +113,13 @@ from ganscale.dashboards import start_tensorboard
 main = threading.get_ident()
 server = start_tensorboard(sys.argv[1], 0)
 
-def waits(frame):
-    return frame is not None and (frame.f_code is type(server).wait.__code__ or waits(frame.f_back))
+def calls_from(frame):
+    return [] if frame is None else [frame.f_code, *calls_from(frame.f_back)]
 
 def tell():
-    while not waits(sys._current_frames()[main]):
+    inside = type(server).wait.__code__, threading.Condition.wait.__code__
+    while not set(inside) <= set(calls_from(sys._current_frames()[main])):
         time.sleep(0.01)
-    time.sleep(0.1)  # wait() is called, and a moment later it waits
     print("waits", flush=True)
 
 threading.Thread(target=tell).start()

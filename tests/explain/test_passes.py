@@ -198,13 +198,38 @@ def test_a_network_is_traced_once_for_all_its_explanations(monkeypatch):
     assert traced == [net, net]  # passes of another size are another function
 
 
+def frozen_of(subject: Subject, x: torch.Tensor) -> ops.Frozen | None:
+    return build_explainer(subject, make_request(EXPLAINERS["occlusion"], x)).frozen
+
+
+def test_no_trace_is_used_where_plain_torch_is_asked_for():
+    subject = subject_of(critic())
+    assert frozen_of(subject, images(14)) is not None
+    with ops.using("reference"):
+        assert frozen_of(subject, images(14)) is None
+
+
+def test_a_blank_sample_does_not_hide_that_a_function_is_another_now():
+    net, sign = critic(), [1]
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        return net(x if sign[0] > 0 else x.flip(3))
+
+    subject, blank = Subject(name="f", fn=turned, module=net), torch.full((1, 3, 14, 14), -1.0)
+    before = frozen_of(subject, blank)
+    assert frozen_of(subject, blank) is before
+    sign[0] = -1
+    assert frozen_of(subject, blank) is not before
+
+
 @pytest.mark.parametrize("target", ["critic", "critic:fake", "class:1"])
 def test_targets_of_critics_and_classifiers_are_made_ready(target):
     net = critic()
     classes = source_of_object(nn.Sequential(net, nn.Unflatten(0, (-1, 1)), nn.Linear(1, 3)).eval()).open(images(14))
     subject = subject_of_run(target=target, critic=net, classifier=classes)
-    explainer = build_explainer(subject, make_request(EXPLAINERS["occlusion"], images(14)))
-    assert len(explainer.frozen.packed) == 2
+    frozen = frozen_of(subject, images(14))
+    assert len(frozen.packed) == 2
+    assert frozen_of(subject, images(14)) is frozen
 
 
 class Fragile(nn.Module):
