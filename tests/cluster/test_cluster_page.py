@@ -49,47 +49,56 @@ def test_every_command_of_the_page_works_in_its_order(short_dir):
     assert "ray start --head" in start
     assert "ray start --address=" in join
 
-    def bash(script: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["bash", "-ec", script], env=environment, cwd=home, capture_output=True, text=True, check=False, timeout=800
-        )
-
-    @contextlib.contextmanager
-    def node(command: str, flags: str, agent_port: int, name: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-        sizes = f"--num-cpus=1 --num-gpus=0 --min-worker-port=0 --max-worker-port=0 --block {flags}"
-        script = f"{command.strip()} {sizes} --dashboard-agent-listen-port={agent_port}"
-        with (home / f"{name}.log").open("w") as log:
-            process = subprocess.Popen(
-                ["bash", "-c", script], env=environment, cwd=home, stdout=log, stderr=log, start_new_session=True
-            )
-        try:
-            yield process, home / f"{name}.log"
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(8)
-            process.kill()
-            process.wait()
-
-    assert bash(token).returncode == 0
+    assert bash(token, environment).returncode == 0
     path = home / ".ray" / "auth_token"
     assert (path.stat().st_mode & 0o777, len(path.read_text())) == (0o600, 64)
     server = JobServer(environment["RAY_API_SERVER_ADDRESS"], path.read_text())
     tree: set[int] = set()
     try:
-        with node(start, head_flags, others[1], "head") as head:
+        with node(start, f"{head_flags} --dashboard-agent-listen-port={others[1]}", environment, "head") as head:
             wait_until_up(server, *head, cpus=1)
-            with node(join, f"--temp-dir={home}/ray2", others[2], "second") as second:  # each its own disk
+            own_disk = f"--temp-dir={home}/ray2 --dashboard-agent-listen-port={others[2]}"
+            with node(join, own_disk, environment, "second") as second:
                 wait_until_up(server, *second, cpus=2)
                 # as written, but for the size of the runs
                 script = re.sub(r"(--preset dcgan-fashion --kimg \S+)", rf"\1{TINY}", "\n".join(rest))
                 assert TINY in script
-                done = bash(script)
+                done = bash(script, environment)
                 tree = tree_of(home)
     finally:
         end_all(tree | tree_of(home), home)
+    check_what_was_done(done, home / "runs" / "both")
+    assert processes_below(home) == set()
+
+
+def bash(script: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    home, text = environment["HOME"], {"text": True, "capture_output": True}
+    return subprocess.run(["bash", "-ec", script], env=environment, cwd=home, check=False, timeout=800, **text)
+
+
+@contextlib.contextmanager
+def node(
+    command: str, flags: str, environment: dict[str, str], name: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Start a node of one core by ``command`` and ``flags``; yields its process and its log."""
+    home = Path(environment["HOME"])
+    sizes = "--num-cpus=1 --num-gpus=0 --min-worker-port=0 --max-worker-port=0 --block"
+    words = ["bash", "-c", f"{command.strip()} {sizes} {flags}"]
+    with (home / f"{name}.log").open("w") as log:
+        process = subprocess.Popen(words, env=environment, cwd=home, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield process, home / f"{name}.log"
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(8)
+        process.kill()
+        process.wait()
+
+
+def check_what_was_done(done: subprocess.CompletedProcess[str], both: Path) -> None:
     assert done.returncode == 0, (done.stdout, done.stderr)
-    lines = [json.loads(line) for line in (home / "runs" / "both" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (both / "metrics.jsonl").read_text().splitlines()]
     assert {line["timing"]["workers"] for line in lines} == {2}  # each needs a core, and each node has one
     assert "nothing was sent (--dry-run)" in done.stdout
     assert re.search(r"^ganscale-first-\w{8}$", done.stdout, re.MULTILINE) is None  # it went into JOB
@@ -97,7 +106,6 @@ def test_every_command_of_the_page_works_in_its_order(short_dir):
     assert re.search(r"^ganscale-first-\w{8} +SUCCEEDED", done.stdout, re.MULTILINE)
     assert re.search(r"^ganscale-second-\w{8} has ended: STOPPED", done.stdout, re.MULTILINE)
     assert re.search(r"^64 +8 +1 ", done.stdout, re.MULTILINE)  # the plan
-    assert processes_below(home) == set()
 
 
 def wait_until_up(server: JobServer, node: subprocess.Popen[bytes], log: Path, *, cpus: int) -> None:
