@@ -132,9 +132,10 @@ def picture_array(pixels: np.ndarray, alt: str, *, density: int = 1) -> str:
 def _webp(image: Image.Image) -> bytes | None:
     """Return an image, all its frames where it moves, as WebP without any loss: a third of what PNG and GIF take.
 
-    None where Pillow was built without it or an edge is too long for it.
+    None where Pillow was built without it, or it cannot hold the picture: an edge is too long, a number has 16 bits.
     """
-    if not features.check("webp") or max(image.size) > _LONGEST_WEBP:
+    plain = image.mode in ("L", "P", "RGB") and "transparency" not in image.info
+    if not features.check("webp") or max(image.size) > _LONGEST_WEBP or not plain:
         return None
     stream, still = io.BytesIO(), {"format": "WEBP", "lossless": True, "method": 4}
     first, *others = [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]

@@ -151,28 +151,31 @@ def with_label_numbers(generator: object, domain: str, request: Request) -> Requ
     """Return the request with label numbers behind its latents [N, D], where the generator takes labels.
 
     ``inputs["labels"]`` says which labels (-1: any); without them they are drawn, each from the request's seed and its
-    place. Latents that have D + K numbers stay. Raises ExplainInputError for a label that there is not.
+    place. Latents that have D + K numbers keep the labels that nothing else is said of. Raises ExplainInputError for a
+    label that there is not.
     """
     if not isinstance(generator, Labelled):
         return request
     inputs = dict(request.inputs)
     for stream, name in enumerate(("z", "latents", *(["x"] if domain == "z" else []))):
         z = inputs.get(name)
-        if z is None or z.ndim != 2 or z.shape[1] != generator.plain:
+        if z is None or z.ndim != 2 or z.shape[1] not in (generator.plain, generator.plain + generator.classes):
             continue
-        # a key of three numbers, as no chunk has
-        rng = np.random.default_rng(np.random.SeedSequence(request.seed, spawn_key=(0, 0, stream)))
-        drawn = torch.from_numpy(rng.standard_normal((len(z), generator.classes))).to(z.dtype)
-        inputs[name] = torch.cat([z, drawn], dim=1)
+        if z.shape[1] == generator.plain:
+            # a key of three numbers, as no chunk has
+            rng = np.random.default_rng(np.random.SeedSequence(request.seed, spawn_key=(0, 0, stream)))
+            drawn = torch.from_numpy(rng.standard_normal((len(z), generator.classes))).to(z.dtype)
+            inputs[name] = torch.cat([z, drawn], dim=1)
         if name != "latents" and "labels" in inputs:
             inputs[name] = _at(generator, inputs[name], inputs["labels"])
     return replace(request, inputs=inputs)
 
 
 def _at(generator: Labelled, z: Tensor, labels: Tensor) -> Tensor:
-    if labels.ndim != 1 or labels.is_floating_point() or int(labels.max()) >= generator.classes:
-        rule = f"be whole numbers from 0 to {generator.classes - 1}, one a latent"
-        got = int(labels.max()) if labels.ndim == 1 else tuple(labels.shape)
+    alike = labels.ndim == 1 and len(labels) == len(z)
+    if not alike or labels.is_floating_point() or labels.min() < -1 or labels.max() >= generator.classes:
+        rule = f"be whole numbers from 0 to {generator.classes - 1} (-1: any), one a latent"
+        got = labels.tolist() if alike else tuple(labels.shape)
         raise ExplainInputError("inputs['labels']", rule, got, "leave them out, and they are drawn")
     return generator.with_label(z, torch.where(labels < 0, generator.labels(z), labels))
 

@@ -54,11 +54,14 @@ class ElasticPolicy(ElasticScalingPolicy):
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         gone = draining_nodes()
-        there = {node: has for node, has in reserved_resources.items() if node not in gone}
+        there, free = (
+            {node: has for node, has in nodes.items() if node not in gone}
+            for nodes in (reserved_resources, free_per_node())
+        )
         possible = super()._count_possible_workers(there)
         if self._held is None:
             return possible
-        return min(possible, self._held + super()._count_possible_workers(free_per_node()))
+        return min(possible, self._held + super()._count_possible_workers(free))
 
     def _get_reserved_resources(self) -> Any:
         # the actor answers in order, so what Ray asks for next comes from a fresh look

@@ -7,12 +7,14 @@ both become a wish that the pulse of training carries to all ranks. A second sig
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Sequence
 from typing import Any
 
+log = logging.getLogger(__name__)
 STAYS, ASKED, DRAINS = 0, 1, 2
 _WHY = {ASKED: "was asked to end by SIGTERM", DRAINS: "must leave a node that is taken away"}
 _asked, _drains = threading.Event(), threading.Event()
@@ -36,7 +38,12 @@ def wish() -> int:
 
 def look_at(node: str) -> None:
     """Ask Ray whether ``node``, where this process lives, is about to go. For a thread that may wait for the head."""
-    if node in draining_nodes():
+    try:
+        gone = draining_nodes()
+    except Exception as error:  # the head of the cluster is away for a moment
+        log.warning("the head does not say which nodes are to go: %s", error)
+        return
+    if node in gone:
         _drains.set()
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
@@ -84,12 +86,13 @@ class _Trainer(TorchTrainer):
         torn down, which ends the process by a segmentation fault.
         """
         self._is_over = True
-        if self._controller is not None:
-            self._controller.abort.remote()
-        fit.join(ABORT_S)
-        if fit.is_alive() and self._controller is not None:
-            ray.kill(self._controller)
+        with suppress(RayError, RuntimeError):  # Ray may have gone, and what ended the run is to be told
+            if self._controller is not None:
+                self._controller.abort.remote()
             fit.join(ABORT_S)
+            if fit.is_alive() and self._controller is not None:
+                ray.kill(self._controller)
+                fit.join(ABORT_S)
 
 
 def train_with_ray(

@@ -210,6 +210,13 @@ def test_a_critic_that_cannot_do_without_a_label_is_held_at_one():
     assert Subject(name="d", fn=abs, critic=OneLabel(NeedsLabel(), 1)).critic(x).shape == (3,)
 
 
+def test_latents_of_an_explanation_can_be_given_again_with_other_labels():
+    first = explain(subject(), {"z": latents(3), "labels": torch.zeros(3, dtype=torch.int64)}, "layer-ablation")
+    again = explain(subject(), {"z": first.inputs["z"], "labels": torch.tensor([2, -1, 1])}, "layer-ablation")
+    labels = [subject().generator.labels(each.inputs["z"]).tolist() for each in (first, again)]
+    assert labels == [[0, 0, 0], [2, 0, 1]]
+
+
 def test_what_labels_cannot_be_is_said():
     class Silent(DrawsItsLabel):
         classes = None
@@ -217,8 +224,10 @@ def test_what_labels_cannot_be_is_said():
     with pytest.raises(CallableError, match="say its number of classes"):
         Subject(name="g", fn=abs, generator=Silent())
     assert Labelled(Silent(), 4).latent == LATENT + 4
-    with pytest.raises(ExplainInputError, match=r"from 0 to 3, one a latent, got 4"):
+    with pytest.raises(ExplainInputError, match=r"from 0 to 3 \(-1: any\), one a latent, got \[0, 4\]"):
         explain(subject(), {"z": latents(2), "labels": torch.tensor([0, 4])}, "layer-ablation")
+    with pytest.raises(ExplainInputError, match=r"one a latent, got \[-7, 0\]"):
+        explain(subject(), {"z": latents(2), "labels": torch.tensor([-7, 0])}, "layer-ablation")
     fewer = DrawsItsLabel()
     fewer.classes = 3
     with pytest.raises(CallableError, match="have the 4 classes of the classifier"):

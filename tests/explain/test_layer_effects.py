@@ -277,3 +277,4 @@ def test_a_single_latent_has_effects_of_units_but_no_other_half_to_be_specific_o
     _, _, found = ablated(OneFigureAUnit(), count=1, units=2)
     assert found.values["unit_effect_pixels"].isfinite().all()
     assert "unit_specificity" not in found.scores
+    assert "unit_specificity" not in found.values

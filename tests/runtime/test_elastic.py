@@ -73,6 +73,13 @@ def test_nobody_is_sent_to_a_node_that_drains(cluster):
     assert size(policy(least=3).make_decision_for_non_running_worker_group()) is None
 
 
+def test_what_a_draining_node_has_free_makes_up_for_nothing_that_others_hold(cluster):
+    one = policy()
+    size(one.make_decision_for_non_running_worker_group())  # from here on what is free counts
+    cluster.drains, cluster.free = {"b"}, {"a": {"CPU": 1.0}, "b": {"CPU": 2.0}}
+    assert size(one.make_decision_for_non_running_worker_group()) == 1
+
+
 def test_after_a_loss_the_places_of_the_lost_group_count_as_ours(cluster):
     one = policy()
     assert running(one, 4, None) is None

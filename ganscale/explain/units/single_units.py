@@ -123,9 +123,9 @@ def results(units: Units, parts: list[dict[str, dict[str, Any]]]) -> tuple[dict[
     pixels = [np.concatenate([array[place] for array in effects["pixels"].values()]) for place in (0, 1)]
     scores = {"unit_effect": against_control(*(rows.mean(axis=0) for rows in pixels), better="higher")}
     own = {name: _likeness(sum(part[name]["changes"].astype(float) for part in parts)) for name in layers}
-    values["unit_specificity"] = units.table({name: np.nan_to_num(pair[0]) for name, pair in own.items()}, 0)
     specific = against_control(*(np.concatenate(side) for side in zip(*own.values(), strict=True)), better="higher")
     if specific.n:  # one latent has no other half
+        values["unit_specificity"] = units.table({name: np.nan_to_num(pair[0]) for name, pair in own.items()}, 0)
         scores["unit_specificity"] = specific
     return {name: torch.from_numpy(array) for name, array in values.items()}, scores
 
