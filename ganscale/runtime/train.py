@@ -90,7 +90,7 @@ class _Trainer(TorchTrainer):
             if self._controller is not None:
                 self._controller.abort.remote()
             fit.join(ABORT_S)
-            if fit.is_alive() and self._controller is not None:
+            if self._controller is not None:  # done or not: whoever holds the error that is told holds its handle too
                 ray.kill(self._controller)
                 fit.join(ABORT_S)
 
