@@ -76,6 +76,8 @@ class _Trainer(TorchTrainer):
         self._controller = actor.remote(**parts)
         if self._is_over:  # said while it was being made
             ray.kill(self._controller)
+            self._controller = None
+            raise RunFailed("given up before the controller was there")
         ray.get(self._controller.run.remote())
         return ray.get(self._controller.get_result.remote())
 
@@ -90,9 +92,12 @@ class _Trainer(TorchTrainer):
             if self._controller is not None:
                 self._controller.abort.remote()
             fit.join(ABORT_S)
-            if self._controller is not None:  # done or not: whoever holds the error that is told holds its handle too
+            if self._controller is not None:
                 ray.kill(self._controller)
                 fit.join(ABORT_S)
+        # Ray may forget to kill what it is just making: such a controller, idle and without a place, ends with the job,
+        # or with its last handle, which the error that is told would hold
+        self._controller = None
 
 
 def train_with_ray(
