@@ -106,7 +106,7 @@ def test_nobody_but_this_machine_reaches_the_dashboard_of_a_ray_of_ours():
     assert {one.host for one in ray_listeners() if one.port == port} == {"127.0.0.1"}
 
 
-def test_a_run_that_no_worker_joins_in_time_ends_with_what_is_missing_and_holds_no_place_of_a_ray_that_goes_on(tmp_path):
+def test_a_run_that_no_worker_joins_in_time_ends_with_what_is_missing_and_holds_no_place_in_a_ray_that_lives(tmp_path):
     long = tiny_config(runtime__max_wait_s=0.05, train__kimg=1000)
     with pytest.raises(RunFailed, match=r"1 worker did not start within 0\.05 s: each needs .* CPUs"):
         launch(long, name="late", runs_dir=tmp_path, workers=1)
