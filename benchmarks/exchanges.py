@@ -137,4 +137,4 @@ WAYS: dict[str, Callable[[TrainState], Way]] = {
     "overlapped buckets": overlapped,
     "torch DDP": ddp,
 }
-UNWRAPPED = {name: unwrapping(penalty) for name, penalty in PENALTIES.items()}
+UNWRAPPED = {name: replace(penalty, function=unwrapping(penalty.function)) for name, penalty in PENALTIES.items()}

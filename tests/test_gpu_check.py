@@ -66,6 +66,26 @@ def test_without_a_gpu_it_says_so_and_does_nothing(tmp_path: Path):
     assert page == ""
 
 
+def command(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(["#!/bin/sh", *lines]) + "\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("option", ["--kernel-name", "--kernel-regex"])
+def test_memory_checks_look_at_our_kernels_alone_but_for_what_torch_s_have_written(tmp_path: Path, option: str):
+    # a help longer than a pipe holds, so that who reads the first lines and goes leaves its writer with a broken pipe
+    usage = f"seq 1 40000; echo '  {option} arg  a filter'; seq 1 40000; exit 0"
+    sanitizer = command(tmp_path / "compute-sanitizer", f'if [ "$1" = --help ]; then {usage}; fi', 'echo "called: $*"')
+    path = f"{sanitizer.parent}{os.pathsep}{os.environ['PATH']}"
+    python = command(tmp_path / "python", "exit 0")  # there is a GPU, it says
+    done, _ = check(tmp_path, PATH=path, GPU_PYTHON=str(python), GPU_CHECK_STAGES="memcheck initcheck")
+    assert done.returncode == 0, done.stdout + done.stderr
+    memory, written = (line for line in done.stdout.splitlines() if line.startswith("called: "))
+    assert f"{option} kns=ganscale" in memory
+    assert "kernel" not in written
+
+
 LACKING = ("ray", "captum", "tensorboard", "rich", "pytest_timeout")
 
 ALL_LACKING = (*LACKING, "pydantic", "safetensors", "PIL")

@@ -149,6 +149,7 @@ struct Loader {
     b += kLine;
     channel += kLine / static_cast<int>(sizeof(T));
     settle();
+    __syncwarp();  // its lanes go round as often as their chunks ask, and ldmatrix takes all of them together
   }
 };
 

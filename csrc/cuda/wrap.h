@@ -207,7 +207,8 @@ __device__ __forceinline__ A block_sum(A value) {
   return total;
 }
 
-// Makes `device` current for the calls of one operator, and the earlier one again afterwards.
+// Makes `device` current for the calls of one operator, and the earlier one again afterwards. That never makes a context:
+// torch has allocated results on `device` in this thread, and stays there itself where the earlier one has none.
 class OnDevice {
  public:
   explicit OnDevice(int device) {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import os
 import platform
@@ -12,27 +11,11 @@ from pathlib import Path
 import torch
 
 from ganscale import __version__, ops
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_THRESHOLDS = (1 << 30, 1 << 25)  # older C libraries refuse a mapping threshold above 32 MiB
-
-
-def keep_freed_memory() -> int:
-    """Let glibc keep what is freed for the next allocation; return up to how many bytes, 0 where it cannot be set.
-
-    By default blocks above 32 MiB are mapped and unmapped anew on every call, and the page faults of that cost some
-    operators more than their work. All contenders profit alike.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return 0
-    mallopt(_M_TRIM_THRESHOLD, _THRESHOLDS[0])
-    return next((size for size in _THRESHOLDS if mallopt(_M_MMAP_THRESHOLD, size)), 0)
+from ganscale.memory import keep_freed_memory
 
 
 def prepare(device: str) -> int:
-    """Set one thread on the CPU and malloc as ``keep_freed_memory`` does, and return what that returns."""
+    """Set one thread on the CPU and malloc as in our own processes, all contenders alike; return what it keeps."""
     torch.manual_seed(0)
     if device == "cpu":
         torch.set_num_threads(1)

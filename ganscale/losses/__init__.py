@@ -2,13 +2,14 @@
 
 from ganscale.losses.adversarial import ADVERSARIAL, AdversarialLoss
 from ganscale.losses.autoencoding import AUTOENCODING, divergence, squared_error
-from ganscale.losses.penalties import PENALTIES, PenaltyFunction, describe_penalty
+from ganscale.losses.penalties import PENALTIES, Penalty, PenaltyFunction, describe_penalty
 
 __all__ = [
     "ADVERSARIAL",
     "AUTOENCODING",
     "PENALTIES",
     "AdversarialLoss",
+    "Penalty",
     "PenaltyFunction",
     "describe_penalty",
     "divergence",

@@ -8,6 +8,7 @@ each sample towards center / sqrt(N). The value is differentiable in the critic'
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -27,6 +28,23 @@ class PenaltyFunction(Protocol):
     def __call__(self, critic: Critic, real: Tensor, fake: Tensor, eps: Tensor, *, center: float) -> Tensor: ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Penalty:
+    """A penalty as a run names it; it is called as its function is."""
+
+    function: PenaltyFunction
+    reads_fake: bool = True  # where not, nothing need be generated for it, and fake may be None
+
+    @property
+    def summary(self) -> str:
+        """What its function says of itself."""
+        return self.function.__doc__ or ""
+
+    def __call__(self, critic: Critic, real: Tensor, fake: Tensor | None, eps: Tensor, *, center: float) -> Tensor:
+        """Return one number a sample, [N]."""
+        return self.function(critic, real, fake, eps, center=center)
+
+
 def wgan_gp(critic: Critic, real: Tensor, fake: Tensor, eps: Tensor, *, center: float) -> Tensor:
     """(|grad D(x)| - center)^2 on x = eps real + (1 - eps) fake (Gulrajani et al. 2017, eq. 3, arXiv:1704.00028)."""
     return ops.gradient_penalty(critic, ops.interpolate(real, fake, eps), center=center)
@@ -37,7 +55,7 @@ def wgan_gp_one_sided(critic: Critic, real: Tensor, fake: Tensor, eps: Tensor, *
     return ops.gradient_penalty(critic, ops.interpolate(real, fake, eps), center=center, one_sided=True)
 
 
-def r1(critic: Critic, real: Tensor, fake: Tensor, eps: Tensor, *, center: float = 0.0) -> Tensor:
+def r1(critic: Critic, real: Tensor, fake: Tensor | None, eps: Tensor, *, center: float = 0.0) -> Tensor:
     """|grad D(x)|^2 / 2 on real images (Mescheder et al. 2018, eq. 9, arXiv:1801.04406); the weight is gamma."""
     return 0.5 * ops.gradient_penalty(critic, real, center=0.0)
 
@@ -53,12 +71,12 @@ def r1_r2(critic: Critic, real: Tensor, fake: Tensor, eps: Tensor, *, center: fl
     return 0.5 * both.view(2, -1).sum(dim=0)
 
 
-PENALTIES: dict[str, PenaltyFunction] = {
-    "wgan-gp": wgan_gp,
-    "wgan-gp-one-sided": wgan_gp_one_sided,
-    "r1": r1,
-    "r2": r2,
-    "r1-r2": r1_r2,
+PENALTIES: dict[str, Penalty] = {
+    "wgan-gp": Penalty(function=wgan_gp),
+    "wgan-gp-one-sided": Penalty(function=wgan_gp_one_sided),
+    "r1": Penalty(function=r1, reads_fake=False),
+    "r2": Penalty(function=r2),
+    "r1-r2": Penalty(function=r1_r2),
 }
 
 

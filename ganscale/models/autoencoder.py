@@ -6,13 +6,12 @@ Legend: N batch, D latent, C channels, H height, W width.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from ganscale.models.dcgan import WIDEST, DCGANGenerator, block_count
-from ganscale.models.layers import ConvAct, init_normal
+from ganscale.models.dcgan import DCGANGenerator, strided_trunk
+from ganscale.models.layers import init_normal
 
 
 class Autoencoder(nn.Module):
@@ -47,15 +46,8 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, *, channels: int, resolution: tuple[int, int], width: int, outputs: int) -> None:
         super().__init__()
-        blocks = block_count(resolution)
-        sizes = [channels, *(min(WIDEST, 1 << level) * width for level in range(blocks))]
-        self.blocks = nn.Sequential(
-            *(
-                ConvAct(narrow, wide, 4, stride=2, padding=1, activation="leaky_relu")
-                for narrow, wide in pairwise(sizes)
-            )
-        )
-        self.to_code = nn.Linear(sizes[-1] * (resolution[0] >> blocks) * (resolution[1] >> blocks), outputs)
+        self.blocks, left = strided_trunk(channels=channels, resolution=resolution, width=width)
+        self.to_code = nn.Linear(left, outputs)
         # not DCGAN's small weights: codes of nearly nothing make the decoder's norms meaningless at first
         for part in self.modules():
             if isinstance(part, (nn.Conv2d, nn.Linear)):

@@ -60,20 +60,23 @@ class DCGANGenerator(nn.Module):
         return self.to_image(self.blocks(self.project_norm(x)))
 
 
+def strided_trunk(*, channels: int, resolution: tuple[int, int], width: int) -> tuple[nn.Sequential, int]:
+    """Return blocks that halve images [N, C, H, W] as a critic does, and how many numbers they leave of each image."""
+    blocks = block_count(resolution)
+    sizes = [channels, *(min(WIDEST, 1 << level) * width for level in range(blocks))]
+    trunk = nn.Sequential(
+        *(ConvAct(narrow, wide, 4, stride=2, padding=1, activation="leaky_relu") for narrow, wide in pairwise(sizes))
+    )
+    return trunk, sizes[-1] * (resolution[0] >> blocks) * (resolution[1] >> blocks)
+
+
 class DCGANCritic(nn.Module):
     """Map images [N, C, H, W] to logits [N]. No batch norm: a per-sample penalty would be meaningless with it."""
 
     def __init__(self, *, channels: int, resolution: tuple[int, int], width: int) -> None:
         super().__init__()
-        blocks = block_count(resolution)
-        sizes = [channels, *(min(WIDEST, 1 << level) * width for level in range(blocks))]
-        self.blocks = nn.Sequential(
-            *(
-                ConvAct(narrow, wide, 4, stride=2, padding=1, activation="leaky_relu")
-                for narrow, wide in pairwise(sizes)
-            )
-        )
-        self.to_logit = nn.Linear(sizes[-1] * (resolution[0] >> blocks) * (resolution[1] >> blocks), 1)
+        self.blocks, left = strided_trunk(channels=channels, resolution=resolution, width=width)
+        self.to_logit = nn.Linear(left, 1)
         init_normal(self)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:

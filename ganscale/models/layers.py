@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ganscale import ops
@@ -100,22 +99,6 @@ class ConvAct(nn.Module):
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"
-
-
-class BiasAct(nn.Module):
-    """Add a bias per channel and apply an activation in one pass: ``act(x + b)``, x [N, C, ...]."""
-
-    def __init__(self, channels: int, activation: str, *, negative_slope: float = 0.2) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.activation = activation
-        self.negative_slope = negative_slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.bias_act(x, self.bias, activation=self.activation, negative_slope=self.negative_slope)
-
-    def extra_repr(self) -> str:
-        return f"{self.bias.numel()}, activation={self.activation}"
 
 
 def init_normal(module: nn.Module, *, std: float = 0.02) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ganscale import errors
-from ganscale.ops import _check, _choice, _extension, _register, conv, reference
+from ganscale.ops import _calls, _check, _choice, _extension, _register, conv, reference
 from ganscale.ops._choice import plain_torch, use_impl, using
 from ganscale.ops.conv_transpose import conv_transpose_act, conv_transpose_norm_act
 from ganscale.ops.frozen import Frozen, freeze
@@ -94,8 +94,10 @@ def bias_act(
         _check.shaped("bias", bias, x.shape[1:2], "one number a channel")
     elif activation == "linear":
         return x
-    fused = _choice.use_fused(impl, x, activation)
-    return (_register.bias_act if fused else reference.bias_act)(x, bias, activation, float(negative_slope))
+    run = reference.bias_act
+    if _choice.use_fused(impl, x, activation):
+        run = _register.EagerBiasAct.apply if _calls.is_plain(x) else _register.bias_act
+    return run(x, bias, activation, float(negative_slope))
 
 
 def conv_act(
@@ -115,12 +117,12 @@ def conv_act(
     autocast x, weight and bias are cast as torch casts them for a convolution. Raises UserError for shapes, dtypes or
     numbers that do not fit together.
     """
-    stride, padding = conv.pair("stride", stride, 1), conv.pair("padding", padding, 0)
+    stride, padding = _calls.pair("stride", stride, 1), _calls.pair("padding", padding, 0)
     act = {"activation": activation, "negative_slope": negative_slope, "impl": impl}
     if has_torch_function_unary(x):  # who watches sees torch's convolution
         return bias_act(torch.nn.functional.conv2d(x, weight, None, stride, padding), bias, **act)
     _check.activation(activation, negative_slope)
-    with conv.cast_once(x, weight, bias) as (x, weight, bias):
+    with _calls.cast_once(x, weight, bias) as (x, weight, bias):
         conv.check(x, weight, bias, stride, padding)
         if conv.takes(x, impl):
             return conv.ConvAct.apply(x, weight, bias, stride, padding, activation, float(negative_slope))

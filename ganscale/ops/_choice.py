@@ -17,14 +17,13 @@ from ganscale.ops import _extension
 IMPLS = ("auto", "reference", "fused")
 
 # Elements from which "auto" takes the kernel: where it broke even on one AVX-512 core (bench/elementwise.py). Below,
-# the dispatch of a custom operator costs more than its kernel saves. Piecewise linear activations break even at 2^18 by
-# themselves, but from 2^14 on inside a gradient penalty, since their kernels spare whole convolutions.
+# the call of an operator costs more than its kernel saves. A gradient penalty spares its useless zeros at any size.
 PAYS_FROM = {
     "interpolate": 2**16,
     "sample_norm": 2**17,
     "linear": 2**18,
-    "relu": 2**14,
-    "leaky_relu": 2**14,
+    "relu": 2**18,
+    "leaky_relu": 2**18,
     "tanh": 2**20,
     "channel_sum": 2**20,
     "batch_norm_act": 2**15,
@@ -107,15 +106,23 @@ def obstacle(device: torch.device) -> str:
     return ""
 
 
+def is_transformed() -> bool:
+    """Tell whether a transform of torch.func is active, which only plain torch can follow.
+
+    Torch's operators from outside have no derivative there: reverse mode is refused, forward mode gives zeros.
+    """
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def use_fused(impl: str, x: Tensor, operator: str) -> bool:
     """Decide for one call on ``x`` of an operator named in ``PAYS_FROM``.
 
     Falling back on "auto" warns once a process and reason: the results are the same, the time is not. Small tensors
-    take the twin without a word, because it is faster there. Raises MissingPackageError where "fused" is asked for and
-    cannot be had.
+    take the twin without a word, because it is faster there, and so does whatever torch.func transforms, also where
+    "fused" is asked for. Raises MissingPackageError where "fused" is asked for and cannot be had.
     """
     name = resolve(impl)
-    if name == "reference" or (name == "auto" and x.numel() < PAYS_FROM[operator]):
+    if name == "reference" or is_transformed() or (name == "auto" and x.numel() < PAYS_FROM[operator]):
         return False
     why = obstacle(x.device)
     if not why:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ganscale.ops import _bind, _choice, _extension
+from ganscale.ops._calls import Pair
 
-Pair = tuple[int, int]
 LAST = torch.channels_last
 
 
@@ -168,3 +168,19 @@ def weight_gradient(big: Tensor, small: Tensor, weight_shape: torch.Size, stride
         found = left @ patches if found is None else found.addmm_(left, patches)
         del patches
     return _image(found.reshape(weight_shape[0], *weight_shape[2:], weight_shape[1]))
+
+
+def completed(
+    found: tuple[Tensor | None, Tensor | None], wanted: tuple[bool, bool], gz: Tensor, x: Tensor, weight: Tensor, *how
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of x and of the weight: those ``found``, and what else is ``wanted`` by torch.
+
+    ``how`` is stride, padding, dilation, whether transposed, and output padding. Torch is never asked for the bias's
+    gradient as well: it would compute the weight's for its sake.
+    """
+    mask = [want and ours is None for want, ours in zip(wanted, found, strict=True)]
+    if not any(mask):
+        return found
+    others = torch.ops.aten.convolution_backward.default(gz, x, weight, None, *how, 1, [*mask, False])
+    gx, gw = (theirs if ours is None else ours for ours, theirs in zip(found, others[:2], strict=True))
+    return gx, gw

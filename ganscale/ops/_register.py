@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.library import custom_op
 
 from ganscale.ops import _bind
+from ganscale.ops._calls import at_once
 from ganscale.ops.reference import per_sample
 
 gp_interpolate = custom_op(
@@ -41,14 +41,6 @@ act_backward = custom_op(
     schema="(Tensor gy, Tensor y, str activation, float negative_slope) -> Tensor",
 )
 channel_sum = custom_op("ganscale::channel_sum", _bind.channel_sum, mutates_args=(), schema="(Tensor x) -> Tensor")
-
-
-def _at_once(x: Tensor) -> bool:
-    """Tell whether a backward formula may call a kernel directly: real memory, and no further derivative wanted.
-
-    The way through the dispatcher costs more than a small kernel does, and only recording or tracing needs it.
-    """
-    return type(x) is Tensor and not torch.is_grad_enabled() and not is_functorch_wrapped_tensor(x)
 
 
 # --- interpolate -----------------------------------------------------------------------------------------------------
@@ -156,13 +148,25 @@ def _bias_act_context(ctx, inputs, output):
 def _bias_act_backward(ctx, gy):
     if gy is None:
         return None, None, None, None
-    slope, total = (_bind.act_backward, _bind.channel_sum) if _at_once(gy) else (act_backward, channel_sum)
+    slope, total = (_bind.act_backward, _bind.channel_sum) if at_once(gy) else (act_backward, channel_sum)
     gx = gy if ctx.activation == "linear" else slope(gy, *ctx.saved_tensors, ctx.activation, ctx.negative_slope)
     to_x, to_bias = ctx.needs_input_grad[:2]
     return gx if to_x else None, total(gx) if to_bias else None, None, None
 
 
 bias_act.register_autograd(_bias_act_backward, setup_context=_bias_act_context)
+
+
+class EagerBiasAct(torch.autograd.Function):
+    """``bias_act`` without torch's dispatcher, which costs more than a small kernel."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        y = _bind.bias_act(*inputs)
+        _bias_act_context(ctx, inputs, y)
+        return y
+
+    backward = staticmethod(_bias_act_backward)
 
 
 @act_backward.register_fake
@@ -180,7 +184,7 @@ def _act_backward_backward(ctx, ggx):
     if ggx is None:
         return None, None, None, None
     y, *gy = ctx.saved_tensors
-    slope = _bind.act_backward if _at_once(ggx) else act_backward
+    slope = _bind.act_backward if at_once(ggx) else act_backward
     to_gy, to_y = ctx.needs_input_grad[:2]
     return (
         slope(ggx, y, ctx.activation, ctx.negative_slope) if to_gy else None,

@@ -11,13 +11,9 @@ import torch
 from torch import Tensor
 
 from ganscale.errors import UserError
-from ganscale.ops import _bind, _check, _choice, _products, _register, norm
-from ganscale.ops._register import _at_once
-from ganscale.ops.conv_transpose import cast_once, conv_transpose_few, is_few, pair
-
-__all__ = ["ConvAct", "cast_once", "check", "pair", "takes"]
-
-Pair = tuple[int, int]
+from ganscale.ops import _bind, _check, _choice, _products, _register
+from ganscale.ops._calls import Pair, at_once, is_plain
+from ganscale.ops.conv_transpose import conv_transpose_few, is_few
 
 
 class ConvAct(torch.autograd.Function):
@@ -37,18 +33,13 @@ class ConvAct(torch.autograd.Function):
             return (None,) * 7
         x, weight, y = ctx.saved_tensors
         to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
-        at_once = _at_once(gy)
-        run = _bind if at_once else _register  # the one at once, the other with derivatives of its own
+        now = at_once(gy)
+        run = _bind if now else _register  # the one at once, the other with derivatives of its own
         gz = gy if ctx.act[0] == "linear" else run.act_backward(gy, y, *ctx.act)
-        gx = gw = None
-        if at_once:
-            gx = _towards_image(gz, x, weight, *ctx.conv) if to_x else None
-            gw = _products.weight_gradient(x, gz, weight.shape, *ctx.conv) if to_weight else None
-        mask = [to_x and gx is None, to_weight and gw is None, False]
-        if any(mask):
-            options = None, *ctx.conv, [1, 1], False, [0, 0], 1, mask
-            others = torch.ops.aten.convolution_backward(gz, x, weight, *options)
-            gx, gw = gx if gx is not None else others[0], gw if gw is not None else others[1]
+        gx = _towards_image(gz, x, weight, *ctx.conv) if now and to_x else None
+        gw = _products.weight_gradient(x, gz, weight.shape, *ctx.conv) if now and to_weight else None
+        how = *ctx.conv, [1, 1], False, [0, 0]
+        gx, gw = _products.completed((gx, gw), (to_x, to_weight), gz, x, weight, *how)
         return gx, gw, run.channel_sum(gz) if to_bias else None, None, None, None, None
 
 
@@ -74,7 +65,7 @@ def _towards_image(gz: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding:
 
 def takes(x: Tensor, impl: str) -> bool:
     """Tell whether ``ConvAct`` may stand for torch's operators: it has kernels for x, and nobody watches or traces."""
-    return bool(x.numel()) and norm.is_plain(x) and _choice.use_fused(impl, x, "conv_act")
+    return bool(x.numel()) and is_plain(x) and _choice.use_fused(impl, x, "conv_act")
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> None:

@@ -7,8 +7,7 @@ ours whose last step does that pass's work. N batch, C channels, H height, W wid
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,12 +16,11 @@ from torch.library import custom_op
 from ganscale.errors import UserError
 from ganscale.ops import _bind, _bind_conv, _check, _choice, _products, _register, norm, reference_conv
 from ganscale.ops._bind_conv import few as conv_transpose_few
-from ganscale.ops._register import _at_once
+from ganscale.ops._calls import LARGEST, Pair, at_once, cast_once, is_plain, pair
 
 __all__ = ["conv_transpose_act", "conv_transpose_few", "conv_transpose_norm_act"]
 
 FEW_CHANNELS = 4  # kFewChannels of the core
-LARGEST = 2**20  # kMost of the core: sides, strides and paddings, so that no size overflows
 IN_PLACE = {
     "linear": lambda z, _: z,
     "relu": lambda z, _: torch.relu_(z),
@@ -30,7 +28,6 @@ IN_PLACE = {
     "tanh": lambda z, _: torch.tanh_(z),
 }
 
-Pair = tuple[int, int]
 Reduce = Callable[[Tensor], Tensor]
 
 # --- bias and activation ---------------------------------------------------------------------------------------------
@@ -49,7 +46,7 @@ def is_few(x: Tensor, weight: Tensor) -> bool:
 
 def _ours(x: Tensor, weight: Tensor, impl: str) -> bool:
     """Tell whether the product itself is a kernel of ours: asked for by name, since cuDNN's may be faster."""
-    asked = _choice.resolve(impl) == "fused" and weight.shape[1] > FEW_CHANNELS
+    asked = _choice.resolve(impl) == "fused" and weight.shape[1] > FEW_CHANNELS and not _choice.is_transformed()
     return asked and _bind_conv.takes_product(x, weight) and not _choice.obstacle(x.device)
 
 
@@ -104,34 +101,23 @@ def _gradients(ctx, gy):
     x, weight, y = ctx.saved_tensors
     to_bias = ctx.needs_input_grad[2]
     slope, total = _register.act_backward, _register.channel_sum
-    if _at_once(gy):
+    if at_once(gy):
         slope, total = _bind.act_backward, _bind.channel_sum
     gz = gy if ctx.activation == "linear" else slope(gy, y, ctx.activation, ctx.negative_slope)
     return *_product_gradients(ctx, gz, x, weight), total(gz) if to_bias else None, *(None,) * 6
 
 
 def _product_gradients(ctx, gz: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Those of x and weight. With the bias's asked for as well, torch would compute the weight's for its sake."""
-    mask = [*ctx.needs_input_grad[:2], False]
-    if not any(mask):
-        return None, None
+    """Those of x and weight."""
+    to_x, to_weight = ctx.needs_input_grad[:2]
     stride, padding, output_padding = ctx.conv
-    if _at_once(gz):
-        gx = _products.convolve(gz, weight, None, tuple(stride), tuple(padding)) if mask[0] else None
-        gw = _products.weight_gradient(gz, x, weight.shape, tuple(stride), tuple(padding)) if mask[1] else None
-        mask = [mask[0] and gx is None, mask[1] and gw is None, False]
-        if not any(mask):
-            return gx, gw
-        others = _torch_gradients(gz, x, weight, stride, padding, output_padding, mask)
-        return gx if gx is not None else others[0], gw if gw is not None else others[1]
-    return _torch_gradients(gz, x, weight, stride, padding, output_padding, mask)
-
-
-def _torch_gradients(gz, x, weight, stride, padding, output_padding, mask) -> tuple[Tensor | None, Tensor | None]:
-    gx, gw, _ = torch.ops.aten.convolution_backward.default(
-        gz, x, weight, None, stride, padding, [1, 1], True, output_padding, 1, mask
-    )
-    return gx, gw
+    gx = gw = None
+    if at_once(gz):
+        conv = tuple(stride), tuple(padding)
+        gx = _products.convolve(gz, weight, None, *conv) if to_x else None
+        gw = _products.weight_gradient(gz, x, weight.shape, *conv) if to_weight else None
+    how = stride, padding, [1, 1], True, output_padding
+    return _products.completed((gx, gw), (to_x, to_weight), gz, x, weight, *how)
 
 
 _conv_transpose_act.register_autograd(_gradients, setup_context=_context)
@@ -192,18 +178,6 @@ _conv_transpose_totals.register_autograd(_totals_gradients, setup_context=_total
 # --- public ----------------------------------------------------------------------------------------------------------
 
 
-def pair(what: str, value: int | Pair, least: int) -> Pair:
-    """Return (H, W) numbers of at least ``least``; an integer stands for both. Raises UserError."""
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or not all(
-        isinstance(side, int) and not isinstance(side, bool) and side >= least for side in pair
-    ):
-        raise UserError(what, f"be an integer of at least {least}, or one for each side", value, "correct it")
-    if max(pair) > LARGEST:
-        raise UserError(what, f"be at most {LARGEST}", value, "no image is that large")
-    return pair
-
-
 def _checked(x, weight, bias, stride, padding, output_padding) -> tuple[Pair, Pair, Pair]:
     _check.floating("x", x, least_axes=2)
     _check.floating("weight", weight, least_axes=2)
@@ -227,19 +201,6 @@ def _checked(x, weight, bias, stride, padding, output_padding) -> tuple[Pair, Pa
         got, remedy = f"{size[0]}x{size[1]}", "use less padding or a larger input"
         raise UserError("the output", "be at least 1x1 of 1 channel", got, remedy)
     return stride, padding, output_padding
-
-
-@contextlib.contextmanager
-def cast_once(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
-    """Under autocast cast these as torch does for a convolution, and switch it off for what is inside."""
-    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else ""
-    if not (device and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        yield tensors
-        return
-    dtype = torch.get_autocast_dtype(device)
-    cast = tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype != torch.float64 else t for t in tensors)
-    with torch.autocast(device, enabled=False):
-        yield cast
 
 
 def conv_transpose_act(
@@ -268,7 +229,7 @@ def conv_transpose_act(
         how = activation, float(negative_slope)
         if not fused or not x.numel():
             return reference_conv.conv_transpose_act(x, weight, bias, *conv, *how)
-        run = _Eager.apply if norm.is_plain(x) else _conv_transpose_act
+        run = _Eager.apply if is_plain(x) else _conv_transpose_act
         return run(x, weight, bias, *conv, *how, _ours(x, weight, impl))
 
 
@@ -309,7 +270,7 @@ def conv_transpose_norm_act(
             return _bind_conv.product(x, weight, scale, shift, *where, activation, float(negative_slope))
         if ours and not known:
             z, totals = _conv_transpose_totals(x, weight, *conv)
-        elif norm.is_plain(x) and _multiplies(impl, x, weight):
+        elif is_plain(x) and _multiplies(impl, x, weight):
             z = _Eager.apply(x, weight, None, *conv, "linear", 0.0, False)
         else:
             z = torch.conv_transpose2d(x, weight, None, *conv)

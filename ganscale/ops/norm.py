@@ -13,12 +13,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.library import custom_op
 
 from ganscale.errors import UserError
 from ganscale.ops import _bind, _bind_norm, _check, _choice, reference_norm
-from ganscale.ops._register import _at_once
+from ganscale.ops._calls import at_once, is_plain
 from ganscale.ops.reference_norm import MEAN, UNBIASED, VARIANCE
 
 Reduce = Callable[[Tensor], Tensor]
@@ -69,7 +68,7 @@ def _gradients(ctx, gy, _):
     if torch.is_grad_enabled():
         found = reference_norm.differentiable_backward(gy, x, gamma, beta, *ctx.how, ctx.reduce)
     elif ctx.reduce is None:
-        gx, both = (_bind_norm.backward if _at_once(gy) else _batch_norm_act_backward)(gy, x, stats, *ctx.how[1:])
+        gx, both = (_bind_norm.backward if at_once(gy) else _batch_norm_act_backward)(gy, x, stats, *ctx.how[1:])
         found = gx, *both.unbind()
     else:
         pieces = _bind_norm if ctx.fused else reference_norm
@@ -111,16 +110,6 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gy, gstats):
         return *_gradients(ctx, gy, gstats), None, None, None
-
-
-def is_plain(x: Tensor) -> bool:
-    """Tell whether nothing traces, transforms or watches the call, so that it may bypass torch's dispatcher."""
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not is_functorch_wrapped_tensor(x)
-        and not torch._C._len_torch_dispatch_stack()
-    )
 
 
 # --- constant statistics ---------------------------------------------------------------------------------------------
@@ -182,7 +171,7 @@ def _affine_gradients(ctx, gy):
     if torch.is_grad_enabled():
         gx, of_scale, of_shift = _differentiable_affine(gy, *tensors, *how)
     else:
-        run = _affine_backward if _at_once(gy) else _affine_act_backward
+        run = _affine_backward if at_once(gy) else _affine_act_backward
         gx, both = run(gy, *tensors, *how, to_scale or to_shift)
         of_scale, of_shift = (both[0], both[1]) if both.ndim == 2 else (None, None)
     return gx if to_x else None, None, of_scale if to_scale else None, of_shift if to_shift else None, None, None

@@ -59,10 +59,14 @@ def channel_moments(x: Tensor) -> Tensor:
 # --- the pieces between which ranks add up their totals -----------------------------------------------------------
 
 
+def _count(x: Tensor) -> Tensor:
+    """[1] float64, the elements a channel; filled in where x lies, as a copy from the host would wait for a GPU."""
+    return x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float64)
+
+
 def totals(x: Tensor) -> Tensor:
     """[2C + 1] float64: sums, sums of squares, count of elements a channel."""
-    count = x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64)
-    return torch.cat([channel_moments(x).flatten(), count])
+    return torch.cat([channel_moments(x).flatten(), _count(x)])
 
 
 def normalise(
@@ -136,7 +140,7 @@ def differentiable_backward(
     """The gradients of x, gamma, beta as torch operations, to be differentiated again."""
     reduce = reduce or (lambda t: t)
     v, g = wide(x), wide(gy)
-    count = reduce(v.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64)).to(v.dtype)
+    count = reduce(_count(x)).to(v.dtype)
     centred = v - along(reduce(sums(v)) / count, x)
     rstd = (reduce(sums(centred.square())) / count + eps).rsqrt()
     normal = centred * along(rstd, x)

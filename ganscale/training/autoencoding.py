@@ -72,9 +72,12 @@ def _report_quality(step: StepContext, decoded: Tensor, error: Tensor) -> None:
     real, decoded = step.real.float(), decoded.detach().float().clamp(-1, 1)
     if step.real.shape[1] == 2:  # points of the plane
         return
-    step.report("quality/psnr", psnr(decoded, real).clamp_max(100))  # an exact copy has no finite one
+    ratio = psnr(decoded, real, check_values=False)  # they are in [-1, 1], and nothing here may wait for a GPU
+    step.report("quality/psnr", ratio.clamp_max(100))  # an exact copy has no finite one
     if min(real.shape[2:]) >= WINDOW:
         every = min(SSIM_EVERY, step.state.config.train.batch)
-        chosen = slice(-step.first_slot % every, None, every)  # by place in all images seen, so for any number of ranks
-        similar = ssim(decoded[chosen], real[chosen]) if len(real[chosen]) else real.new_zeros(0)
+        place = step.first_slot - step.state.images  # in the global batch: a CUDA graph keeps what it was recorded with
+        chosen = slice(-place % every, None, every)  # those of one process, for any number of ranks and passes
+        judged = decoded[chosen], real[chosen]
+        similar = ssim(*judged, check_values=False) if len(judged[0]) else real.new_zeros(0)
         step.report("quality/ssim", similar)  # by every rank, also of none: all must know the same names

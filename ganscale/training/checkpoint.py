@@ -124,6 +124,19 @@ def prune(root: Path, keep: int, *, spare: Collection[str] = ()) -> None:
             remove_directory(path)
 
 
+def set_newer_aside(root: Path, images: int) -> None:
+    """Rename the checkpoints after ``images`` to ``aside-kimg-...``, which counts as none.
+
+    A run goes on before them where they could not be read. By their names they would be the newest ones, and each that
+    is saved now be pruned as an old one. Perhaps it was the disk that was away, so they are not deleted.
+    """
+    for path in names(root):
+        if path.name > checkpoint_name(images):
+            target = root / f"aside-{path.name}"
+            remove_directory(target)
+            path.rename(target)
+
+
 def digest(parts: Mapping[str, Mapping[str, Tensor]]) -> str:
     """Return a short hash of all weights, to compare ranks and runs."""
     found = hashlib.sha256()

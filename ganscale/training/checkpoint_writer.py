@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ganscale.config import CheckpointConfig
 from ganscale.files import remove_leftovers
+from ganscale.progress import checkpoint_name
 from ganscale.training import checkpoint as checkpoints
-from ganscale.training.retention import spared
+from ganscale.training.retention import discard_evaluations, spared
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +39,15 @@ class CheckpointWriter:
         self._error: BaseException | None = None
         self._newest = newest
 
-    def tidy(self) -> None:
-        """Delete what a writer that was killed left; only for the one process that writes."""
+    def tidy(self, images: int) -> None:
+        """Make room to go on from ``images``: delete what a writer that was killed left, set later checkpoints aside.
+
+        Their evaluations are deleted: they would count for what is saved under these names now. Only for the one
+        process that writes.
+        """
         remove_leftovers(self._root)
+        checkpoints.set_newer_aside(self._root, images)
+        discard_evaluations(self._run_dir, checkpoint_name(images))
 
     @property
     def newest(self) -> Path | None:

@@ -46,6 +46,13 @@ def best_checkpoint(run_dir: Path, score: str | None, *, among: Iterable[str] | 
     return max(comparable, key=lambda pair: (sign * pair[1]["value"], pair[0]))[0]
 
 
+def discard_evaluations(run_dir: Path, name: str) -> None:
+    """Delete the evaluations of the checkpoints after ``name``: the run goes over that ground again."""
+    for path in (run_dir / "evaluations").glob("kimg-*.json"):
+        if path.name.removesuffix(".json") > name:
+            path.unlink()
+
+
 def score_name(label: str) -> str:
     """Return the name by which ``checkpoint.keep_best`` knows a score: "FD (in-domain CNN)" is ``fd``."""
     return label.partition(" (")[0].lower().replace(" ", "-")

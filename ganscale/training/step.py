@@ -31,6 +31,7 @@ class Phase:
     every: int
     term: Callable[[StepContext], Tensor]
     gain: float = 1.0
+    generates: bool = True  # whether the term runs the generator, its batch norms among it
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,6 @@ class StepContext:
         with self.autocast():
             return self.state.nets["critic"](x).to(x.dtype)
 
-    def mixing_weights(self) -> Tensor:
-        """eps ~ U[0, 1), one a sample."""
-        return self.draws.uniform(f"{self.phase}/eps", self.first_slot, len(self.real))
-
 
 def build_phases(config: RunConfig) -> list[Phase]:
     """Return the phases of a run in the order in which they take turns."""
@@ -85,9 +82,10 @@ def build_phases(config: RunConfig) -> list[Phase]:
         step.report("loss/critic", term)
         return term + weighted_penalty(step, fake) if penalty and k == 1 else term
 
-    def weighted_penalty(step: StepContext, fake: Tensor) -> Tensor:
+    def weighted_penalty(step: StepContext, fake: Tensor | None) -> Tensor:
         # weight * R(D; x, G(z)): WGAN-GP (Gulrajani et al. 2017, eq. 3), R1, R2 (Mescheder et al. 2018, eq. 9 and 10)
-        critic, eps = step.state.nets["critic"], step.mixing_weights()
+        critic, purpose = step.state.nets["critic"], f"{step.phase}/eps"
+        eps = step.draws.uniform(purpose, step.first_slot, len(step.real))  # U[0, 1), one a sample
         with step.autocast():
             value = penalty(critic, step.real, fake, eps, center=config.penalty.center)
         step.report("penalty", value)
@@ -96,7 +94,7 @@ def build_phases(config: RunConfig) -> list[Phase]:
     def lazy_penalty(step: StepContext) -> Tensor:
         # the same penalty every k-th batch with gain k (Karras et al. 2020, appendix B)
         with torch.no_grad():
-            fake = step.generate()
+            fake = step.generate() if penalty.reads_fake else None
         return weighted_penalty(step, fake)
 
     def generator_loss(step: StepContext) -> Tensor:
@@ -109,7 +107,8 @@ def build_phases(config: RunConfig) -> list[Phase]:
 
     phases = [Phase(name="critic", net="critic", every=1, term=critic_loss)]
     if penalty and k > 1:
-        phases.append(Phase(name="critic-penalty", net="critic", every=k, term=lazy_penalty, gain=float(k)))
+        lazy = {"every": k, "gain": float(k), "generates": penalty.reads_fake}
+        phases.append(Phase(name="critic-penalty", net="critic", term=lazy_penalty, **lazy))
     phases.append(Phase(name="generator", net="generator", every=config.optim.critic.repeats, term=generator_loss))
     return phases
 

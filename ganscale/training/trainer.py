@@ -162,7 +162,7 @@ class Trainer:
         self._started = self._ticked = time.perf_counter()
         self._ticked_images = self.state.images
         if self.group.is_main:
-            self.writer.tidy()
+            self.writer.tidy(self.state.images)
             self.journal.rewind(self.state.images)
         self.sink.write(StartRecord(images=self.state.images, config=self.config, facts=self._facts(images_in_data)))
         if self.state.images == 0:

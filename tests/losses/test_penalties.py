@@ -55,6 +55,18 @@ def test_repeating_the_batch_changes_no_sample(name: str):
 
 
 @pytest.mark.parametrize("name", PENALTIES)
+def test_a_penalty_says_whether_it_reads_generated_images_and_needs_none_where_it_does_not(name: str):
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(60, 8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(0)).double()
+    real, one, other = torch.randn(3, 3, *SHAPE).double()
+    penalty, eps = PENALTIES[name], torch.rand(3).double()
+    with_one, with_other = (penalty(critic, real, fake, eps, center=0.0) for fake in (one, other))
+    assert penalty.reads_fake is not torch.equal(with_one, with_other)
+    if not penalty.reads_fake:
+        assert torch.equal(penalty(critic, real, None, eps, center=0.0), with_one)
+
+
+@pytest.mark.parametrize("name", PENALTIES)
 def test_penalty_gradient_in_the_weights_equals_finite_differences(name: str):
     torch.manual_seed(0)
     critic = nn.Sequential(nn.Flatten(), nn.Linear(60, 4), nn.Softplus(), nn.Linear(4, 1), nn.Flatten(0)).double()

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ganscale import ops
-from ganscale.models.layers import BiasAct
 
 KINDS = ["two-sided", "one-sided", "zero"]
 
@@ -158,6 +157,18 @@ def _spectral():
     )  # fmt: skip
 
 
+class BiasAct(nn.Module):
+    """act(x + b) by our operator."""
+
+    def __init__(self, channels, activation):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.activation = activation
+
+    def forward(self, x):
+        return ops.bias_act(x, self.bias, activation=self.activation)
+
+
 def _bias_acts():
     return nn.Sequential(
         nn.Conv2d(3, 5, 4, 2, 1, bias=False), BiasAct(5, "leaky_relu"), nn.Conv2d(5, 7, 3, bias=False),
@@ -251,7 +262,7 @@ def seeded_biases(critic):
 def penalty_and_gradients(critic, x, impl, parameters, **options):
     """Return [N] penalties, and the gradient of a weighted sum of them in each of ``parameters``, zeros for none."""
     penalty = ops.gradient_penalty(critic, x, impl=impl, **options)
-    weights = torch.linspace(0.5, 2, len(penalty), dtype=penalty.dtype)
+    weights = torch.linspace(0.5, 2, len(penalty), dtype=penalty.dtype, device=penalty.device)
     found = torch.autograd.grad((penalty * weights).sum(), parameters, allow_unused=True)
     return penalty.detach(), [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 

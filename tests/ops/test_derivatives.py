@@ -88,6 +88,40 @@ def test_the_ops_trace_into_one_graph():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("of", ["parameters", "x"])
+@pytest.mark.parametrize("name", ["bias_act", "conv_act", "conv_transpose_act", "sample_norm", "channel_sum"])
+def test_derivatives_by_a_transform_are_those_of_autograd_whichever_tensor_it_follows(name, of):
+    def draw(*shape):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64)
+
+    act = {"activation": "tanh"}
+    layer, parameters = {
+        "bias_act": (lambda x, b: ops.bias_act(x, b, **act), [draw(3)]),
+        "conv_act": (lambda x, w, b: ops.conv_act(x, w, b, padding=1, **act), [draw(4, 3, 3, 3), draw(4)]),
+        "conv_transpose_act": (
+            lambda x, w, b: ops.conv_transpose_act(x, w, b, stride=2, padding=1, **act),
+            [draw(3, 4, 4, 4), draw(4)],
+        ),
+        "sample_norm": (lambda x, s: ops.sample_norm(s * x), [draw(1)]),
+        "channel_sum": (lambda x, s: ops.channel_sum(s * x), [draw(1)]),
+    }[name]
+    tensors = [draw(2, 3, 5, 5), *parameters]
+    first, last = (1, len(tensors)) if of == "parameters" else (0, 1)
+
+    def loss(*followed):
+        return layer(*tensors[:first], *followed, *tensors[last:]).square().sum()
+
+    followed = tuple(tensors[first:last])
+    with ops.using("fused"):
+        by_transform = torch.func.grad(loss, tuple(range(len(followed))))(*followed)
+        _, forward = torch.func.jvp(loss, followed, followed)
+        leaves = [tensor.clone().requires_grad_() for tensor in followed]
+        plain = torch.autograd.grad(loss(*leaves), leaves)
+    for a, b in zip(by_transform, plain, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(forward, sum((a * b).sum() for a, b in zip(plain, followed, strict=True)))
+
+
 def _critic(impl):
     class Act(nn.Module):
         def forward(self, x):

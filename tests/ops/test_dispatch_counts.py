@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ganscale import ops
+from ganscale.ops import reference_norm
 
 pytestmark = pytest.mark.skipif(not ops.build_info()["compiled"], reason="the compiled core is not built")
 
@@ -111,3 +113,49 @@ def test_batch_norm_with_its_activation_leaves_no_pass_over_the_image_to_torch(l
 
     names, _ = _called(both)
     assert not (OF_TORCH | PASSES) & set(names)
+
+
+# They look at a tensor but not at its elements.
+IDLE = {"aten::empty_like", "aten::new_empty", "aten::detach", "detach", "aten::view", "aten::as_strided"}
+OURS = {
+    "interpolate": lambda x: ops.interpolate(x, x, torch.rand(len(x)).to(x.dtype), impl="fused"),
+    "sample_norm": lambda x: ops.sample_norm(x, impl="fused"),
+    "channel_sum": lambda x: ops.channel_sum(x, impl="fused"),
+    "channel_moments": lambda x: ops.channel_moments(x, impl="fused"),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", OURS)
+def test_one_kernel_of_ours_is_all_that_passes_over_the_image(name, dtype, layout):
+    x = _randn(4, 5, 6, 6).to(dtype).contiguous(memory_format=layout)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        OURS[name](x)
+    over = [event.name for event in profile.events() if list(x.shape) in event.input_shapes]
+    ours = [each for each in over if each.startswith("ganscale::")]
+    assert set(over) <= IDLE | set(ours)
+    assert len(ours) <= 1  # none where the core is called without torch's dispatcher
+
+
+class _Called(TorchDispatchMode):
+    """Writes down which operators are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_number_is_copied_from_the_host_which_a_gpu_would_wait_for():
+    x, gamma, beta = _randn(4, 3, 5, 5), _randn(3), _randn(3)
+    with _Called() as called:
+        totals = reference_norm.totals(x)
+        found = reference_norm.differentiable_backward(x, x, gamma, beta, 1e-5, "relu", 0.2)
+    assert totals[-1] == 100
+    assert len(found) == 3
+    assert "aten::sum" in called.names
+    assert not {"aten::lift_fresh", "aten::_local_scalar_dense"} & called.names

@@ -44,7 +44,8 @@ def _everything(shape, dtype, device, impl):
             y = ops.bias_act(leaf, bias, activation=activation, impl=impl)
             results += [y.detach(), *torch.autograd.grad(y, (leaf, bias), other)]
             results[-1] = results[-1] / x[:, 0].numel() ** 0.5
-        penalty = ops.gradient_penalty(_half_square, leaf.float() / max(1.0, x[0].numel() ** 0.5), impl=impl)
+        precise = leaf if dtype == torch.float64 else leaf.float()
+        penalty = ops.gradient_penalty(_half_square, precise / max(1.0, x[0].numel() ** 0.5), impl=impl)
         results += [penalty.detach(), *torch.autograd.grad(penalty.sum(), leaf)]
     return results
 

@@ -128,8 +128,9 @@ def test_small_derivatives_of_the_picture_s_layer_are_those_of_the_formula():
     def forward(*leaves):
         return conv_transpose.conv_transpose_act(*leaves, activation="tanh", impl="fused", **UP)
 
-    assert torch.autograd.gradcheck(forward, leaves)
-    assert torch.autograd.gradgradcheck(forward, leaves)
+    # cuDNN, which has part of the gradients, may sum in another order each time
+    assert torch.autograd.gradcheck(forward, leaves, nondet_tol=1e-10)
+    assert torch.autograd.gradgradcheck(forward, leaves, nondet_tol=1e-10)
 
 
 def test_small_operators_obey_torch_s_rules():

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from penalty_cases import assert_same, penalty_and_gradients, seeded_biases
+from penalty_cases import BiasAct, assert_same, penalty_and_gradients, seeded_biases
 from torch import nn
 
 from ganscale import ops
-from ganscale.models.layers import BiasAct
 from ganscale.ops.penalty import plan as penalty_plan
 
 

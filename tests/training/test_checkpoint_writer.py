@@ -12,7 +12,7 @@ import torch
 
 from ganscale.config import CheckpointConfig, RunConfig, ScoreName, override
 from ganscale.errors import ConfigError
-from ganscale.metrics.evaluation import evaluate_features
+from ganscale.metrics import Reference
 from ganscale.progress import checkpoint_name
 from ganscale.training import checkpoint as cp
 from ganscale.training import checkpoint_writer
@@ -170,9 +170,15 @@ def test_nothing_is_deleted_before_a_newer_one_is_whole(tmp_path: Path):
 
 
 def test_every_score_that_may_be_chosen_is_one_that_evaluations_write():
-    rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    stamp = {"extractor": "in-domain CNN", "split": "train"}
-    written = evaluate_features(rows, rows + 1, rows - 1, stamp=stamp)
+    class Pixels:
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)
+
+        def describe(self) -> dict[str, str]:
+            return {"extractor": "in-domain CNN"}
+
+    images = torch.randint(256, (120, 1, 1, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    written = Reference(Pixels(), images[:40], images[40:80]).measure(images[80:])
     of_points = {"modes-hit", "within-4-sigma"}  # written by runtime/evaluation.py for the gaussians
     assert {score_name(label) for label in written} | of_points == set(get_args(ScoreName))
 

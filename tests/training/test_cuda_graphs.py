@@ -6,38 +6,44 @@ from pathlib import Path
 
 import pytest
 import torch
+from recorded import record
 
 from ganscale import ops
 from ganscale.config import RunConfig, override
 from ganscale.errors import ConfigError
 from ganscale.runtime.placement import Resources, place
 from ganscale.training import train
-from ganscale.training.cuda_graphs import WARM_UPS, Body, FixedDraws, GraphedPhases
+from ganscale.training.autoencoding import phases_of
+from ganscale.training.cuda_graphs import Body, FixedDraws, GraphedPhases
 from ganscale.training.process_group import Group, solo_group
 from ganscale.training.random import Draws
 from ganscale.training.state import TrainState
-from ganscale.training.step import build_phases, leave_gradients, train_step
+from ganscale.training.step import leave_gradients, train_step
 
 STEPS = 20
+AUTOENCODER = {
+    "model.generator": "autoencoder",
+    "model.critic": "autoencoder",
+    "penalty.name": "none",
+    "train.batch": 12,  # which images are judged moves from step to step unless that is counted within a batch
+}
 
 
-class RunAgain:
-    """A capture whose replay runs the function again, after the warm-ups that a real one makes."""
+class Counted:
+    """A capture that counts how often it is asked for one."""
 
     def __init__(self) -> None:
         self.captures = 0
 
     def __call__(self, body: Body) -> Body:
         self.captures += 1
-        for _ in range(WARM_UPS):
-            body()
-        return body
+        return record(body)
 
 
 def trained(config: RunConfig, differentiate, device: str) -> tuple[TrainState, dict[str, float]]:
     """Return the state and the mean statistics after ``STEPS`` batches."""
     group = solo_group(device)
-    state, draws, phases = TrainState(config, group), Draws(0, group.device), build_phases(config)
+    state, draws, phases = TrainState(config, group), Draws(0, group.device), phases_of(config)
     generator = torch.Generator().manual_seed(1)
     height, width = config.data.resolution
     for _ in range(STEPS):
@@ -54,14 +60,25 @@ def tensors(state: TrainState) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"penalty.every": 3}, {"loss.name": "relativistic", "train.precision": "bf16"}]
+    "changes",
+    [
+        {},
+        {"penalty.every": 3, "train.micro_batch": 5},
+        {"loss.name": "relativistic", "train.precision": "bf16"},
+        {**AUTOENCODER, "loss.name": "reconstruction", "train.precision": "bf16"},
+        {**AUTOENCODER, "loss.name": "elbo"},
+    ],
+    ids=["critic", "lazy penalty, in passes", "bf16", "autoencoder", "vae"],
 )
-def test_a_replay_that_runs_the_function_again_gives_the_eager_run_bit_by_bit(tiny: RunConfig, changes: dict):
+def test_a_phase_is_recorded_without_waiting_and_its_replays_give_the_eager_run_bit_by_bit(
+    tiny: RunConfig, changes: dict
+):
     config = override(tiny, changes)
-    capture = RunAgain()
-    eager, eager_means = trained(config, leave_gradients, "cpu")
-    replayed, replayed_means = trained(config, GraphedPhases(capture), "cpu")
-    assert capture.captures == len(build_phases(config))
+    capture = Counted()
+    with ops.plain_torch():  # whose every operator is seen
+        eager, eager_means = trained(config, leave_gradients, "cpu")
+        replayed, replayed_means = trained(config, GraphedPhases(capture), "cpu")
+    assert capture.captures == len(phases_of(config))
     assert replayed_means == eager_means
     for name, truth in tensors(eager).items():
         assert torch.equal(tensors(replayed)[name], truth), name
@@ -79,12 +96,13 @@ def test_inputs_are_copied_into_tensors_that_stay_in_place():
 
 
 def test_every_shape_of_the_batch_is_recorded_once(tiny: RunConfig):
-    capture = RunAgain()
+    capture = Counted()
     graphed = GraphedPhases(capture)
-    state, draws, phases = TrainState(tiny, solo_group("cpu")), Draws(0, torch.device("cpu")), build_phases(tiny)
-    for size in (16, 16, 8, 8, 16):
-        real = torch.zeros(size, 1, 28, 28)
-        train_step(state, phases, real, draws, lambda: torch.autocast("cpu", enabled=False), graphed)
+    state, draws, phases = TrainState(tiny, solo_group("cpu")), Draws(0, torch.device("cpu")), phases_of(tiny)
+    with ops.plain_torch():
+        for size in (16, 16, 8, 8, 16):
+            real = torch.zeros(size, 1, 28, 28)
+            train_step(state, phases, real, draws, lambda: torch.autocast("cpu", enabled=False), graphed)
     critic, generator = 2, 2  # two sizes each; the generator's turns are the second and the fourth
     assert capture.captures == critic + generator
 
@@ -135,7 +153,13 @@ def distance(a: TrainState, b: TrainState, net: str) -> float:
 @pytest.mark.usefixtures("fixed_algorithms")
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"train.precision": "bf16"}, {"loss.name": "relativistic", "penalty.every": 3}, {"ops.impl": "fused"}],
+    [
+        {},
+        {"train.precision": "bf16"},
+        {"loss.name": "relativistic", "penalty.every": 3},
+        {"ops.impl": "fused"},
+        {**AUTOENCODER, "loss.name": "elbo"},
+    ],
 )
 def test_captured_steps_equal_eager_steps_loss_for_loss(tiny: RunConfig, changes: dict):
     rates = {"optim.generator.lr": 2e-3, "optim.critic.lr": 2e-3}  # so that the losses move far from their beginning

@@ -91,6 +91,24 @@ def test_a_crash_between_checkpoints_repeats_that_ground_and_ends_the_same(tmp_p
     assert lines(crashed) == lines(straight)
 
 
+def test_what_is_saved_after_damaged_checkpoints_is_kept_and_they_are_not_lost(tmp_path: Path, tiny: RunConfig):
+    run = start(tmp_path / "run", override(tiny, {"checkpoint.keep": 3}))
+    good, *damaged = cp.names(run / "checkpoints")
+    assert len(damaged) == tiny.checkpoint.keep
+    for path in damaged:
+        (path / cp.MANIFEST).unlink()
+    (run / "evaluations").mkdir()
+    for path in (good, *damaged):
+        (run / "evaluations" / f"{path.name}.json").touch()
+    shorter = override(tiny, {"train.kimg": 0.4, "checkpoint.every_kimg": 9})
+    result = train(shorter, run, resume_from=good)
+    assert cp.newest(run) == result.checkpoint
+    assert cp.names(run / "checkpoints") == [good, result.checkpoint]
+    aside = sorted(path.name for path in (run / "checkpoints").iterdir() if path.name.startswith("aside-"))
+    assert aside == [f"aside-{path.name}" for path in damaged]
+    assert [path.stem for path in (run / "evaluations").iterdir()] == [good.name]  # else they would count for new ones
+
+
 def test_a_stop_is_obeyed_at_the_next_question_however_far_the_tick_is_and_saved(tmp_path: Path, tiny: RunConfig):
     (tmp_path / "run").mkdir()
     result = train(override(tiny, {"train.tick_kimg": 1e6}), tmp_path / "run", should_stop=lambda: True)

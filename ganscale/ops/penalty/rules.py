@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ganscale.ops import _products, conv_transpose
+from ganscale.ops import _calls, _products, conv_transpose
 from ganscale.ops.penalty.program import Node
 
 aten = torch.ops.aten
@@ -67,7 +67,7 @@ def has_few_channels(node: Node, shape: Shape) -> bool:
     if node.kind != "conv" or len(shape) != 4 or shape[1] > conv_transpose.FEW_CHANNELS:
         return False
     stride, padding, dilation, transposed, _, groups, _ = node.options
-    holds = max(*shape[2:], *stride, *padding) <= conv_transpose.LARGEST
+    holds = max(*shape[2:], *stride, *padding) <= _calls.LARGEST
     return holds and not transposed and groups == 1 and set(dilation) == {1}
 
 
