@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from ganscale.explain.types import Explanation, Score
 
 _MARGIN = (
-    "A value beats its control where it is better by more than the margin: 1.96 standard errors of what chance reaches "
-    "(chance), of the mean difference from the control of the same samples (difference), or of the value (value). "
+    "A value beats its control where it is better by more than the margin: 1.96 standard errors (more where pairs are "
+    "few) of what chance reaches (chance), of the mean difference from the control of the same samples (difference), "
+    "or of the value (value). "
     "Without a margin a difference says nothing by itself. R² and infidelity must be better than a constant's as well."
 )
 _SHOWN_ELSEWHERE = ("warnings", "summary", "banner", "interim", "widest_by_rows")

@@ -209,7 +209,7 @@ def deciding_scores(explanation: Explanation) -> str:
         for name, score in explanation.scores.items()
         if decides(explanation, name)
     ]
-    return "; ".join(said) + "."
+    return "; ".join(said) + "." if said else ""
 
 
 def _maps_seen(explanation: Explanation) -> str:

@@ -7,7 +7,8 @@ equal limits on both sides; the limit of a row's maps is one, and its colour bar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,7 @@ SIDE = 84
 LEAST_WIDTH = 880
 _CAPTION, _GAP, _BELOW, _HEAD, _BAR, _TICKS = 176, 8, 19, 22, 12, 56
 _LETTER = 6.6  # CSS pixels that a letter of a note takes, at most
+_LETTERS = 30  # of a note in a line: more would have to be smaller than can be read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +72,7 @@ def gallery(
 
     ``title`` and ``banner`` stand in place of the explanation's own.
     """
+    rows = [replace(row, notes=[line for note in row.notes for line in wrap(note, _LETTERS)]) for row in rows]
     most = max((len(row.tiles) for row in rows), default=1)
     banner = explanation.not_better_than_random if banner is None else banner
     tall, wide = _tile_size(rows)

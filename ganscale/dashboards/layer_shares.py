@@ -32,7 +32,7 @@ def shares_panel(explanation: Explanation) -> np.ndarray:
     ]
     banner = explanation.not_better_than_random
     top, tall = heading_height(lines=len(lines), banner=banner), _ROW * (len(share_L) + 2)
-    canvas = Canvas(2 * MARGIN + _NAMES + _WIDTH + 90, top + tall + 80)
+    canvas = Canvas(860, top + tall + 80)
     title = f"{method_title(explanation.method)}: what each layer adds"
     y = heading(canvas, title, lines, banner=banner, of=explanation)
     axes = canvas.axes(MARGIN + _NAMES, y + 10, _WIDTH, tall)
@@ -40,17 +40,19 @@ def shares_panel(explanation: Explanation) -> np.ndarray:
     half_L = 1.96 * np.nan_to_num(error_L)  # one latent has no error
     low, high = min((edges[1:] - half_L).min(), empty, 0.0), max((edges[1:] + half_L).max(), empty, 0.0)
     room = (high - low) or 1.0
+    plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # below a number, which the line at 0 may cross
+    style = {"va": "center", "fontsize": 11 * POINT, "color": INK.light, "bbox": plain}
     for row, (start, share, half) in enumerate(zip(edges[:-1], share_L, half_L, strict=True), start=1):
         axes.barh(row, share, left=start, height=0.6, color=_UP if share >= 0 else _DOWN)
         axes.plot([start + share] * 2, [row - 0.3, row + 1.3], color=LINE.light, linewidth=1, zorder=0)
         if half:
             axes.errorbar(start + share, row, xerr=half, color=INK.light, linewidth=1, capsize=3)
         at = max(start, start + share + half) + 0.015 * room
-        axes.text(at, row, number(float(share), signed=True), va="center", fontsize=11 * POINT, color=INK.light)
+        axes.text(at, row, number(float(share), signed=True), **style)
     for row, value in ((0, empty), (len(share_L) + 1, full)):
         axes.barh(row, value, height=0.6, color=_END)
         at = max(value, 0.0) + 0.015 * room
-        axes.text(at, row, number(value, signed=True), va="center", fontsize=11 * POINT, color=INK.light)
+        axes.text(at, row, number(value, signed=True), **style)
     names = ["all layers off", *meta["layers"], "all on"]
     axes.set_yticks(range(len(names)), names, fontsize=11 * POINT)
     axes.set_ylim(len(names) - 0.5, -0.5)

@@ -79,7 +79,9 @@ def membership_panel(explanation: Explanation) -> np.ndarray:
             axes.plot(*curve.T, color=SERIES[colour].light, linewidth=1.6, label=f"{words}, AUC {area}")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False, fontsize=11 * POINT, labelcolor=INK.light, loc="lower right")
+    # the search's wide band of chance passes behind the legend
+    plain = {"facecolor": "white", "edgecolor": "none", "framealpha": 0.85}
+    axes.legend(**plain, fontsize=11 * POINT, labelcolor=INK.light, loc="lower right")
     canvas.label_axes(axes, title="Who was trained on?", x="held-out images flagged", y="training images flagged")
     bars = canvas.axes(MARGIN + 120 + _SIDE, y + 20, _SIDE, _SIDE)
     near, member = values["nearest_distance"].numpy(), values["is_member"].numpy()

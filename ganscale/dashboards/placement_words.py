@@ -6,13 +6,20 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from ganscale.progress import duration
+
 _DEVICES = {"cpu": "CPU", "cuda": "GPU (CUDA)"}
-_EXCHANGES = {"none": "none, one process has them all", "gloo": "between CPUs (gloo)", "nccl": "between GPUs (NCCL)"}
+#: How workers add their gradients up, by the backend of a plan; the header of a launch says it, too.
+EXCHANGES = {
+    "none": "nothing to exchange",
+    "gloo": "sums through shared memory, between machines by gloo",
+    "nccl": "sums by nccl",
+}
 _MIB = 2**20
 #: Key of a plan -> what it is called, and how its value is said.
 _FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "device": ("device", lambda name: _DEVICES.get(name, str(name))),
-    "backend": ("exchange of gradients", lambda name: _EXCHANGES.get(name, str(name))),
+    "backend": ("exchange of gradients", lambda name: EXCHANGES.get(name, str(name))),
     "gpus_per_worker": ("GPUs of each worker", lambda count: str(count or "none")),
     "threads": ("CPU threads of each worker", str),
     "batch": ("images in a batch, all workers", str),
@@ -26,7 +33,7 @@ _ESTIMATES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "parameters": ("parameters", lambda counts: ", ".join(f"{name} {count:,}" for name, count in counts.items())),
     "memory_bytes": ("estimated memory of a worker", lambda size: f"{size / _MIB:,.0f} MiB"),
     "disk_bytes": ("estimated disk, at most", lambda size: f"{size / _MIB:,.0f} MiB"),
-    "seconds": ("estimated time", lambda seconds: duration(seconds)),
+    "seconds": ("estimated time", duration),
 }
 
 
@@ -35,6 +42,8 @@ def placement_rows(placement: Mapping[str, Any]) -> list[tuple[str, str]]:
     rest = dict(placement)
     estimate = rest.pop("estimate", None) or {}
     workers, least = rest.pop("workers", None), rest.pop("least", None)
+    if workers in (0, 1) and "backend" in rest:
+        rest["backend"] = "none"
     rows = [] if workers is None else [("workers", _workers(workers, workers if least is None else least))]
     for values, known in ((rest, _FACTS), (estimate, _ESTIMATES)):
         for key, value in values.items():
@@ -63,11 +72,3 @@ def moment(stamp: object) -> str:
     if at.tzinfo is None:
         return str(stamp)
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in seconds, minutes or hours."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

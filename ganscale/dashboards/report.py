@@ -11,17 +11,18 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ganscale.config import settings_of
 from ganscale.dashboards.explanation_index import left_out_section, write_index
 from ganscale.dashboards.explanation_page import PAGE, write_explanation_page
 from ganscale.dashboards.layout import measured_on, number
 from ganscale.dashboards.page import code, details, document, figure, note, picture_file, section, table, warning
-from ganscale.dashboards.placement_words import duration, moment, placement_rows
+from ganscale.dashboards.placement_words import moment, placement_rows
 from ganscale.dashboards.report_explanations import explanations_section
 from ganscale.dashboards.report_numbers import metrics_section, progress_section
 from ganscale.dashboards.run_facts import RunFacts, read_run
 from ganscale.errors import RunFailed
 from ganscale.files import replace_text
-from ganscale.progress import to_images
+from ganscale.progress import duration, to_images
 
 REPORT = "report.html"
 _STRIP = 6  # grids over time
@@ -55,7 +56,6 @@ def render(facts: RunFacts) -> str:
         "Metrics": metrics_section(facts),
         "Explanations": explanations_section(facts),
         "Data": _data(facts),
-        "Incidents": _incidents(facts),
         "Configuration": _configuration(facts),
         "Provenance": _provenance(facts),
     }
@@ -177,29 +177,10 @@ def _data(facts: RunFacts) -> str:
     return first + table(("file", "reason"), rows, caption="Files that were set aside, and why") + more
 
 
-def _incidents(facts: RunFacts) -> str:
-    parts = []
-    for name, page in facts.incidents:
-        rows = [(key, value) for key, value in _flat(page)]
-        parts.append(f"<h3>{escape(name)}</h3>" + table(("what", "value"), rows, caption=f"Incident {name}"))
-    return "\n".join(parts)
-
-
 def _configuration(facts: RunFacts) -> str:
-    rows = [(code(key), value) for key, value in _flat(facts.config)]
+    rows = [(code(key), value) for key, value in settings_of(facts.config)]
     listed = table(("key", "value"), rows, caption="Every setting of the run; change one with --set key=value")
     return details(f"All {len(rows)} settings", listed)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{key}.")
-        else:
-            words = ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
-            found.append((f"{prefix}{key}", words))
-    return found
 
 
 def _provenance(facts: RunFacts) -> str:
@@ -211,7 +192,6 @@ def _provenance(facts: RunFacts) -> str:
     rows = [("created", moment(page.get("created", "?"))), ("seed", facts.config["train"]["seed"])]
     rows += [(f"version of {name}", version) for name, version in page.get("versions", {}).items()]
     rows += [("operators", f"{facts.config['ops']['impl']} (setting ops.impl)")]
-    rows += [(key.replace("_", " "), value) for key, value in _flat(page.get("facts") or {})]
     rows += placement_rows(page.get("placement") or {})
     for event in page.get("resumed", []):
         changes = ", ".join(f"{key}: {old} → {new}" for key, (old, new) in (event.get("changes") or {}).items())

@@ -29,7 +29,6 @@ class RunFacts:
     evaluations: list[dict[str, Any]]
     explanations: list[tuple[str, Explanation]]  # directory name, result
     checkpoints: list[dict[str, Any]]  # manifests, with "name"
-    incidents: list[tuple[str, dict[str, Any]]]
     quarantine: dict[str, Any] | None
     problems: list[str] = field(default_factory=list)
 
@@ -65,7 +64,6 @@ def read_run(run_dir: str | Path) -> RunFacts:
         evaluations=_read_all(sorted((path / "evaluations").glob("*.json")), problems, need=("images", "values")),
         explanations=_load_explanations(path / "explanations", problems),
         checkpoints=_read_manifests(path / "checkpoints", problems),
-        incidents=_read_incidents(path / "incidents", problems),
         quarantine=_read_json(path / "quarantine.json", problems) if (path / "quarantine.json").exists() else None,
         problems=problems,
     )
@@ -146,10 +144,3 @@ def _read_manifests(folder: Path, problems: list[str]) -> list[dict[str, Any]]:
         else:
             manifests.append({**page, "name": directory.name})
     return manifests
-
-
-def _read_incidents(folder: Path, problems: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    pages = [
-        (path.relative_to(folder).as_posix(), _read_json(path, problems)) for path in sorted(folder.rglob("*.json"))
-    ]
-    return [(name, page) for name, page in pages if page is not None]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SIDE = 96
 _LETTERS = 12  # of a class's name
-MOST_DIRECTIONS, MOST_RANDOM, MOST_STEPS = 8, 4, 9
+MOST_DIRECTIONS, MOST_RANDOM, MOST_STEPS = 10, 4, 9  # a row for each class of the usual data sets
 _CAPTION, _GAP, _BELOW, _LINE, _COLUMN_HEAD, _RULE = 150, 8, 20, 14, 22, 34
 
 

@@ -1,7 +1,7 @@
 """Explain what a critic or a generator learned, with a measured faithfulness beside every picture.
 
 ``explain`` runs in one process; ``EXPLAINERS`` and ``drive`` let a cluster run the same chunks. A method is added by
-one class and one entry in ``EXPLAINERS``.
+one class, one entry in ``EXPLAINERS`` and its name in ``ExplainerName`` of ``ganscale.config``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ganscale.explain.anytime import BudgetSpent, Limits, drive_within
+from ganscale.explain.anytime import BudgetSpent, Limits, drive
 from ganscale.explain.attacks import ATTACKS
 from ganscale.explain.base import Explainer, check_serves, find_explainer, make_request
 from ganscale.explain.classifier import Classifier
@@ -23,7 +23,6 @@ from ganscale.explain.classifier_source import (
     source_of_path,
 )
 from ganscale.explain.codes import CODES
-from ganscale.explain.directions import Directions
 from ganscale.explain.errors import ExplainOptionError
 from ganscale.explain.exact_shapley import ExactShapley
 from ganscale.explain.gradients import ExpectedGradients, InputXGradient, Saliency, SmoothGrad
@@ -36,7 +35,7 @@ from ganscale.explain.likeness import LIKENESS
 from ganscale.explain.lime import Lime
 from ganscale.explain.mprt import Mprt
 from ganscale.explain.occlusion import Occlusion
-from ganscale.explain.plan import Chunk, Fold, Partial, Request, drive, fold
+from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.roar import Roar
 from ganscale.explain.store import next_directory
 from ganscale.explain.subject import IMAGE_RANGE, Earlier, Subject, subject_of_run
@@ -52,7 +51,6 @@ __all__ = [
     "Earlier",
     "Explainer",
     "Explanation",
-    "Fold",
     "Limits",
     "OneLabel",
     "Partial",
@@ -62,10 +60,8 @@ __all__ = [
     "Target",
     "build_explainer",
     "drive",
-    "drive_within",
     "explain",
     "find_explainer",
-    "fold",
     "make_request",
     "next_directory",
     "source_of_lite0",
@@ -91,7 +87,6 @@ EXPLAINERS: dict[str, type[Explainer]] = {
         ExactShapley,
         Mprt,
         Roar,
-        Directions,
         *LATENT,
         *UNITS,
         *ATTACKS,
@@ -123,7 +118,8 @@ def explain(
     ``fn`` maps [n, ...] to [n] (for ``directions`` it is the generator, z [n, D] to images), or is a ``Subject`` that
     says more. A network is held in eval mode meanwhile; one hidden inside a function must be in eval mode, or be named
     in a ``Subject``. ``inputs`` are samples [N, ...] or a mapping with them under "x" ("z" for directions).
-    ``limits`` ends the work early, with what is finished.
+    ``limits`` ends the work early, with what is finished, and so does Ctrl-C after the first samples:
+    ``meta["stopped"]`` then says so.
     ``value_range`` "auto" declares [-1, 1] for images [N, C, H, W] and no bounds for vectors and points. ``options``
     are the method's own (``EXPLAINERS[method].Options``); an unknown one is refused with the nearest names. Raises the
     ``UserError`` family of ``ganscale.explain.errors``.
@@ -131,7 +127,7 @@ def explain(
     explainer = find_explainer(method, EXPLAINERS)
     request = make_request(explainer, inputs, seed=seed, options=options)
     if isinstance(fn, Subject):
-        return _drive(build_explainer(fn, request), limits)
+        return drive(build_explainer(fn, request), limits=limits)
     if value_range == "auto":
         shape = request.inputs[explainer.input_name].shape
         value_range = IMAGE_RANGE if len(shape) == 4 and shape[2] * shape[3] > 1 else None
@@ -142,8 +138,4 @@ def explain(
     name = type(fn).__name__ if isinstance(fn, nn.Module) else getattr(fn, "__name__", type(fn).__name__)
     generator = fn if explainer.input_name == "z" else None
     subject = Subject(name=name, fn=fn, module=module, generator=generator, value_range=value_range)
-    return _drive(build_explainer(subject, request), limits)
-
-
-def _drive(explainer: Explainer, limits: Limits | None) -> Explanation:
-    return drive(explainer) if limits is None else drive_within(explainer, limits=limits)
+    return drive(build_explainer(subject, request), limits=limits)

@@ -1,4 +1,4 @@
-"""Explanations that can stop early and still hold: at a width, a time or a number of rows, or when they are asked to.
+"""How an explanation is run; it can stop early and still hold, at a width, a time or some rows, or when it is asked to.
 
 Where samples (or draws, classes, layers, units) are explained apart from one another, they are finished a few at a
 time, scores and all, so that at any moment those that are done are an explanation: byte for byte the one of these
@@ -51,7 +51,7 @@ class _Enough(Exception):
     """Raised in the midst of chunks: what is finished is all there will be."""
 
 
-def drive_within(
+def drive(
     explainer: Any,
     *,
     execute: Execute | None = None,
@@ -60,8 +60,10 @@ def drive_within(
     clock: Callable[[], float] = time.monotonic,
     on_progress: OnProgress | None = None,
 ) -> Explanation:
-    """Run an explainer within ``limits`` and return what was finished; ``at_once`` samples are begun together.
+    """Run all rounds of an explainer within ``limits`` and return what was finished.
 
+    ``execute`` runs chunks and yields (chunk.index, partial) in any order, duplicates allowed; without it they run
+    here, one after the other. ``at_once`` samples are begun together; it changes no byte, nor does the order.
     An interrupt (Ctrl-C) after the first samples ends it in the same way. ``meta["stopped"]`` then says why and what is
     there. Raises ExplainOptionError for a width of a method that draws nothing and for rows of one that has no interim
     result, BudgetSpent where the time was up before such a one was done, and KeyboardInterrupt where nothing can be
@@ -72,6 +74,10 @@ def drive_within(
 
 
 class _Drive:
+    """One run. What each chunk gave is kept by its key until the end, as what is finished early, narrow enough or of a
+    later wave is a fold of another choice of chunks. That costs no memory: a fold holds the same arrays.
+    """
+
     def __init__(
         self,
         explainer: Any,

@@ -27,7 +27,7 @@ from ganscale.explain.cells import cell_sums, compose, grid_segments, make_basel
 from ganscale.explain.errors import ExplainOptionError
 from ganscale.explain.inpainting import Inpainting, draw_later
 from ganscale.explain.latent_path import PRIOR_DRAWS
-from ganscale.explain.plan import Chunk, Partial, Request
+from ganscale.explain.plan import Chunk, Partial, Request, first_rows
 from ganscale.explain.shuffling import has_weights, shuffled_weights
 from ganscale.explain.subject import Subject, are_images, check_callable, check_range
 from ganscale.explain.superpixels import slic_segments
@@ -41,26 +41,30 @@ SHAKE = 0.02  # of the range's width: how far an input is moved for max-sensitiv
 class AttributionOptions(Options):
     """Options of every attribution: what stands for "absent", the regions, and how much is measured beside the map.
 
-    ``baseline``: auto (the low end of the range; zero where there is none), low, mid, mean, blur, zero, or a number;
-    of a latent prior: the mean over draws of the normal prior, which auto is for methods that can take it.
-    ``fill``: what is put where cells are absent, in deletion curves and in coalitions: the baseline, or what the
-    generator would draw there (the best fitting of ``bank`` images that it made).
-    ``cells``: cells a side for images; vectors have one player a feature. ``regions``: grid, slic (cells x cells
-    superpixels of each image), or auto (slic from 64 pixels a side). ``curve_points``: points of deletion curves.
-    ``shakes``: moved copies of each sample whose maps are compared with its own. ``shuffled_network``: whether the map
-    of a network with shuffled weights is made as a control.
+    Baseline auto is the low end of the range, zero where there is none; of a latent it is ``prior``, the mean over
+    draws of the normal prior, for methods that can take it.
     """
 
     baseline: (
         Literal["auto", "low", "mid", "mean", "blur", "zero", "prior"] | Annotated[float, Field(allow_inf_nan=False)]
-    ) = "auto"
-    fill: Literal["baseline", "generator"] = "baseline"
-    bank: Annotated[int, Field(ge=2, le=8192)] = 256
-    cells: Annotated[int, Field(ge=2, le=64)] = 7
-    regions: Literal["auto", "grid", "slic"] = "grid"
-    curve_points: Annotated[int, Field(ge=2, le=4096)] = 16
-    shakes: Annotated[int, Field(ge=0, le=14)] = 2
-    shuffled_network: bool = True
+    ) = Field(
+        "auto", description="what stands for an absent part; auto: low of the range, or draws of a latent's prior"
+    )
+    fill: Literal["baseline", "generator"] = Field(
+        "baseline", description="what is put in place of cells that are absent: that, or what the generator draws there"
+    )
+    bank: Annotated[int, Field(ge=2, le=8192)] = Field(
+        256, description="fill=generator: images it made, of which the best fitting is taken"
+    )
+    cells: Annotated[int, Field(ge=2, le=64)] = Field(7, description="cells a side of an image")
+    regions: Literal["auto", "grid", "slic"] = Field(
+        "grid", description="squares, or as many superpixels (slic); auto: slic from 64 pixels a side"
+    )
+    curve_points: Annotated[int, Field(ge=2, le=4096)] = Field(16, description="points of a deletion curve")
+    shakes: Annotated[int, Field(ge=0, le=14)] = Field(
+        2, description="moved copies of each sample, whose maps are compared with its own"
+    )
+    shuffled_network: bool = Field(True, description="make the map of a network with shuffled weights as a control")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +128,15 @@ class AttributionExplainer(Explainer):
     def samples_apart(self) -> bool:
         """Whether samples are explained apart: all are, unless their mean stands for what is absent."""
         return self.options.baseline != "mean"
+
+    def first(self, count: int) -> AttributionExplainer:
+        """Return this explainer for its first ``count`` samples alone, whose regions are there already."""
+        part = copy.copy(self)
+        part.request = first_rows(self.request, type(self), count)
+        part.x, part.baseline = self.x[:count], self.baseline[:count]
+        part.segments = self.segments[:count] if self.per_sample else self.segments
+        part.range_warnings = check_range(part.x, self.subject.value_range)
+        return part
 
     def is_control(self, chunk: Chunk) -> bool:
         """Whether a chunk of round 0 makes one of the control maps."""

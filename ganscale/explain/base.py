@@ -32,14 +32,13 @@ SCORING = 1 << 20  # the part number of scoring chunks: above every other part, 
 
 
 class Options(BaseModel):
-    """Options of every method.
-
-    ``micro_batch``: the rows of one forward pass, to which the tail is padded; auto goes by the size of the images.
-    """
+    """Options of every method. The description of each is what ``ganscale list options METHOD`` says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    micro_batch: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"] = "auto"
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"] = Field(
+        "auto", description="rows of one forward pass; auto: by the size of the images"
+    )
 
 
 def check_serves(explainer: type[Explainer], subject: Subject) -> None:

@@ -100,10 +100,14 @@ def kernel_weights(players: int) -> np.ndarray:
     return np.concatenate([[0.0], (players - 1) / (size * (players - size)), [0.0]])
 
 
+def coalitions_in_binary(players: int, start: int, stop: int) -> np.ndarray:
+    """Return coalitions ``start`` ... ``stop`` - 1 of all 2^M, bool [n, M]: player j is bit j of the number."""
+    return (np.arange(start, stop)[:, None] >> np.arange(players)) & 1 == 1
+
+
 def all_coalitions(players: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Return coalitions ``start`` ... ``stop`` - 1 of the 2^M - 2 proper ones, bool [n, M], and their weights."""
-    number_n = np.arange(start, stop) + 1  # in binary: 0 is the empty coalition, 2^M - 1 the full one
-    present = (number_n[:, None] >> np.arange(players)) & 1 == 1
+    present = coalitions_in_binary(players, start + 1, stop + 1)  # 0 is the empty coalition, 2^M - 1 the full one
     return present, (kernel_weights(players) / _choices(players))[present.sum(axis=1)]
 
 

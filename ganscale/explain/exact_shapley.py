@@ -5,6 +5,7 @@ Legend: N samples, M players, n coalitions of a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import factorial
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from pydantic import Field
 
 from ganscale.explain.attribution import AttributionExplainer, AttributionOptions, Maps
 from ganscale.explain.base import Meter
+from ganscale.explain.coalitions import coalitions_in_binary
 from ganscale.explain.errors import ExplainInputError
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.subject import Subject
@@ -24,7 +26,7 @@ ROWS_A_CHUNK = 512
 class ExactShapleyOptions(AttributionOptions):
     """Three cells a side by default: 9 players, 512 evaluations a sample."""
 
-    cells: Annotated[int, Field(ge=2, le=64)] = 3
+    cells: Annotated[int, Field(ge=2, le=64)] = Field(3, description="cells a side of an image")
 
 
 class ExactShapley(AttributionExplainer):
@@ -48,24 +50,11 @@ class ExactShapley(AttributionExplainer):
 
     def first_round(self) -> list[Chunk]:
         """Return for every sample its coalitions in blocks."""
-        total = 2**self.players
-        starts = range(0, total, ROWS_A_CHUNK)
-        places = [(row, part, start) for row in range(len(self.x)) for part, start in enumerate(starts)]
-        return [
-            Chunk(
-                round=0,
-                index=index,
-                explanation=row,
-                part=part,
-                work={"rows": (start, min(start + ROWS_A_CHUNK, total))},
-            )
-            for index, (row, part, start) in enumerate(places)
-        ]
+        return chunks_of_coalitions(range(len(self.x)), self.players, ROWS_A_CHUNK)
 
     def attribute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Return the chunk's contribution to every player's value, and the ends where the chunk holds them."""
-        number_n = np.arange(*chunk.work["rows"])
-        present = (number_n[:, None] >> np.arange(self.players)) & 1 == 1
+        present = coalitions_in_binary(self.players, *chunk.work["coalitions"])
         y_n = self.evaluate(chunk.explanation, present, meter)
         share_nM = shares_of_coalitions(present)
         return {"sum": share_nM.T @ y_n, "first": y_n[0], "last": y_n[-1]}
@@ -85,6 +74,22 @@ class ExactShapley(AttributionExplainer):
             baseline_N=baseline_N,
             meta={"coalitions": 2**self.players},
         )
+
+
+def chunks_of_coalitions(explanations: Iterable[int], players: int, at_once: int) -> list[Chunk]:
+    """Return each explanation's 2^players coalitions in blocks: ``work["coalitions"]`` is (first, behind the last)."""
+    total = 2**players
+    places = [(each, *block) for each in explanations for block in enumerate(range(0, total, at_once))]
+    return [
+        Chunk(
+            round=0,
+            index=index,
+            explanation=explanation,
+            part=part,
+            work={"coalitions": (start, min(start + at_once, total))},
+        )
+        for index, (explanation, part, start) in enumerate(places)
+    ]
 
 
 def shares_of_coalitions(present_nM: np.ndarray) -> np.ndarray:

@@ -116,10 +116,10 @@ class GradientExplainer(SampleMaps):
 
 
 class SaliencyOptions(AttributionOptions):
-    """``absolute``: the gradient's size, as in the paper; false keeps its sign."""
+    """Whether the gradient's size is shown, as in the paper, or its sign too."""
 
-    absolute: bool = True
-    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 16  # a few samples, one gradient each
+    absolute: bool = Field(True, description="the gradient's size; false keeps its sign")
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] = Field(16, description="rows of one pass: a gradient each")
 
 
 class Saliency(GradientExplainer):
@@ -147,11 +147,13 @@ class Saliency(GradientExplainer):
 
 
 class SmoothGradOptions(SaliencyOptions):
-    """``draws``: noisy copies of each sample; ``noise``: their standard deviation in shares of the range's width."""
+    """Of the noisy copies."""
 
-    draws: Annotated[int, Field(ge=1, le=100_000)] = 32
-    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 64
-    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.15
+    draws: Annotated[int, Field(ge=1, le=100_000)] = Field(32, description="noisy copies of each sample")
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] = Field(64, description="rows of one pass: a gradient each")
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.15, description="standard deviation of the noise, as a share of the range's width"
+    )
 
 
 class SmoothGrad(Saliency):
@@ -187,11 +189,13 @@ class InputXGradient(GradientExplainer):
 
 
 class ExpectedGradientsOptions(AttributionOptions):
-    """``draws``: points a sample; an absent part is by default the samples' mean."""
+    """Points of the integrals, and what an absent part is in the curves."""
 
-    draws: Annotated[int, Field(ge=1, le=100_000)] = 128
+    draws: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        128, description="points a sample, on the ways from the other samples"
+    )
     baseline: Literal["auto", "low", "mid", "mean", "blur", "zero"] | Annotated[float, Field(allow_inf_nan=False)] = (
-        "mean"
+        Field("mean", description="what stands for an absent part in the curves; the map's baselines are samples")
     )
 
 

@@ -24,12 +24,14 @@ FIRST_STEPS, MOST_STEPS = 50, 800
 
 
 class IntegratedGradientsOptions(AttributionOptions):
-    """``steps``: points of the Gauss-Legendre rule; auto starts at 50 and doubles until the gap is within
-    ``tolerance``.
-    """
+    """How finely the path is followed."""
 
-    steps: Annotated[int, Field(ge=1, le=10000)] | Literal["auto"] = "auto"
-    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-2
+    steps: Annotated[int, Field(ge=1, le=10000)] | Literal["auto"] = Field(
+        "auto", description="points of the Gauss-Legendre rule; auto: 50, doubled until the gap is within tolerance"
+    )
+    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1e-2, description="steps=auto: the completeness gap that will do"
+    )
 
 
 class IntegratedGradients(SampleMaps):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from ganscale.explain.coalitions import (
     Moments,
@@ -26,9 +27,9 @@ from ganscale.explain.surrogate import SurrogateExplainer, SurrogateOptions, dra
 
 
 class KernelShapOptions(SurrogateOptions):
-    """``paired``: each sampled coalition comes with its complement."""
+    """How coalitions are drawn."""
 
-    paired: bool = True
+    paired: bool = Field(True, description="each sampled coalition comes with its complement")
 
 
 class KernelShap(SurrogateExplainer):

@@ -26,9 +26,11 @@ from ganscale.explain.subject import Subject
 
 
 class LayerMapOptions(AttributionOptions):
-    """``layer``: a dotted name, or auto: the last layer with weights whose map has more than one place."""
+    """Whose map it is."""
 
-    layer: str = "auto"
+    layer: str = Field(
+        "auto", description="a dotted name; auto: the last layer with weights whose map has more than one place"
+    )
 
 
 class LayerMap(GradientExplainer):
@@ -136,9 +138,9 @@ class LayerMap(GradientExplainer):
 
 
 class GradCamOptions(LayerMapOptions):
-    """``relu``: keep only what speaks for the target, as in the paper; by default both are shown."""
+    """What of the map is kept."""
 
-    relu: bool = False
+    relu: bool = Field(False, description="keep only what speaks for the target, as in the paper")
 
 
 class GradCam(LayerMap):
@@ -157,9 +159,11 @@ class GradCam(LayerMap):
 
 
 class LayerConductanceOptions(LayerMapOptions):
-    """``steps``: pieces of the straight path from the baseline."""
+    """How finely the path is followed."""
 
-    steps: Annotated[int, Field(ge=1, le=10_000)] = 50
+    steps: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        50, description="pieces of the straight path from the baseline"
+    )
 
 
 class LayerConductance(LayerMap):

@@ -20,14 +20,17 @@ from ganscale.explain.surrogate import SurrogateExplainer, SurrogateOptions, dra
 
 
 class LimeOptions(SurrogateOptions):
-    """``kernel_width`` in cosine distance; ``ridge``: the penalty on squared weights, 0 for none.
+    """Of the linear model and its weights. Regions are superpixels from 64 pixels a side, a grid below."""
 
-    Regions are superpixels from 64 pixels a side, a grid below.
-    """
-
-    kernel_width: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.25
-    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    regions: Literal["auto", "grid", "slic"] = "auto"
+    kernel_width: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        0.25, description="width of the kernel that weighs coalitions, in cosine distance"
+    )
+    ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        1.0, description="penalty on squared weights; 0: none"
+    )
+    regions: Literal["auto", "grid", "slic"] = Field(
+        "auto", description="squares, or as many superpixels (slic); auto: slic from 64 pixels a side"
+    )
 
 
 class Lime(SurrogateExplainer):

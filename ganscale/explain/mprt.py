@@ -32,15 +32,14 @@ SHOWN = 4  # samples whose maps are kept
 
 
 class MprtOptions(Options):
-    """``of``: the method whose maps are tested; ``stages``: how many at most (layers are shuffled together then).
+    """Which maps are tested, and how finely."""
 
-    ``cells`` and ``baseline`` are passed on to it.
-    """
-
-    of: str = "integrated-gradients"
-    stages: Annotated[int, Field(ge=1, le=10)] = 8
-    cells: Annotated[int, Field(ge=2, le=64)] = 7
-    baseline: str = "auto"
+    of: str = Field("integrated-gradients", description="the method whose maps are tested")
+    stages: Annotated[int, Field(ge=1, le=10)] = Field(
+        8, description="stages at most: of more layers, some are shuffled together"
+    )
+    cells: Annotated[int, Field(ge=2, le=64)] = Field(7, description="cells a side of an image, for that method")
+    baseline: str = Field("auto", description="what stands for an absent part, for that method")
 
 
 class Mprt(Explainer):

@@ -27,13 +27,14 @@ ROWS_A_CHUNK = 512
 
 
 class OcclusionOptions(AttributionOptions):
-    """``window``: its side in pixels (auto: a quarter of the picture's); ``stride``: at most that; auto is half of it.
+    """The window and its way. Vectors have one window a feature."""
 
-    Vectors have one window a feature.
-    """
-
-    window: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
-    stride: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    window: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        "auto", description="side of the window in pixels; auto: a quarter of the picture's"
+    )
+    stride: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        "auto", description="pixels from one window to the next, at most the window; auto: half of it"
+    )
 
 
 class Occlusion(AttributionExplainer):

@@ -1,21 +1,19 @@
 """Chunks, partial results, and the fold that makes one process and a cluster agree to the byte.
 
 An explanation is computed in rounds. ``explainer.plan(previous)`` lists a round's chunks (the list follows from the
-request alone, never from the number of workers), ``explainer.run(chunk)`` computes one anywhere, ``fold`` brings the
-partials back into chunk order whatever order they arrive in, and ``explainer.finish`` turns the last fold into the
-result.
+request alone, never from the number of workers), ``explainer.run(chunk)`` computes one anywhere, ``explainer.merge``
+folds the partials in chunk order whatever order they arrive in, and ``explainer.finish`` turns the last fold into the
+result. ``anytime.drive`` is what calls them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-
-from ganscale.explain.types import Explanation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,56 +86,3 @@ def first_rows(request: Request, explainer: Any, count: int) -> Request:
     beside = {name for each in explainer.beside for name in (each, f"{each}_labels")}
     inputs = {name: x if name in beside else x[:count].contiguous() for name, x in request.inputs.items()}
     return replace(request, inputs=inputs)
-
-
-class Fold:
-    """Folds partials in chunk order as they arrive in any order; a duplicate (a retry's late original) is dropped."""
-
-    def __init__(self, merge: Callable[[Partial, Partial], Partial], *, start: Partial | None = None) -> None:
-        self._merge = merge
-        self._done = start
-        self._waiting: dict[int, Partial] = {}
-        self.next_index = 0  # the first chunk that has not been folded: who submits may keep a window above it
-
-    def add(self, index: int, partial: Partial) -> bool:
-        """Take the partial of chunk ``index``; return False where it is a duplicate."""
-        if index < self.next_index or index in self._waiting:
-            return False
-        self._waiting[index] = partial
-        while self.next_index in self._waiting:
-            ready = self._waiting.pop(self.next_index)
-            self._done = ready if self._done is None else self._merge(self._done, ready)
-            self.next_index += 1
-        return True
-
-    def result(self, count: int) -> Partial:
-        """Return the fold of all ``count`` chunks."""
-        assert self.next_index == count, f"{self.next_index} of {count} chunks folded"
-        assert self._done is not None
-        return self._done
-
-
-def fold(
-    explainer: Any, arrivals: Iterable[tuple[int, Partial]], *, count: int, start: Partial | None = None
-) -> Partial:
-    """Fold (chunk index, partial) pairs, in any order and with duplicates, onto ``start``; equal bytes each time."""
-    folding = Fold(explainer.merge, start=start)
-    for index, partial in arrivals:
-        folding.add(index, partial)
-    return folding.result(count)
-
-
-def drive(
-    explainer: Any, *, execute: Callable[[list[Chunk]], Iterable[tuple[int, Partial]]] | None = None
-) -> Explanation:
-    """Run all rounds of an explainer and return its explanation.
-
-    ``execute`` runs one round's chunks and yields (chunk.index, partial) in any order, duplicates allowed; without it
-    they run here, one after the other.
-    """
-    run_round = execute or (lambda chunks: ((chunk.index, explainer.run(chunk)) for chunk in chunks))
-    done: Partial | None = None
-    while chunks := explainer.plan(done):
-        done = fold(explainer, run_round(chunks), count=len(chunks), start=done)
-    assert done is not None, "a plan has at least one chunk"
-    return explainer.finish(done)

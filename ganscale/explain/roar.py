@@ -38,15 +38,12 @@ AT_CHANCE = "its networks are at chance: the test says nothing"
 
 
 class RoarOptions(Options):
-    """``of``: the method whose maps are tested; ``repeats``: networks trained for each share; ``epochs`` of each.
+    """Which maps are tested, and how much is trained."""
 
-    ``cells`` a side are what is removed.
-    """
-
-    of: str = "integrated-gradients"
-    repeats: Annotated[int, Field(ge=2, le=100)] = 3
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 12
-    cells: Annotated[int, Field(ge=2, le=64)] = 7
+    of: str = Field("integrated-gradients", description="the method whose maps are tested")
+    repeats: Annotated[int, Field(ge=2, le=100)] = Field(3, description="networks trained for each removed share")
+    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(12, description="epochs that each is trained for")
+    cells: Annotated[int, Field(ge=2, le=64)] = Field(7, description="cells a side of an image: they are removed")
 
 
 class Roar(Explainer):
@@ -82,13 +79,15 @@ class Roar(Explainer):
         sizes_NM = np.abs(self.base.maps_of(previous).weights_NM)  # what speaks against a class tells it apart as well
         rank_NM = np.argsort(np.argsort(-sizes_NM, axis=1, kind="stable"), axis=1)
         places = [(by_map, f, r) for by_map in (1, 0) for f in range(len(SHARES)) for r in range(self.options.repeats)]
+        gone_F = [round(share * self.base.players) for share in SHARES]
         return [
             Chunk(
                 round=1,
                 index=index,
                 explanation=f,
                 part=SCORING + 2 * r + by_map,
-                work={"share": SHARES[f], "rank": rank_NM.astype(np.uint16) if by_map else None},
+                # a bit for each region of each sample: more would be sent with every one of these chunks
+                work={"gone": gone_F[f], "which": np.packbits(rank_NM < gone_F[f]) if by_map else None},
             )
             for index, (by_map, f, r) in enumerate(places)
         ]
@@ -98,13 +97,13 @@ class Roar(Explainer):
         if chunk.round == 0:
             return self.base.attribute(chunk, meter)
         rng, base = chunk.rng(self.request.seed), self.base
-        rank_NM = chunk.work["rank"]
-        if rank_NM is None:
-            rank_NM = rng.random((len(base.x), base.players)).argsort(axis=1).argsort(axis=1)
-        gone = round(chunk.work["share"] * base.players)
+        shape, which = (len(base.x), base.players), chunk.work["which"]
+        if which is None:
+            gone_NM = rng.random(shape).argsort(axis=1).argsort(axis=1) < chunk.work["gone"]
+        else:
+            gone_NM = np.unpackbits(which, count=shape[0] * shape[1]).reshape(shape).astype(bool)
         rows = [
-            compose(base.x[n], base.baseline[n], (rank_NM[n] >= gone)[None], base.segments_of(n))
-            for n in range(len(base.x))
+            compose(base.x[n], base.baseline[n], ~gone_NM[n : n + 1], base.segments_of(n)) for n in range(len(base.x))
         ]
         return {"accuracy": _trained(torch.cat(rows), self.labels, self.options.epochs, int(rng.integers(2**31)))}
 

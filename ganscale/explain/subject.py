@@ -156,13 +156,12 @@ def subject_of_run(
     generator = labels_as_latents(generator, None if classifier is None else classifier.classes)
     parts = Parts(critic=judged, generator=generator, classifier=classifier, reference=reference)
     target, fn, score_images = build_target(asked, parts)
-    module = classifier if target.of_classifier else critic if critic is not None else generator
     domain = "z" if target.of_generator else "x"
     of_critic = target.kind == "critic" or str(target.layer).startswith("D.")
     return Subject(
         name=str(target),
         fn=fn,
-        module=module,
+        module=_networks_behind(target, critic=critic, generator=generator, classifier=classifier),
         generator=generator,
         critic=None if judged is None else of_images(judged, target.label),
         value_range=value_range if domain == "x" else None,
@@ -172,6 +171,18 @@ def subject_of_run(
         score_images=score_images,
         companions=companions if of_critic else None,
     )
+
+
+def _networks_behind(
+    target: Target, *, critic: nn.Module | None, generator: nn.Module | None, classifier: Classifier | None
+) -> nn.Module | None:
+    """Return the network that a resolved target is computed by; G and what judges its images, in this order."""
+    judge = ("C", classifier) if target.of_classifier else ("D", critic)
+    if not target.of_generator:
+        return judge[1]
+    drawing = plain_network(generator)
+    of_generator_alone = target.kind == "region" or str(target.layer).startswith("G.")
+    return drawing if of_generator_alone else nn.ModuleDict({"G": drawing, judge[0]: judge[1]})
 
 
 def weights_hash(modules: list[nn.Module]) -> str | None:

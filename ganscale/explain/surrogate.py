@@ -33,9 +33,9 @@ LEAST_PARTS = 8  # chunks a sample, so that leaving one out says something
 
 
 class SurrogateOptions(AttributionOptions):
-    """``num_coalitions``: evaluations a sample."""
+    """Options of the methods that draw coalitions."""
 
-    num_coalitions: Annotated[int, Field(ge=2, le=10_000_000)] = 1024
+    num_coalitions: Annotated[int, Field(ge=2, le=10_000_000)] = Field(1024, description="evaluations a sample")
 
 
 class SurrogateExplainer(AttributionExplainer):
@@ -48,6 +48,7 @@ class SurrogateExplainer(AttributionExplainer):
 
     def __init__(self, subject: Subject, request: Request) -> None:
         super().__init__(subject, request)
+        self._fits: dict[tuple[int, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}  # shared with its copies
         if self.players < 2:
             raise ExplainInputError(
                 "inputs", "have at least 2 cells or features", self.players, "explain larger inputs"
@@ -119,7 +120,7 @@ class SurrogateExplainer(AttributionExplainer):
 
     def collect(self, partial: Partial) -> Maps:
         """Solve the fit of every sample from its summed statistics."""
-        fits = [self._fit(row, data) for row, data in enumerate(_by_sample(partial, len(self.x)))]
+        fits = [self._fit_once(row, parts) for row, parts in enumerate(_by_sample(partial, len(self.x)))]
         weights_NM = np.stack([fit["weights"] for fit in fits])
         r_squared_N = np.array([fit["r_squared"] for fit in fits])
         error_N = np.array([fit["r_squared_error"] for fit in fits])
@@ -149,6 +150,14 @@ class SurrogateExplainer(AttributionExplainer):
             },
             meta={"enumerated": self.enumerates, "coalitions": counts[0] if len({*counts}) == 1 else counts},
         )
+
+    def _fit_once(self, row: int, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        key = (row, id(parts[0]))  # one a map: a sweep adds parts behind the first, which is kept beside the fit
+        fit, of = self._fits.get(key, (None, []))
+        if fit is None or [*map(id, of)] != [*map(id, parts)]:
+            fit = self._fit(row, parts)
+            self._fits[key] = fit, parts
+        return fit
 
     def _fit(self, row: int, parts: list[dict[str, Any]]) -> dict[str, Any]:
         full, empty = parts[0]["full"], parts[0]["empty"]

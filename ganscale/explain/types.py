@@ -120,11 +120,12 @@ class Score:
 
     ``value`` is taken over ``n`` samples or directions (the mean, unless the score's name says otherwise) and
     ``control`` is the same of the random control. ``low`` and ``high`` are ``value`` minus and plus a margin, or None
-    where nothing was sampled: 1.96 standard errors of what ``margin_of`` says. "chance": of the random control, so that
-    chance alone would put the value within the margin of the control; "difference": of the mean difference from the
-    control of the same samples; "value": of the value itself. A value whose control lies within the margin shows
-    nothing. ``better`` says which way is good. ``constant`` is what an account that predicts no difference reaches (0
-    for R², 1 for infidelity); a value that has one must be better than that too.
+    where nothing was sampled: 95 % of what ``margin_of`` says, which is 1.96 standard errors, and more of few.
+    "chance": of the random control, so that chance alone would put the value within the margin of the control;
+    "difference": of the mean difference from the control of the same samples; "value": of the value itself. A value
+    whose control lies within the margin shows nothing. ``better`` says which way is good. ``constant`` is what an
+    account that predicts no difference reaches (0 for R², 1 for infidelity); a value that has one must be better than
+    that too.
     """
 
     value: float

@@ -1,21 +1,26 @@
-"""Distances between image sets, image quality, diversity; every value can say how it was measured.
+"""Distances between image sets and image quality; every value can say how it was measured.
 
 ``METRICS`` are the metrics of a whole set that ``ganscale evaluate`` computes: name -> function of two feature sets.
+``EXTRACTORS`` make the features of them: name -> function of a data set's fingerprint and of a function that reads it.
 Nothing here knows of data sources, models or training.
 """
 
-from ganscale.metrics.classifier_cache import cache_dir, in_domain_classifier, load_classifier, save_classifier
-from ganscale.metrics.distances import KernelDistance, energy_distance, kernel_distance
-from ganscale.metrics.diversity import class_histogram, histogram_kl, neighbour_distance_ratio
-from ganscale.metrics.evaluation import METRICS, MetricValue, Reference, compare, evaluate_features, measure
+from collections.abc import Callable
+
+from ganscale.metrics.classifier_cache import in_domain_classifier, load_classifier, save_classifier
+from ganscale.metrics.distances import KernelDistance, kernel_distance
+from ganscale.metrics.evaluation import METRICS, MetricValue, Reference
 from ganscale.metrics.features import Extractor, features_of
 from ganscale.metrics.frechet import Moments, frechet_distance
 from ganscale.metrics.image_quality import ms_ssim, psnr, ssim
 from ganscale.metrics.in_domain import InDomainCNN, TrainingSet, train_classifier
 from ganscale.metrics.modes import GaussianGridReport, gaussian_grid_report
-from ganscale.metrics.neighbours import nearest_distances, own_nearest_distances, prdc
+from ganscale.metrics.neighbours import prdc
+
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {"in-domain-cnn": in_domain_classifier}
 
 __all__ = [
+    "EXTRACTORS",
     "METRICS",
     "Extractor",
     "GaussianGridReport",
@@ -25,23 +30,13 @@ __all__ = [
     "Moments",
     "Reference",
     "TrainingSet",
-    "cache_dir",
-    "class_histogram",
-    "compare",
-    "energy_distance",
-    "evaluate_features",
     "features_of",
     "frechet_distance",
     "gaussian_grid_report",
-    "histogram_kl",
     "in_domain_classifier",
     "kernel_distance",
     "load_classifier",
-    "measure",
     "ms_ssim",
-    "nearest_distances",
-    "neighbour_distance_ratio",
-    "own_nearest_distances",
     "prdc",
     "psnr",
     "save_classifier",

@@ -1,4 +1,4 @@
-"""Distances between two sets of samples that fit no Gaussian: kernel distance and energy distance.
+"""Kernel distance: between two sets of samples that fit no Gaussian.
 
 N, M samples, D features. Computed in float64.
 """
@@ -49,18 +49,6 @@ def kernel_distance(
         values.append(_squared_mmd(real_ND[rows_real], fake_MD[rows_fake]))
     value_S = torch.tensor(values, dtype=torch.float64)
     return KernelDistance(float(value_S.mean()), float(value_S.std(correction=0)))
-
-
-def energy_distance(real: Tensor, fake: Tensor) -> float:
-    """Unbiased energy distance 2 E|x - y| - E|x - x'| - E|y - y'| of ``[N, D]`` and ``[M, D]`` (Szekely 2003).
-
-    Zero in expectation for one distribution (then also slightly negative), in the unit of the points. Takes N M memory.
-    Raises ``UserError`` for sets below two rows or bad features.
-    """
-    x, y = _checked_sets(real, fake, at_least=2)
-    within_x = torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
-    within_y = torch.cdist(y, y).sum() / (len(y) * (len(y) - 1))
-    return float(2 * torch.cdist(x, y).mean() - within_x - within_y)
 
 
 def _squared_mmd(x_ND: Tensor, y_ND: Tensor) -> float:

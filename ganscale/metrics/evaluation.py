@@ -109,7 +109,7 @@ class Reference:
         reference: Mapping[str, str] | None = None,
         batch: int = 256,
     ) -> None:
-        _check_request(tuple(METRICS), real_a, real_b, real_b)
+        _check_sets(real_a.shape, real_b.shape, real_b.shape)
         self._extractor, self._batch, self._shape = extractor, batch, real_b.shape
         self._real_a, self._real_b = (features_of(extractor, images, batch=batch) for images in (real_a, real_b))
         self._floors: dict[tuple[str, int], list[Measured]] = {}
@@ -142,50 +142,6 @@ class Reference:
                 self._floors[metric, seed] = METRICS[metric](self._real_a, self._real_b, seed=seed)
         floors = {metric: self._floors[metric, seed] for metric in metrics}
         return _stamped(self._real_a, features, floors, stamp=self._stamp, seed=seed, subject=subject)
-
-
-def measure(
-    extractor: Extractor,
-    real_a: Tensor,
-    real_b: Tensor,
-    fake: Tensor,
-    *,
-    metrics: Sequence[str] = tuple(METRICS),
-    seed: int = 0,
-    reference: Mapping[str, str] | None = None,
-    subject: Mapping[str, str] | None = None,
-    batch: int = 256,
-) -> dict[str, MetricValue]:
-    """Measure fakes against reals through ``extractor``; returns ``{"FD (in-domain CNN)": MetricValue, ...}``.
-
-    ``real_a`` ``[Na, C, H, W]``, ``real_b`` and ``fake`` (both ``[N, C, H, W]``) are uint8; the reals must be
-    disjoint images. Values compare ``fake`` with ``real_a``, floors compare ``real_b`` with ``real_a``.
-    ``reference`` names the real images in the stamp (``"data"``, ``"split"``, ``"fingerprint"``), ``subject`` what is
-    judged (``"run"``, ``"images"``, ``"weights"``). Raises ``UserError`` for unknown metrics, sets of unequal or too
-    small size, or other shapes and dtypes. Who measures several sets keeps a ``Reference``.
-    """
-    _check_request(metrics, real_a, real_b, fake)
-    judge = Reference(extractor, real_a, real_b, reference=reference, batch=batch)
-    return judge.measure(fake, metrics=metrics, seed=seed, subject=subject)
-
-
-def evaluate_features(
-    real_a: Tensor,
-    real_b: Tensor,
-    fake: Tensor,
-    *,
-    stamp: Mapping[str, str],
-    metrics: Sequence[str] = tuple(METRICS),
-    seed: int = 0,
-    subject: Mapping[str, str] | None = None,
-) -> dict[str, MetricValue]:
-    """As ``measure``, for feature rows ``[N, D]``; ``stamp`` must name the ``extractor`` and the ``split``."""
-    _check_request(metrics, real_a, real_b, fake)
-    for key in ("extractor", "split"):
-        if key not in stamp:
-            raise UserError("the stamp", f"name the {key}", str(sorted(stamp)), f"add stamp['{key}']")
-    floors = {metric: METRICS[metric](real_a, real_b, seed=seed) for metric in metrics}
-    return _stamped(real_a, fake, floors, stamp=stamp, seed=seed, subject=subject)
 
 
 def _stamped(
@@ -222,24 +178,6 @@ def _stamped(
                 subject=dict(subject or {}),
             )
     return values
-
-
-def compare(new: MetricValue, old: MetricValue) -> float:
-    """By how much ``new`` is better than ``old``, in the metric's unit (negative: worse).
-
-    Raises ``UserError`` that names what differs where the two were not measured in the same way.
-    """
-    ours, theirs = {"name": new.name, **new.stamp}, {"name": old.name, **old.stamp}
-    different = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    if different:
-        got = "; ".join(f"{key}: {ours.get(key)} v {theirs.get(key)}" for key in different)
-        raise UserError("two compared values", "be measured in the same way", got, "measure both again with one stamp")
-    return old.value - new.value if new.better == "lower" else new.value - old.value
-
-
-def _check_request(metrics: Sequence[str], real_a: Tensor, real_b: Tensor, fake: Tensor) -> None:
-    _check_metrics(metrics)
-    _check_sets(real_a.shape, real_b.shape, fake.shape)
 
 
 def _check_metrics(metrics: Sequence[str]) -> None:

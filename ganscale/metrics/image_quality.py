@@ -22,25 +22,27 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, 
 RANGE_SLACK = 1e-4  # rounding that we let pass before a value counts as out of range
 
 
-def psnr(image: Tensor, reference: Tensor, *, data_range: float = 2.0) -> Tensor:
+def psnr(image: Tensor, reference: Tensor, *, data_range: float = 2.0, check_values: bool = True) -> Tensor:
     """Peak signal-to-noise ratio in dB, ``[N]``; infinite where an image equals its reference.
 
     ``image`` and ``reference`` are float ``[N, C, H, W]`` within a range of width ``data_range``; the squared error is
-    averaged over C, H and W of each sample. Raises ``UserError`` for other dtypes, shapes or ranges.
+    averaged over C, H and W of each sample. Raises ``UserError`` for other dtypes, shapes or ranges. Looking at the
+    values waits for the device; ``check_values=False``, for images known to lie in the range, never waits.
     """
-    image, reference = _checked_pair(image, reference, data_range)
+    image, reference = _checked_pair(image, reference, data_range if check_values else None)
     mse_N = (image - reference).square().flatten(1).mean(1)
     return 10 * torch.log10(data_range**2 / mse_N)
 
 
-def ssim(image: Tensor, reference: Tensor, *, data_range: float = 2.0) -> Tensor:
+def ssim(image: Tensor, reference: Tensor, *, data_range: float = 2.0, check_values: bool = True) -> Tensor:
     """Structural similarity, ``[N]``, at most 1 (Wang et al. 2004, eq. 13).
 
     Gaussian window of 11 taps and sigma 1.5, covariances without the n/(n-1) factor, mean over the positions where the
     window fits and over channels: scikit-image's ``structural_similarity`` with ``gaussian_weights=True, sigma=1.5,
     use_sample_covariance=False``. Raises ``UserError`` for images below 11 pixels a side, other dtypes or ranges.
+    ``check_values`` as for ``psnr``.
     """
-    image, reference = _checked_pair(image, reference, data_range)
+    image, reference = _checked_pair(image, reference, data_range if check_values else None)
     _refuse_small(image, "SSIM", WINDOW, "enlarge the images first, or use psnr")
     similarity_NC, _ = _ssim_terms(image, reference, data_range)
     return similarity_NC.mean(1)
@@ -99,14 +101,15 @@ def _halved(x_NCHW: Tensor) -> Tensor:
     return F.avg_pool2d(x_NCHW, 2, padding=(x_NCHW.shape[2] % 2, x_NCHW.shape[3] % 2))
 
 
-def _checked_pair(image: Tensor, reference: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
+def _checked_pair(image: Tensor, reference: Tensor, data_range: float | None) -> tuple[Tensor, Tensor]:
+    """Both as floats of at least 32 bits; without a ``data_range`` their values are not looked at."""
     if image.shape != reference.shape or image.ndim != 4:
         got = f"{list(image.shape)} and {list(reference.shape)}"
         raise UserError("image and reference", "be two [N, C, H, W] tensors of one shape", got, "resize or stack them")
     if not (image.is_floating_point() and reference.is_floating_point()):
         got = f"{image.dtype} and {reference.dtype}"
         raise UserError("image and reference", "be floating point", got, "bring uint8 to [-1, 1] by x / 127.5 - 1")
-    for tensor in (image, reference):
+    for tensor in () if data_range is None else (image, reference):
         low, high = (float(v) for v in tensor.detach().aminmax()) if tensor.numel() else (0.0, 0.0)
         if not high - low <= data_range * (1 + RANGE_SLACK):
             raise UserError(

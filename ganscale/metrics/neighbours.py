@@ -1,4 +1,4 @@
-"""What nearest neighbours say: precision, recall, density, coverage, and how far a sample is from the next one.
+"""What nearest neighbours say: precision, recall, density and coverage.
 
 N real samples, M fake samples, D features. Distances are Euclidean, computed by rows in float64 without the shortcut
 through dot products, because that one makes exact copies look 1e-7 apart.
@@ -45,31 +45,6 @@ def prdc(real: Tensor, fake: Tensor, *, k: int = 5, chunk: int = 1024) -> dict[s
         "density": float(balls_around_fake_M.mean() / k),
         "coverage": float(torch.cat(covered_N).double().mean()),
     }
-
-
-def nearest_distances(queries: Tensor, references: Tensor, *, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """Distance ``[N]`` (float64) of each query ``[N, D]`` to its nearest reference ``[M, D]``, and its index ``[N]``.
-
-    Fakes far nearer to the training set than held-out reals are copies. Raises ``UserError`` for bad features.
-    """
-    queries_ND, references_MD = checked_features(queries), checked_features(references)
-    _refuse_other_width(queries_ND, references_MD)
-    parts = [
-        _distances(queries_ND[start : start + chunk], references_MD).min(1)
-        for start in range(0, len(queries_ND), chunk)
-    ]
-    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
-
-
-def own_nearest_distances(features: Tensor, *, chunk: int = 1024) -> Tensor:
-    """Distance ``[N]`` (float64) of each row of ``[N, D]`` to the nearest *other* row of the same set; 0 for a copy.
-
-    Raises ``UserError`` below two rows or for bad features.
-    """
-    x_ND = checked_features(features)
-    if len(x_ND) < 2:
-        raise UserError("features", "hold at least 2 samples", len(x_ND), "measure more images")
-    return _kth_distance(x_ND, 1, chunk)
 
 
 def _kth_distance(x_ND: Tensor, k: int, chunk: int) -> Tensor:

@@ -81,7 +81,8 @@ class Browser:
         end = time.monotonic() + within_s
         while not (found := holds()):
             assert time.monotonic() < end, f"not so within {within_s} s; last events {self.events[-3:]}"
-            self.run("new Promise(done => setTimeout(done, 20))")
+            time.sleep(0.02)
+            self.call("Target.getTargets")  # of the browser, not of the page: that may just be leaving for the next
         return found
 
     def picture(self, path: Path, *, whole: bool = False) -> Path:

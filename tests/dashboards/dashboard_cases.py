@@ -134,8 +134,6 @@ def make_whole(root: Path, explanations: dict[str, Explanation]) -> Path:
         "quarantined": [{"path": NASTY, "reason": "truncated"}],
     }
     (run / "quarantine.json").write_text(json.dumps(aside))
-    (run / "incidents").mkdir()
-    (run / "incidents" / "kimg-000003.json").write_text(json.dumps({"signal": "vanishing gradient", "value": 0.0}))
     return run
 
 

@@ -248,7 +248,7 @@ def test_a_margin_says_what_it_is_the_error_of():
     score = Score(value=0.5, low=0.25, high=0.75, control=0.1, n=3, better="higher")
     assert margin_words(score) == "±0.250 chance"
     paired = against_control(np.array([1.0, 2.0]), np.array([0.0, 0.5]), better="higher")
-    assert margin_words(paired) == "±0.490 difference", "1.96 standard errors of 1 and 1.5"
+    assert margin_words(paired) == "±3.18 difference", "12.7 standard errors of 1 and 1.5: Student's, of two"
     assert margin_words(replace(score, low=None, high=None)) == "–"
 
 

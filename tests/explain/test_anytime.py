@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,10 +14,8 @@ from ganscale.explain import (
     EXPLAINERS,
     BudgetSpent,
     Limits,
-    Subject,
     build_explainer,
     drive,
-    drive_within,
     explain,
     find_explainer,
     make_request,
@@ -108,8 +105,8 @@ def interrupted_after(built, count: int):
     ("method", "at_once"), [("kernel-shap", 2), ("directions", 1), *((method, 1) for method in APART)]
 )
 def test_without_a_limit_a_few_samples_at_a_time_give_the_bytes_of_all_at_once(method, at_once):
-    alone = drive(named(method))
-    found = drive_within(named(method), at_once=at_once)
+    alone = toys.plainly(named(method))
+    found = drive(named(method), at_once=at_once)
     same(found, alone)
     assert "stopped" not in found.meta
     assert found.meta["plan"] == alone.meta["plan"]
@@ -118,18 +115,18 @@ def test_without_a_limit_a_few_samples_at_a_time_give_the_bytes_of_all_at_once(m
 @pytest.mark.parametrize("method", APART)
 def test_stopped_early_it_is_the_explanation_of_the_first_samples_alone(method):
     built = named(method)
-    found = drive_within(built, limits=Limits(rows=1))  # at least one sample, or one chunk of them, is finished
+    found = drive(built, limits=Limits(rows=1))  # at least one sample, or one chunk of them, is finished
     done, total = found.meta["stopped"][built.pieces]
     assert 1 <= done < total
-    alone = drive(built.first(done))
+    alone = toys.plainly(built.first(done))
     same(found, alone)
     assert found.meta["interim"] == f"interim result: {done} of {total} {built.pieces}, the rows were spent"
 
 
 @pytest.mark.parametrize("rows", [1, 600, 1500, 3000])
 def test_a_budget_of_rows_is_kept_and_used(rows):
-    found = drive_within(explainer(), limits=Limits(rows=rows))
-    each = drive(explainer(count=1)).meta["cost"]["rows_forward"]
+    found = drive(explainer(), limits=Limits(rows=rows))
+    each = toys.plainly(explainer(count=1)).meta["cost"]["rows_forward"]
     done = len(found.inputs["x"])
     assert done == min(5, max(1, rows // each))
     assert found.meta["cost"]["rows_forward"] == done * each
@@ -139,10 +136,10 @@ def test_a_budget_of_seconds_begins_no_sample_that_it_cannot_finish():
     clock, built = Clock(), explainer()
     chunks = len(built.plan()) // 5 + 1  # a sample's, and the one that scores it
     limits = Limits(seconds=2.5 * chunks)
-    found = drive_within(built, execute=ticking(built, clock), limits=limits, clock=clock)
+    found = drive(built, execute=ticking(built, clock), limits=limits, clock=clock)
     assert found.meta["stopped"] == {"reason": "seconds", "samples": [2, 5]}
     assert clock.now <= limits.seconds
-    same(found, drive(explainer(count=2)))
+    same(found, toys.plainly(explainer(count=2)))
 
 
 def test_seconds_that_run_out_in_the_midst_of_a_sample_keep_the_samples_before():
@@ -153,7 +150,7 @@ def test_seconds_that_run_out_in_the_midst_of_a_sample_keep_the_samples_before()
             clock.now += 100.0 if chunk.explanation == 1 else 1.0  # the second sample takes far longer than the first
             yield chunk.index, built.run(chunk)
 
-    found = drive_within(built, execute=execute, limits=Limits(seconds=250.0), clock=clock)
+    found = drive(built, execute=execute, limits=Limits(seconds=250.0), clock=clock)
     assert found.meta["stopped"] == {"reason": "seconds", "samples": [1, 5]}
     assert clock.now < 400
 
@@ -161,28 +158,45 @@ def test_seconds_that_run_out_in_the_midst_of_a_sample_keep_the_samples_before()
 def test_an_interrupt_keeps_what_is_finished_and_says_so():
     built = explainer()
     chunks = len(built.plan()) // 5 + 1
-    found = drive_within(built, execute=interrupted_after(built, 3 * chunks + 1))
+    found = drive(built, execute=interrupted_after(built, 3 * chunks + 1))
     assert found.meta["stopped"] == {"reason": "interrupted", "samples": [3, 5]}
-    same(found, drive(explainer(count=3)))
+    same(found, toys.plainly(explainer(count=3)))
+
+
+def test_an_interrupt_of_explain_keeps_what_is_finished_too():
+    calls, last = [], [float("inf")]
+
+    def fn(x):
+        calls.append(len(x))
+        if len(calls) == last[0]:
+            raise KeyboardInterrupt
+        return torch.from_numpy(x.numpy()[:, 0, 2:9, 3:5].mean(axis=(1, 2)))  # which no pass can be prepared for
+
+    explain(fn, IMAGES, "kernel-shap", **QUICK)
+    last[0] = len(calls) + 2 * len(calls) // 3
+    found = explain(fn, IMAGES, "kernel-shap", **QUICK)
+    done, total = found.meta["stopped"]["samples"]
+    assert (found.meta["stopped"]["reason"], 1 <= done < total == 5) == ("interrupted", True)
+    same(found, explain(fn, IMAGES[:done], "kernel-shap", **QUICK))
 
 
 def test_an_interrupt_before_anything_is_finished_is_one():
     built = explainer()
     with pytest.raises(KeyboardInterrupt):
-        drive_within(built, execute=interrupted_after(built, 1))
+        drive(built, execute=interrupted_after(built, 1))
 
 
 def test_a_method_without_interim_results_is_left_when_its_time_is_up():
     built, clock = named("directions"), Clock()
     with pytest.raises(BudgetSpent, match=r"before directions had a result.*no interim one"):
-        drive_within(built, execute=ticking(built, clock), limits=Limits(seconds=3.0), clock=clock)
+        drive(built, execute=ticking(built, clock), limits=Limits(seconds=3.0), clock=clock)
     assert clock.now <= 5
 
 
 def test_what_is_told_meanwhile_counts_what_is_finished():
     heard = []
     for method in ("directions", "kernel-shap", "class-generation"):
-        drive_within(named(method), on_progress=lambda *told: heard.append(told))
+        drive(named(method), on_progress=lambda *told: heard.append(told))
     count = len(named("directions").plan())
     assert heard[:count] == [(done + 1, count, "chunks") for done in range(count)]
     rest = [told for told in heard if told[2] != "chunks"]
@@ -190,8 +204,8 @@ def test_what_is_told_meanwhile_counts_what_is_finished():
 
 
 def test_drawing_stops_at_the_width_that_was_asked_for_with_fewer_rows():
-    whole = drive(explainer(count=2, **WIDE))
-    found = drive_within(explainer(count=2, **WIDE), limits=Limits(width=0.15))
+    whole = toys.plainly(explainer(count=2, **WIDE))
+    found = drive(explainer(count=2, **WIDE), limits=Limits(width=0.15))
     sweeps, most = found.meta["stopped"]["sweeps"]
     assert found.meta["stopped"]["reason"] == "width"
     assert sweeps < most
@@ -212,10 +226,10 @@ def test_drawing_stops_at_the_width_that_was_asked_for_with_fewer_rows():
 
 
 def test_each_sample_is_drawn_until_it_is_narrow_enough_itself():
-    found = drive_within(explainer(count=4, **WIDE), limits=Limits(width=0.15))
+    found = drive(explainer(count=4, **WIDE), limits=Limits(width=0.15))
     rows = found.meta["coalitions"]
     assert len(set(rows)) > 1  # some samples are harder than others
-    narrow = drive_within(explainer(count=1, **WIDE), limits=Limits(width=0.15))
+    narrow = drive(explainer(count=1, **WIDE), limits=Limits(width=0.15))
     assert narrow.meta["coalitions"] == rows[0]
     assert torch.equal(narrow.values["segment_weights"][0], found.values["segment_weights"][0])
 
@@ -229,22 +243,32 @@ def test_nothing_is_computed_for_a_sample_that_is_narrow_enough_and_each_sweep_i
             yield chunk.index, built.run(chunk)
 
     limits = Limits(width=0.15)
-    found = drive_within(built, execute=execute, limits=limits, on_progress=lambda *told: heard.append(told))
+    found = drive(built, execute=execute, limits=limits, on_progress=lambda *told: heard.append(told))
     assert len(ran) == found.meta["plan"]["chunks"]
     sweeps, most = found.meta["stopped"]["sweeps"]
     assert heard == [(sweep + 1, most, "sweeps") for sweep in range(sweeps)]
 
 
+def test_one_fit_a_sample_is_kept_however_many_sweeps_there_were_and_made_anew_only_where_parts_came():
+    built, fitted = explainer(count=3, **WIDE), []
+    fit = built._fit
+    built._fit = lambda row, parts: fitted.append((row, len(parts))) or fit(row, parts)
+    found = drive(built, limits=Limits(width=0.15))
+    assert found.meta["stopped"]["sweeps"][0] > 2
+    assert len(built._fits) == 3
+    assert len({*fitted}) == len(fitted) > 3
+
+
 def test_rows_and_seconds_end_the_drawing_before_the_width_with_something_left_for_the_scores():
     clock, built = Clock(), explainer(count=2, **WIDE)
-    rows = drive(built).meta["cost"]["rows_forward"] // 2
-    few = drive_within(built, limits=Limits(width=1e-9, rows=rows))
+    rows = toys.plainly(built).meta["cost"]["rows_forward"] // 2
+    few = drive(built, limits=Limits(width=1e-9, rows=rows))
     assert few.meta["stopped"]["reason"] == "rows"
     done, most = few.meta["stopped"]["sweeps"]
     assert few.meta["interim"] == f"interim result: {done} of {most} sweeps, the rows were spent"
     assert 0.5 * rows < few.meta["cost"]["rows_forward"] <= rows
     limits = Limits(width=1e-9, seconds=len(built.plan()) / 2)
-    late = drive_within(built, execute=ticking(built, clock), limits=limits, clock=clock)
+    late = drive(built, execute=ticking(built, clock), limits=limits, clock=clock)
     assert late.meta["stopped"]["reason"] == "seconds"
     assert clock.now <= limits.seconds
 
@@ -254,24 +278,24 @@ def test_an_interrupt_amid_sweeps_keeps_those_that_are_whole_and_scores_them():
     sweeps = [built.sweep_of(chunk) for chunk in built.plan()]
     before, third = sum(sweep < 3 for sweep in sweeps), sweeps.count(3)
     limits = Limits(width=1e-9)
-    found = drive_within(built, execute=interrupted_after(built, before + third // 2), limits=limits)
+    found = drive(built, execute=interrupted_after(built, before + third // 2), limits=limits)
     assert found.meta["stopped"] == {"reason": "interrupted", "sweeps": [3, max(sweeps) + 1]}
     total = found.values["segment_weights"].sum(1)
     torch.testing.assert_close(total, found.values["fx"] - found.values["f_baseline"], atol=1e-9, rtol=1e-9)
     assert found.scores["deletion_auc"].n == 2
     with pytest.raises(KeyboardInterrupt):
-        drive_within(built, execute=interrupted_after(built, 1), limits=limits)
+        drive(built, execute=interrupted_after(built, 1), limits=limits)
 
 
 def test_a_width_out_of_reach_takes_all_rows_and_is_the_whole():
     asked = {"cells": 4, "num_coalitions": 700, "shakes": 0, "shuffled_network": False}
-    found = drive_within(explainer(count=2, **asked), limits=Limits(width=1e-9))
-    same(found, drive(explainer(count=2, **asked)))
+    found = drive(explainer(count=2, **asked), limits=Limits(width=1e-9))
+    same(found, toys.plainly(explainer(count=2, **asked)))
     assert min(found.meta["widths"]) > 1e-9
 
 
 def test_where_every_coalition_is_tried_the_width_is_zero():
-    found = drive_within(explainer(count=1, cells=2), limits=Limits(width=0.1))
+    found = drive(explainer(count=1, cells=2), limits=Limits(width=0.1))
     assert found.meta["widths"] == [0]
     assert "stopped" not in found.meta
 
@@ -288,16 +312,16 @@ def test_where_every_coalition_is_tried_the_width_is_zero():
 def test_what_is_no_sample_is_cut_as_the_option_of_fewer_would(method, fewer):
     built, asked = named(method), invariance.request_of(method)
     count = {"feature-maps": 1}.get(method, next(iter(fewer.values())))
-    same(drive(built.first(count)), drive(built.with_options(**fewer)))
+    same(toys.plainly(built.first(count)), toys.plainly(built.with_options(**fewer)))
     assert build_explainer(built.subject, replace(asked, options=asked.options | fewer)).total == count
 
 
 def test_channels_are_moved_by_what_is_usual_for_them_and_not_by_the_latents_that_are_explained():
     asked = make_request(find_explainer("attfind", EXPLAINERS), invariance.request_of("attfind").inputs, options=HIDDEN)
     built = build_explainer(invariance.subject(), asked)
-    found = drive_within(built, limits=Limits(rows=1))
+    found = drive(built, limits=Limits(rows=1))
     assert found.meta["stopped"]["samples"] == [4, 5]
-    same(found, drive(built.first(4)))
+    same(found, toys.plainly(built.first(4)))
 
 
 def test_more_classes_than_there_are_are_refused():
@@ -313,24 +337,24 @@ def test_later_rounds_of_all_that_is_there_are_made_anew_within_the_budget_and_n
     z = torch.randn(80, 6, generator=torch.Generator().manual_seed(7))
     asked = make_request(find_explainer("dissect", EXPLAINERS), z, options={"ablate": 1})
     built = build_explainer(replace(invariance.subject(), generator=generator), asked)
-    whole = drive(built)
+    whole = toys.plainly(built)
     assert 0.01 < float(whole.values["removed"][0]) < 0.99
-    found = drive_within(built, limits=Limits(rows=10**9))
+    found = drive(built, limits=Limits(rows=10**9))
     same(found, whole)
     rows = whole.meta["cost"]["rows_forward"]
     heard = []
-    cut = drive_within(built, limits=Limits(rows=rows), on_progress=lambda done, total, _: heard.append(done))
+    cut = drive(built, limits=Limits(rows=rows), on_progress=lambda done, total, _: heard.append(done))
     done, _ = cut.meta["stopped"]["samples"]
     assert heard == [16, 32][: len(heard)]
     assert done == heard[-1]
     assert cut.meta["cost"]["rows_forward"] <= rows
-    same(cut, drive(built.first(done)))
+    same(cut, toys.plainly(built.first(done)))
 
 
 def test_rows_of_a_method_without_interim_results_are_refused_with_the_reason():
     words = "--rows must be asked of a method with interim results, got directions: .* of all samples together"
     with pytest.raises(ExplainOptionError, match=words):
-        drive_within(named("directions"), limits=Limits(rows=10))
+        drive(named("directions"), limits=Limits(rows=10))
 
 
 def test_a_width_of_a_method_that_draws_nothing_is_refused():
@@ -342,58 +366,3 @@ def test_a_width_of_a_method_that_draws_nothing_is_refused():
 def test_a_limit_that_is_none_is_refused(limit):
     with pytest.raises(ExplainOptionError, match="be above 0"):
         Limits(**limit)
-
-
-@pytest.mark.parametrize(
-    ("method", "name"),
-    [
-        ("smoothgrad", "attribution"),
-        ("latent-counterfactual", "log_odds_random"),
-        ("attack-input", "noise_margins"),
-        ("attack-latent", "random_image_change"),
-    ],
-)
-def test_what_is_drawn_for_a_sample_does_not_depend_on_those_that_share_its_chunk(method, name):
-    built = named(method)
-    alone, among = (drive(one).values[name][0] for one in (built.first(1), built))
-    torch.testing.assert_close(alone, among, rtol=1e-5, atol=1e-6)  # float32: one row in a pass, or several
-
-
-@pytest.mark.parametrize("method", ["kernel-shap", "lime", "occlusion", "input-x-gradient", "integrated-gradients"])
-def test_a_control_that_fails_for_some_samples_is_lacked_by_them_alone_however_many_are_begun_together(method):
-    critic = toys.FailsShuffled(14)
-    subject = Subject(name="critic", fn=critic, module=critic)
-    x = (
-        torch.rand(6, 1, 14, 14, generator=torch.Generator().manual_seed(1))
-        - torch.tensor([1, 0, 1, 0, 1, 1])[:, None, None, None]
-    )
-    asked = {"cells": 3} | ({"num_coalitions": 64} if method in ("kernel-shap", "lime") else {})
-    dark = x.flatten(1).mean(dim=1) < 0
-
-    def of(rows: torch.Tensor):
-        return build_explainer(subject, make_request(find_explainer(method, EXPLAINERS), rows, options=asked))
-
-    alone, bare = drive(of(x)), drive(of(x[dark]))
-    score = alone.scores["deletion_auc_v_shuffled_network"]
-    assert (score.n, bare.scores["deletion_auc_v_shuffled_network"].n) == (4, 4)
-    assert score.control == pytest.approx(bare.scores["deletion_auc_v_shuffled_network"].control, rel=0.05)
-    words = "a network with shuffled weights: no finite map for 2 of 6 samples, which have no such control"
-    assert words in alone.meta["warnings"]
-    assert not any("no finite map" in line for line in bare.meta["warnings"])
-    same(drive_within(of(x), at_once=1), alone)
-    none = drive(of(x[~dark]))
-    assert "deletion_auc_v_shuffled_network" not in none.scores
-    assert any("2 of 2 samples" in line for line in none.meta["warnings"])
-
-
-def test_superpixels_of_a_sample_without_a_range_do_not_depend_on_the_others():
-    x = torch.cat([IMAGES[:1], 50 * IMAGES[1:2]])
-    asked = make_request(find_explainer("lime", EXPLAINERS), x, options=QUICK | {"regions": "slic", "cells": 5})
-    built = build_explainer(replace(invariance.subject(), value_range=None), asked)
-    assert torch.equal(built.segments_of(0), built.first(1).segments_of(0))
-
-
-def test_a_mean_baseline_ties_the_samples_together():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert not explainer(baseline="mean").samples_apart

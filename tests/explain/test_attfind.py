@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import toys
@@ -101,6 +103,25 @@ def test_coordinates_that_are_no_better_than_any_direction_say_so():
     pair = Subject(name="pair", fn=judge, generator=generator, classifier=classifier, value_range=None)
     found = explain(pair, latents(12), "attfind").scores["best_effect"]
     assert found.value == pytest.approx(found.control, rel=0.2)
+
+
+def test_a_wide_layer_is_compared_with_as_many_random_directions():
+    class Wide(nn.Module):
+        latent = LATENT
+
+        def __init__(self) -> None:
+            super().__init__()
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.first, self.mix = nn.Linear(LATENT, 80), nn.Linear(80, SIDE * SIDE)
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return self.mix(self.first(z)).unflatten(1, (1, SIDE, SIDE))
+
+    pair = replace(subject(), generator=Wide())
+    found = explain(pair, latents(4), "attfind", layer="first")
+    assert found.values["random_directions"].shape == (80, 80)
+    assert found.values["effect_random"].shape == found.values["effect"].shape == (80, 2, 2)
 
 
 def test_odds_of_one_against_the_rest_are_those_of_its_probability():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ganscale.dashboards.explanation_words import alt_of
 from ganscale.data.shapes import KINDS, draw
 from ganscale.explain import Classifier, Subject, explain
 from ganscale.explain.errors import ExplainInputError, ExplainTargetError
@@ -75,6 +76,18 @@ def test_generation_for_a_class_hits_the_class_and_lands_among_its_real_images()
     assert not found.not_better_than_random
     norms = found.values["class_latents"].norm(dim=2)
     assert ((norms - LATENT**0.5).abs() < 1.5).all(), "where normal latents lie"
+
+
+def test_a_search_that_hits_is_no_finding_unless_real_images_of_the_class_are_near():
+    mixed = labelled() | {"real_labels": torch.arange(10 * len(KINDS)) // len(KINDS) % len(KINDS)}  # by brightness
+    found = explain(subject(), {"z": latents(4), **mixed}, "class-generation", steps=30)
+    assert found.scores["hit_rate"].beats_control
+    assert found.not_better_than_random
+    alone = explain(subject(), latents(4), "class-generation", steps=30)
+    assert alone.scores["hit_rate"].beats_control
+    assert (alone.verdict, alone.meta["primary"]) == ("no margin", [])
+    assert "nothing decides" in alone.meta["warnings"][0]
+    assert alt_of("classes", alone).endswith("nearest real images.")
 
 
 def test_more_steps_make_a_classifier_no_less_sure():

@@ -10,7 +10,7 @@ import torch
 import toys
 from torch import nn
 
-from ganscale.explain import Subject, build_explainer, explain, make_request
+from ganscale.explain import Subject, build_explainer, explain, make_request, subject_of_run
 from ganscale.explain.faithfulness import pointing_game
 from ganscale.explain.gradients import InputXGradient
 from ganscale.explain.kernel_shap import KernelShap
@@ -90,6 +90,14 @@ def test_the_map_of_a_shuffled_network_has_nothing_to_do_with_the_trained_ones()
     assert abs(correlation) <= 0.3
     found = explain(network, x[:8], "input-x-gradient", baseline=0)
     assert found.scores["deletion_auc_v_shuffled_network"].beats_control
+
+
+@pytest.mark.parametrize("target", ["region:4,4,12,12", "unit:G.hidden:1", "critic@G"])
+def test_the_control_of_a_map_of_latents_shuffles_the_generator(target):
+    pair = subject_of_run(target=target, critic=toys.conv_critic(), generator=toys.ConvGenerator(12, 14))
+    z = torch.randn(4, 12, generator=torch.Generator().manual_seed(1))
+    score = explain(pair, z, "input-x-gradient", baseline="zero").scores["deletion_auc_v_shuffled_network"]
+    assert score.value < score.control, "no map is compared with itself"
 
 
 def test_a_function_without_weights_has_no_shuffled_control(images):

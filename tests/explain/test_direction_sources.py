@@ -11,9 +11,9 @@ import toys
 from torch import nn
 
 from ganscale.explain import Classifier, Explanation, Subject, build_explainer, explain, make_request
-from ganscale.explain.directions import Directions
 from ganscale.explain.errors import ExplainTargetError, LayerError
 from ganscale.explain.latent.direction_sources import fit_boundary, project_out
+from ganscale.explain.latent.directions import Directions
 
 LATENT, SIDE = 10, 6
 
@@ -125,6 +125,36 @@ def test_disentangled_directions_of_classes_are_orthogonal_to_one_another():
     apart = explain(subject, latents(2), "directions", disentangle=True, **options).values["directions"]
     assert plain.shape == (4, LATENT)
     assert ((apart @ plain.T).abs() - (apart @ plain.T).abs().diagonal().diag()).max() <= 1e-6
+
+
+@pytest.mark.parametrize("by", ["boundary", "score"])
+def test_every_class_has_a_direction_and_one_that_has_none_is_named(by):
+    judge = nn.Sequential(nn.Flatten(), nn.Linear(LATENT, LATENT))
+    names = tuple("abcdefghij")
+    classifier = Classifier(judge, name="judge", example=torch.zeros(2, 1, LATENT, 1), labels=names)
+    subject = Subject(name="pair", fn=judge, generator=ShowsItself(LATENT), classifier=classifier, value_range=None)
+    options = {"by": by, "assess": "classes", "num_draws": 64, "extremes": 8}
+    every = explain(subject, latents(2), "directions", **options)
+    assert every.meta["class_names"] == [*names]
+    assert every.meta["warnings"] == []
+    eight = explain(subject, latents(2), "directions", num_directions=8, **options)
+    assert torch.equal(eight.values["directions"], every.values["directions"][:8])
+    assert eight.meta["warnings"] == ["8 directions for 10 classes: none of i, j"]
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(32, 32), (33, 8)])
+def test_each_of_up_to_32_classes_has_a_direction_and_beyond_them_the_warning_counts_the_rest(classes, expected):
+    judge = nn.Sequential(nn.Flatten(), nn.Linear(40, classes))
+    classifier = Classifier(judge, name="judge", example=torch.zeros(2, 1, 40, 1))
+    subject = Subject(name="pair", fn=judge, generator=ShowsItself(40), classifier=classifier, value_range=None)
+    inputs = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
+    found = explain(subject, inputs, "directions", by="score", assess="classes", num_draws=16)
+    assert len(found.values["directions"]) == expected
+    warnings = found.meta["warnings"]
+    assert len(warnings) == (classes > expected)
+    if warnings:
+        assert warnings[0].startswith(f"8 directions for {classes} classes: none of ")
+        assert warnings[0].endswith(" and 13 more")  # 12 of the 25 are named
 
 
 def test_the_boundary_of_two_clouds_lies_between_them():

@@ -9,8 +9,8 @@ import toys
 from torch import nn
 
 from ganscale.explain import Subject, explain, subject_of_run
-from ganscale.explain.directions import linear_effect
 from ganscale.explain.errors import ExplainInputError, ExplainOptionError, ExplainTargetError, LayerError
+from ganscale.explain.latent.directions import linear_effect
 
 
 def latents(count: int, latent: int) -> torch.Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from ganscale.data.shapes import KINDS, RANGES, distance
-from ganscale.explain import Classifier, Subject, explain
+from ganscale.explain import Classifier, Subject, build_explainer, explain, make_request
 from ganscale.explain.errors import LayerError
 from ganscale.explain.units.concepts import DARK, FIGURE, Concepts
+from ganscale.explain.units.dissect import QUANTILES, SHARES, Dissect
 
 SIDE, LATENT = 28, 8
 
@@ -89,6 +90,18 @@ def test_the_unit_of_a_figure_is_found_and_the_others_are_not_it(dissection):
     assert found.scores["iou_held_out"].value >= 0.9
     assert not found.not_better_than_random
     assert set(RANGES) >= {"size", "angle"}
+
+
+def test_what_a_chunk_counts_is_units_by_concepts_and_thresholds_however_many_latents():
+    thresholds = len(QUANTILES) + len(SHARES)
+    for count in (2, 16):
+        request = make_request(Dissect, latents(count), options={"layer": "figures"})
+        explainer = build_explainer(subject(), request)
+        ((*_, data),) = explainer.run(explainer.plan()[0]).items
+        # of both halves, with own and others' masks: of 512 units and 11 concepts half a megabyte each
+        for name in ("both", "both_permuted"):
+            assert data[name].nbytes == 2 * thresholds * LATENT * len(KINDS) * 4
+        assert sum(array.nbytes for array in data.values()) < 4 * data["both"].nbytes
 
 
 def test_without_its_unit_a_figure_is_gone(dissection):

@@ -12,10 +12,10 @@ import toys
 from ganscale.dashboards.layout import verdict
 from ganscale.explain import Score, explain
 from ganscale.explain import scores as measured
+from ganscale.explain.anytime import drive
 from ganscale.explain.attribution import AttributionExplainer
 from ganscale.explain.base import make_request
 from ganscale.explain.integrated_gradients import IntegratedGradients
-from ganscale.explain.plan import drive
 from ganscale.explain.subject import Subject
 from ganscale.explain.types import FUNCTION, Explanation
 

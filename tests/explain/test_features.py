@@ -151,6 +151,19 @@ def test_the_best_latent_of_a_linear_unit_is_its_weight():
     assert (found["vis_reached"] > found["vis_random"]).all()
 
 
+def test_an_input_that_excites_less_than_the_best_picture_is_no_finding_however_far_it_beats_a_random_one():
+    weight = torch.randn(6, SIDE * SIDE, generator=torch.Generator().manual_seed(0))
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 6, bias=False))
+    with torch.no_grad():
+        critic[1].weight.copy_(weight)
+    faint = 0.1 * torch.randn(20, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    best = weight.sign().unflatten(1, (1, SIDE, SIDE))  # nothing excites a unit more
+    inputs = {"z": latents(3), "real": torch.cat([faint, best])}
+    found = explain(subject(critic), inputs, "feature-vis", layer="1", steps=100, units=6)
+    assert found.scores["excitement"].beats_control
+    assert found.not_better_than_random
+
+
 def test_what_features_cannot_use_is_refused():
     with pytest.raises(ExplainTargetError, match="have a classifier that is a network"):
         explain(subject(), latents(2), "feature-maps", network="C")

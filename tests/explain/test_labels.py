@@ -64,6 +64,25 @@ class NeedsLabel(nn.Module):
         return x.flatten(1).mean(dim=1) * (1 + y)
 
 
+class Level(nn.Module):
+    """G(z, y): a picture of 4x4, a tenth of the first latent bright around its label's level, which are one apart."""
+
+    latent, classes = LATENT, 3
+
+    def forward(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (y - 1 + 0.1 * z[:, 0])[:, None, None, None].expand(-1, 1, 4, 4)
+
+
+def level_pair() -> tuple[Subject, dict[str, torch.Tensor]]:
+    """Return the subject of levels under a critic that tells how bright, and latents of the middle one."""
+
+    def critic(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).mean(dim=1)
+
+    pair = Subject(name="level", fn=critic, generator=Level(), critic=critic, value_range=None)
+    return pair, {"z": latents(24), "labels": torch.ones(24, dtype=torch.int64)}
+
+
 def subject(generator: nn.Module | None = None) -> Subject:
     model = Matches()
     classifier = Classifier(model, name="matches", example=figures()[:2], labels=KINDS)
@@ -80,7 +99,7 @@ def images(count: int) -> torch.Tensor:
 
 def test_a_generator_that_takes_labels_draws_each_class_itself():
     found = explain(subject(), latents(2), "class-generation", candidates=32)
-    assert found.meta["way"] == "draw"
+    assert (found.meta["way"], found.meta["primary"]) == ("draw", ["hit_rate"])
     assert found.values["hits"].min() >= 0.95
     assert found.scores["hit_rate"].control == pytest.approx(1 / CLASSES, abs=0.1)  # 128 draws: 2.6 standard errors
     drawn = found.values["class_latents"]
@@ -141,20 +160,32 @@ def test_labels_are_drawn_by_the_seed_kept_while_a_latent_moves_and_taken_where_
 
 
 def test_random_steps_of_a_counterfactual_keep_the_label_as_the_search_does():
-    class Level(nn.Module):
-        latent, classes = LATENT, 3
-
-        def forward(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return (y - 1 + 0.1 * z[:, 0])[:, None, None, None].expand(-1, 1, 4, 4)
-
-    def critic(x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(1).mean(dim=1)
-
-    pair = Subject(name="level", fn=critic, generator=Level(), critic=critic, value_range=None)
-    inputs = {"z": latents(24), "labels": torch.ones(24, dtype=torch.int64)}
+    pair, inputs = level_pair()
     found = explain(pair, inputs, "latent-counterfactual", judge="critic", confidence=0.5).values
     assert found["latent_length"].max() > 1, "long enough to change a label"
     assert found["log_odds_random"].abs().max() < 0.9, "another label is one away"
+
+
+def test_random_directions_keep_the_label_and_move_the_picture_no_more_than_latents_can():
+    pair, inputs = level_pair()
+    found = explain(pair, inputs, "directions", by="score", num_draws=64).values
+    assert found["image_change_random"].max() <= 0.4 + 1e-6, "a tenth a pixel; another label is 4 away"
+    torch.testing.assert_close(found["random_directions"].norm(dim=1), torch.ones(20, dtype=torch.float64))
+
+
+def test_random_steps_beside_attacks_on_latents_keep_the_label():
+    found = explain(*level_pair(), "attack-latent", steps=3).values
+    assert (found["random_image_change"] <= 0.4 * found["latent_budgets"] + 1e-5).all()  # float32
+    assert (found["image_change"] <= 0.4 * found["latent_budgets"] + 1e-5).all()
+
+
+@pytest.mark.parametrize("by", ["sefa", "pca", "boundary", "score"])
+def test_no_direction_leads_from_one_label_to_another(by):
+    options = {"by": by, "assess": "classes", "num_draws": 64, "extremes": 8}
+    found = explain(subject(), latents(2), "directions", **options).values
+    for name in ("directions", "random_directions"):
+        assert not found[name][:, LATENT:].any()
+        assert found[name][:, :LATENT].any(dim=1).all()
 
 
 def test_directions_of_the_first_layer_are_those_of_the_network_within():

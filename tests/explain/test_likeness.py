@@ -10,11 +10,12 @@ from torch import nn
 
 from ganscale.dashboards.explanation_parts import said_of_all
 from ganscale.explain import Subject, explain
+from ganscale.explain.base import parse_options
 from ganscale.explain.beside import Beside
-from ganscale.explain.errors import ExplainInputError
-from ganscale.explain.likeness.cka import Sums
+from ganscale.explain.errors import ExplainInputError, ExplainOptionError
+from ganscale.explain.likeness.cka import Sums, debiased_of_orders
 from ganscale.explain.likeness.conv_interaction import watched
-from ganscale.explain.likeness.membership import auc, caught_at, roc
+from ganscale.explain.likeness.membership import Membership, auc, caught_at, roc
 from ganscale.explain.likeness.retrieval import best_of, few_numbers, merge_best
 from ganscale.explain.likeness.units_to_logit import score_of_units
 
@@ -98,10 +99,11 @@ def membership(generator: nn.Module):
 def test_a_generator_that_returns_training_images_gives_them_away_and_one_that_does_not_does_not():
     copied = membership(Copier(images(500, seed=1, side=6)))
     assert copied.scores["nearest_auc"].value >= 0.95
-    assert not copied.not_better_than_random
+    assert copied.verdict == "better"
     fresh = membership(Copier(images(2000, seed=9, side=6)))
     assert abs(fresh.scores["nearest_auc"].value - 0.5) <= 0.06  # the null's spread is .018
     assert abs(fresh.scores["nearest_auc"].control - 0.5) <= 0.08
+    assert fresh.not_better_than_random
     assert "no sign of memorisation" in fresh.meta["banner"]
     said = said_of_all("not better", fresh.meta["banner"])
     assert "no sign of memorisation" in said
@@ -153,6 +155,24 @@ def test_debiased_alignment_of_independent_features_is_near_nothing_where_the_pl
     sums = Sums.of_rows([rows(2000, 32), rows(2000, 32, seed=1)])
     assert abs(sums.debiased()[0, 1]) <= 0.01
     assert sums.alignment()[0, 1] > 0.012  # 32 / 2000 = .016
+
+
+def test_debiased_alignment_across_reordered_layers_is_that_of_the_sums_of_all_their_features():
+    g, d = [rows(60, 5), 3 * rows(60, 7, seed=1) + 2], [rows(60, 4, seed=2) - 1, rows(60, 5), rows(60, 2, seed=3) * 0]
+    orders = [np.arange(60), *(np.random.default_rng(seed).permutation(60) for seed in range(3))]
+    whole = [Sums.of_rows([*g, *(layer[order] for layer in d)]).debiased()[:2, 2:] for order in orders]
+    found = debiased_of_orders(g, d, orders)
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-12)  # sums of 60 terms in float64, added in another order
+    assert found[0, 0, 1] == pytest.approx(1, abs=1e-12)
+    assert not found[:, :, 2].any(), "nothing is like a layer that does not vary"
+
+
+@pytest.mark.parametrize("searched", [1, -1])
+def test_a_search_whose_control_would_have_no_halves_is_refused_before_anything_is_computed(searched):
+    with pytest.raises(ExplainOptionError, match=r"at least 2|equal to 0") as refused:
+        parse_options(Membership, {"searched": searched})
+    assert "\n" not in str(refused.value)
+    assert [parse_options(Membership, {"searched": count}).searched for count in (0, 2)] == [0, 2]
 
 
 def test_debiased_alignment_is_that_of_gram_matrices_without_their_diagonals():

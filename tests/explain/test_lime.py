@@ -9,7 +9,7 @@ import toys
 from scipy.ndimage import binary_dilation, label
 from scipy.stats import spearmanr
 
-from ganscale.explain import Subject, build_explainer, explain, fold, make_request
+from ganscale.explain import Subject, build_explainer, explain, make_request
 from ganscale.explain.cells import grid_segments
 from ganscale.explain.errors import ExplainInputError, ExplainOptionError
 from ganscale.explain.lime import Lime
@@ -63,7 +63,7 @@ def test_weights_and_r_squared_of_lime_from_merged_statistics_are_those_of_all_r
     game, x = toys.Game(12, seed=3), draw(1, 12) + 1.5
     explainer = lime_of(game, x, num_coalitions=700)
     chunks = explainer.plan()
-    partial = fold(explainer, ((c.index, explainer.run(c)) for c in chunks), count=len(chunks))
+    partial = toys.folded(explainer, chunks)
     maps = explainer.maps_of(partial)
     present, weight_n = all_rows(explainer)
     y = game(torch.from_numpy(present) * x).numpy()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +13,7 @@ import toys
 from torch import nn
 
 from ganscale.dashboards.panels import draw_panels
-from ganscale.explain import EXPLAINERS, explain
+from ganscale.explain import EXPLAINERS, explain, mprt, subject_of_run
 from ganscale.explain.errors import ExplainOptionError, ExplainTargetError
 from ganscale.explain.gradients import InputXGradient
 from ganscale.explain.shuffling import shuffled_weights
@@ -58,6 +62,61 @@ def test_the_stages_are_those_of_the_network_with_these_layers_shuffled(images):
         torch.testing.assert_close(found.values["stage_maps"][stage + 1], wanted[:4])
         rank = [np.argsort(np.argsort(m[0].flatten().numpy())) for m in (own, wanted)]
         assert float(found.values["similarity"][stage, 0]) == pytest.approx(abs(np.corrcoef(*rank)[0, 1]), abs=1e-9)
+
+
+GENERATOR = ["up", "hidden", "start"]
+
+
+@pytest.mark.parametrize(
+    ("target", "layers"),
+    [
+        ("region:4,4,12,12", GENERATOR),
+        ("unit:G.hidden:1", GENERATOR),
+        ("critic@G", ["D.5", "D.2", "D.0", *(f"G.{name}" for name in GENERATOR)]),
+    ],
+)
+def test_a_map_of_latents_is_about_the_generator_and_what_judges_its_pictures(target, layers):
+    generator = toys.ConvGenerator(12, 14)
+    pair = subject_of_run(target=target, critic=toys.conv_critic(), generator=generator)
+    z = torch.randn(6, 12, generator=torch.Generator().manual_seed(1))
+    found = explain(pair, z, "mprt", of="input-x-gradient", baseline="zero")
+    assert found.meta["layers"] == layers
+    assert (found.values["similarity"][-1] < 0.99).all(), "all that the target is computed by was shuffled"
+    assert not found.not_better_than_random
+    assert set(draw_panels(found)) == {"randomisation"}
+
+
+@contextmanager
+def drawn_anew(network: nn.Module, *, seed: int, layers: Sequence[str]) -> Iterator[None]:
+    """Do to layers what quantus does: each draws its weights anew, after one and the same seed."""
+    saved = copy.deepcopy(network.state_dict())
+    for name in layers:
+        torch.manual_seed(seed + 1)
+        network.get_submodule(name).reset_parameters()
+    yield
+    network.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("method", ["input-x-gradient", "saliency", "copy"])
+def test_quantus_finds_each_stage_as_alike_where_weights_are_drawn_as_it_draws_them(images, method, monkeypatch):
+    quantus = toys.peer("quantus")
+    monkeypatch.setitem(EXPLAINERS, "copy", Copy)
+    monkeypatch.setattr(mprt, "shuffled_weights", drawn_anew)
+    critic = toys.conv_critic()
+    ours = explain(critic, images, "mprt", of=method, baseline="zero", seed=3).values["similarity"]
+
+    def maps(model: nn.Module, inputs: np.ndarray, targets: np.ndarray, **_: object) -> np.ndarray:
+        options = {"baseline": "zero", "shakes": 0, "shuffled_network": False}
+        return explain(model, torch.as_tensor(inputs), method, **options).values["attribution"].numpy()
+
+    plain = {"abs": False, "normalise": False, "disable_warnings": True}
+    metric = quantus.MPRT(layer_order="top_down", seed=3, **plain)
+    x, y = images.numpy(), np.zeros(len(images), dtype=int)
+    with torch.random.fork_rng():
+        theirs = metric(model=critic, x_batch=x, y_batch=y, a_batch=maps(critic, x, y), explain_func=maps)
+    assert [*theirs] == ["original", "5", "2", "0"]
+    stages = np.abs([theirs[name] for name in ("5", "2", "0")])
+    np.testing.assert_allclose(ours.numpy(), stages, atol=1e-9)  # the same float32 maps, ranks in float64
 
 
 @pytest.mark.parametrize("of", ["input-x-gradient", "kernel-shap"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -14,16 +15,17 @@ import toys
 from matplotlib.text import Text
 
 from ganscale.dashboards.enlarging import DENSITY
-from ganscale.dashboards.figures import Canvas
+from ganscale.dashboards.figures import POINT, Canvas
+from ganscale.dashboards.gallery import Row, gallery
 from ganscale.dashboards.layout import BANNER, method_title, score_title
 from ganscale.dashboards.palette import DIVERGING
 from ganscale.dashboards.panels import PANELS, draw_panels, with_scores
-from ganscale.explain import Earlier, Explanation, Score, Target, build_explainer, drive, explain
+from ganscale.explain import EXPLAINERS, Earlier, Explanation, Score, Target, build_explainer, drive, explain
+from ganscale.explain.attribution import AttributionExplainer
 
+ATTRIBUTIONS = [name for name, method in EXPLAINERS.items() if issubclass(method, AttributionExplainer)]
 WANTED = {
-    "lime": {"maps", "curves"},
-    "saliency": {"maps", "curves"},
-    "grad-cam": {"maps", "curves"},
+    **{method: {"maps", "curves"} for method in ATTRIBUTIONS},
     "directions": {"traversal"},
     "mprt": {"randomisation"},
     "roar": {"retraining"},
@@ -61,8 +63,9 @@ class Drawn:
     tables: list[Canvas]
 
 
-def draw(found: Explanation) -> Drawn:
-    """Draw all panels, and keep the canvases so that their words and places can be read."""
+@contextmanager
+def watched() -> Iterator[list[Canvas]]:
+    """Collect the canvases that are drawn on, so that their words and places can be read."""
     canvases: list[Canvas] = []
     plain = Canvas.array
 
@@ -72,6 +75,12 @@ def draw(found: Explanation) -> Drawn:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Canvas, "array", array)
+        yield canvases
+
+
+def draw(found: Explanation) -> Drawn:
+    """Draw all panels and their tables."""
+    with watched() as canvases:
         panels = draw_panels(found)
         shown = len(canvases)
         with_scores(found, panels)
@@ -208,6 +217,16 @@ def test_shares_of_many_latents_are_bars_beside_their_pictures_and_a_swarm_of_th
     assert "beeswarm" not in draw(few).panels
 
 
+def test_a_long_note_takes_more_lines_and_not_smaller_letters(drawn):
+    found, note = drawn("attfind").found, "also best for T-shirt/top (down), coat (down), bag (down)"
+    with watched() as canvases:
+        gallery(found, [Row(title="pullover", tiles=[None], notes=["z[48], moved down", note])], [])
+    noted = [text for text in canvases[0].figure.texts if text.get_text() and text.get_text() in note]
+    assert " ".join(text.get_text() for text in noted) == note
+    assert min(text.get_fontsize() for text in noted) >= 10 * POINT  # CSS pixels
+    assert collisions(canvases) == []
+
+
 def test_maps_over_time_collide_with_nothing():
     pair, request = invariance.subject(), invariance.request_of("feature-maps")
     before = Earlier(images=12_000, generator=pair.generator, critic=pair.critic)
@@ -228,6 +247,10 @@ def test_words_on_words_are_found():
     canvas.text(290, 70, "over the edge", size=12)
     canvas.array()
     assert collisions([canvas]) == ["over the edge: over the edge", "one above | across"]
+
+
+def test_no_method_is_left_out():
+    assert WANTED.keys() == EXPLAINERS.keys()
 
 
 def test_every_panel_belongs_to_a_tested_method():

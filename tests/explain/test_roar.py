@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+from functools import reduce
+
 import pytest
 import torch
 
 from ganscale.dashboards.panels import draw_panels
-from ganscale.explain import explain
+from ganscale.explain import Subject, build_explainer, explain, make_request
 from ganscale.explain.errors import ExplainInputError, ExplainOptionError
-from ganscale.explain.roar import held_out
+from ganscale.explain.roar import Roar, held_out
 
 
 def patches(count: int = 120) -> dict[str, torch.Tensor]:
@@ -52,6 +55,16 @@ def test_where_there_is_nothing_to_learn_the_test_says_that_it_says_nothing():
     assert found.values["removed_share"][0] == 0
     assert any("the test says nothing" in words for words in found.meta["warnings"])
     assert "the test says nothing" in found.meta["banner"]
+
+
+def test_what_is_sent_with_each_retraining_is_a_bit_a_region():
+    explainer = build_explainer(
+        Subject(name="patch", fn=the_patch), make_request(Roar, patches(200), options={"of": "input-x-gradient"})
+    )
+    maps = reduce(explainer.merge, map(explainer.run, explainer.plan()))
+    bits = 200 * 7 * 7
+    sizes = [len(pickle.dumps(chunk)) for chunk in explainer.plan(maps)]
+    assert max(sizes) <= bits / 8 + 500  # what stands around: 300 bytes
 
 
 @pytest.mark.parametrize("labels", [[0, 1] * 8, [0] * 8 + [1] * 8, [0, 1, 1, 2] * 4])

@@ -7,7 +7,7 @@ import pytest
 import torch
 import toys
 
-from ganscale.explain import build_explainer, explain, fold, make_request
+from ganscale.explain import build_explainer, explain, make_request
 from ganscale.explain.coalitions import all_coalitions, border_coalitions, draw_coalitions
 from ganscale.explain.errors import ExplainInputError, ExplainOptionError
 from ganscale.explain.kernel_shap import KernelShap
@@ -81,7 +81,7 @@ def test_weights_and_r_squared_from_merged_statistics_are_those_of_all_rows():
     request = make_request(KernelShap, x, seed=5, options={"shakes": 0})
     explainer = build_explainer(Subject(name="game", fn=game, value_range=None), request)
     chunks = explainer.plan()
-    partial = fold(explainer, ((c.index, explainer.run(c)) for c in chunks), count=len(chunks))
+    partial = toys.folded(explainer, chunks)
     maps = explainer.collect(partial)
 
     rows = [explainer.coalitions(chunk) for chunk in chunks]

@@ -15,6 +15,7 @@ from torch import nn
 from ganscale.explain import Classifier, Target, explain, subject_of_run
 from ganscale.explain.errors import CallableError, ExplainTargetError, LayerError
 from ganscale.explain.layers import layer_output
+from ganscale.explain.shuffling import shuffled_weights
 from ganscale.explain.subject import looks_across_its_batch
 
 SIDE = 14
@@ -142,6 +143,34 @@ def test_a_unit_is_the_activation_that_a_plain_forward_has(networks, images, z):
     torch.testing.assert_close(found.fn(images), first[:, 1, 4, 2])
     whole = subject_of_run(target="unit:D.0:1@G", **networks)
     torch.testing.assert_close(whole.fn(z), networks["critic"][0](networks["generator"](z))[:, 1].mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "critic",
+        "class:1",
+        "unit:D.0:1",
+        "unit:C.1:2",
+        "distance:C.1",
+        "critic@G",
+        "class:1@G",
+        "unit:D.0:1@G",
+        "distance:D.0@G",
+        "unit:G.start:3",
+        "unit:start:3",
+        "region:2,3,6,9",
+    ],
+)
+def test_the_networks_behind_a_target_are_those_whose_weights_change_it(networks, images, z, target):
+    subject = subject_of_run(target=target, **networks)
+    rows = z if subject.domain == "z" else images
+    known, behind = subject.fn(rows), set()
+    for name in ("critic", "generator", "classifier"):
+        with shuffled_weights(networks[name], seed=1):
+            if not torch.equal(subject.fn(rows), known):
+                behind |= {id(parameter) for parameter in networks[name].parameters()}
+    assert {id(parameter) for parameter in subject.module.parameters()} == behind
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ganscale.config import METRIC_NAMES
+from ganscale.config import EXTRACTOR_NAMES, METRIC_NAMES
 from ganscale.errors import ConfigError, UserError
-from ganscale.metrics import METRICS, InDomainCNN, TrainingSet, compare, evaluate_features, features_of, measure
+from ganscale.metrics import EXTRACTORS, METRICS, InDomainCNN, Reference, TrainingSet
 
 N = 1000
-STAMP = {"extractor": "in-domain CNN", "split": "train"}
 FD, KD = "FD (in-domain CNN)", "KD (in-domain CNN)"
 
 
@@ -24,8 +22,8 @@ def halves(garments: TrainingSet) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def half_features(judge: InDomainCNN, halves) -> list[torch.Tensor]:
-    return [features_of(judge, half) for half in halves]
+def standing(judge: InDomainCNN, halves) -> Reference:
+    return Reference(judge, *halves, reference={"split": "train"})
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +66,9 @@ LADDERS = {
 
 
 @pytest.mark.parametrize("damage", LADDERS)
-def test_damage_ranks_in_order_and_stands_clear_of_the_floor(damage: str, judge, half_features, others):
+def test_damage_ranks_in_order_and_stands_clear_of_the_floor(damage: str, standing: Reference, others):
     spoil, rungs = LADDERS[damage]
-    spoilt = [features_of(judge, spoil(others, rung)) for rung in rungs]
-    values = [evaluate_features(*half_features, fake, metrics=["fd", "kd"], stamp=STAMP) for fake in spoilt]
+    values = [standing.measure(spoil(others, rung), metrics=["fd", "kd"]) for rung in rungs]
     fd = [value[FD].value for value in values]
     kd = [value[KD].value for value in values]
     floor = values[0][FD].floor
@@ -82,29 +79,29 @@ def test_damage_ranks_in_order_and_stands_clear_of_the_floor(damage: str, judge,
     assert kd[-1] > values[-1][KD].floor + 2 * values[-1][KD].spread
 
 
-def test_duplicates_show_in_coverage_long_before_they_show_in_precision(judge, half_features, others):
-    spoilt = features_of(judge, copies(others, 10))
-    values = evaluate_features(*half_features, spoilt, metrics=["prdc"], stamp=STAMP)
+def test_duplicates_show_in_coverage_long_before_they_show_in_precision(standing: Reference, others):
+    values = standing.measure(copies(others, 10), metrics=["prdc"])
     coverage, precision = (values[f"{name} (in-domain CNN)"] for name in ("coverage", "precision"))
     assert coverage.value < 0.6 * coverage.floor
     assert precision.value == pytest.approx(precision.floor, abs=0.1)
 
 
-def test_undamaged_images_lie_at_the_floor(judge, halves, others):
-    values = measure(judge, *halves, others.images[:N])
+def test_undamaged_images_lie_at_the_floor(standing: Reference, others):
+    values = standing.measure(others.images[:N])
     assert values[FD].value == pytest.approx(values[FD].floor, rel=0.3)  # two draws of one distribution
     for name in ("precision", "recall", "density", "coverage"):
         found = values[f"{name} (in-domain CNN)"]
         assert found.value == pytest.approx(found.floor, abs=0.1)
 
 
-def test_registry_holds_exactly_the_names_that_a_config_may_use():
+def test_registries_hold_exactly_the_names_that_a_config_may_use():
     assert tuple(METRICS) == METRIC_NAMES
+    assert tuple(EXTRACTORS) == EXTRACTOR_NAMES
 
 
 def test_every_value_says_how_it_was_measured_and_none_is_called_fid(judge: InDomainCNN, halves, others):
     reference = {"data": "garments", "split": "train", "fingerprint": "abc"}
-    values = measure(judge, *halves, others.images[:N], seed=3, reference=reference, subject={"run": "demo"})
+    values = Reference(judge, *halves, reference=reference).measure(others.images[:N], seed=3, subject={"run": "demo"})
     assert list(values) == [
         FD, KD, *(f"{name} (in-domain CNN)" for name in ("precision", "recall", "density", "coverage"))
     ]  # fmt: skip
@@ -121,55 +118,37 @@ def test_every_value_says_how_it_was_measured_and_none_is_called_fid(judge: InDo
 
 
 def test_a_measurement_can_be_repeated_exactly(judge, halves, others):
-    first, second = (measure(judge, *halves, others.images[:N], metrics=["kd"], seed=9) for _ in range(2))
+    first, second = (Reference(judge, *halves).measure(others.images[:N], metrics=["kd"], seed=9) for _ in range(2))
     assert first == second
 
 
-def stamped(judge: InDomainCNN, real_a, real_b, fake, *, split: str = "train", **options) -> dict:
-    parts = [features_of(judge, part) for part in (real_a, real_b, fake)]
-    return evaluate_features(*parts, stamp={"split": split, **judge.describe()}, **options)
+def test_values_that_were_not_measured_alike_have_other_stamps(judge, halves, others):
+    (a, b), fake = (part[:200] for part in halves), others.images[:200]
 
+    def stamp(a=a, b=b, fake=fake, split="train", **options) -> dict[str, str]:
+        return Reference(judge, a, b, reference={"split": split}).measure(fake, metrics=["fd"], **options)[FD].stamp
 
-def test_compare_gives_the_improvement_in_the_metrics_own_direction(judge, halves, others):
-    small = [part[:200] for part in halves]
-    good, bad = (stamped(judge, *small, fake[:200]) for fake in (others.images[:N], noisy(others, 80)))
-    assert all(compare(good[name], bad[name]) > 0 > compare(bad[name], good[name]) for name in good)
-    assert compare(good[FD], bad[FD]) == bad[FD].value - good[FD].value
-
-
-def test_compare_refuses_values_that_were_not_measured_alike(judge, halves, others):
-    small, fake = [part[:200] for part in halves], others.images
-    value = stamped(judge, *small, fake[:200])[FD]
-    other_n = stamped(judge, small[0], small[1][:150], fake[:150])[FD]
-    with pytest.raises(UserError, match="n_fake: 200 v 150"):
-        compare(value, other_n)
-    with pytest.raises(UserError, match="split: train v held-out"):
-        compare(value, stamped(judge, *small, fake[:200], split="held-out")[FD])
-    with pytest.raises(UserError, match="extractor_sha256"):
-        compare(value, replace(value, stamp={**value.stamp, "extractor_sha256": "other"}))
-    with pytest.raises(UserError, match=r"name: FD .* v KD"):
-        compare(value, stamped(judge, *small, fake[:200])[KD])
-
-
-def test_other_reference_images_make_another_stamp(judge, halves, others):
-    fake = others.images[:200]
-    one = measure(judge, halves[0][:200], halves[1][:200], fake, metrics=["fd"])[FD]
-    two = measure(judge, halves[0][200:400], halves[1][:200], fake, metrics=["fd"])[FD]
-    with pytest.raises(UserError, match="reals_sha256"):
-        compare(one, two)
+    usual = stamp()
+    assert stamp(fake=others.images[200:400]) == usual
+    for other, differing in (
+        (stamp(seed=1), {"seed"}),
+        (stamp(split="held-out"), {"split"}),
+        (stamp(a=halves[0][200:400]), {"reals_sha256"}),
+        (stamp(b=b[:150], fake=fake[:150]), {"reals_sha256", "n_fake"}),
+    ):
+        assert {key for key in usual if usual[key] != other[key]} == differing
 
 
 def test_bad_requests_are_refused(judge, halves, others):
     a, b, fake = (part[:50] for part in (*halves, others.images))
+    reference = Reference(judge, a, b)
     with pytest.raises(ConfigError, match="did you mean fd"):
-        measure(judge, a, b, fake, metrics=["fid"])
+        reference.measure(fake, metrics=["fid"])
     with pytest.raises(UserError, match="list of names"):
-        measure(judge, a, b, fake, metrics="fd")
+        reference.measure(fake, metrics="fd")
     with pytest.raises(UserError, match="equally many samples, got 50 and 40"):
-        measure(judge, a, b, fake[:40])
+        reference.measure(fake[:40])
     with pytest.raises(UserError, match="one shape"):
-        measure(judge, a, b, fake[..., :20])
+        reference.measure(fake[..., :20])
     with pytest.raises(UserError, match="at least 10 each"):
-        measure(judge, a, b[:5], fake[:5])
-    with pytest.raises(UserError, match="name the split"):
-        evaluate_features(torch.zeros(50, 2), torch.zeros(50, 2), torch.zeros(50, 2), stamp={"extractor": "x"})
+        Reference(judge, a, b[:5])

@@ -43,24 +43,23 @@ Budgets = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ..
 
 
 class AttackInputOptions(Options):
-    """Options of ``attack-input``.
+    """How far and by which steps inputs are moved, and when a verdict has turned."""
 
-    ``norm`` of the ball and its ``budgets`` in 1/255 of the range's width (plain units where the input has no range;
-    empty: 1 to 16 for linf, 32 to 512 for l2). ``steps`` of PGD, each ``step`` radii long; ``random_start`` begins at
-    noise. ``goal`` of an attack on a critic: flip each verdict, or raise or lower every logit; its verdicts turn at
-    ``threshold`` (auto: half-way between the mean logits of real and generated samples where both are given, else 0).
-    ``loss`` that is raised on a classifier. ``noise_draws`` per sample and budget.
-    """
-
-    norm: moves.Norm = "linf"
-    budgets: Budgets = ()
-    steps: Annotated[int, Field(ge=1, le=10_000)] = 10
-    step: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 0.25
-    random_start: bool = False
-    goal: Literal["flip", "raise", "lower"] = "flip"
-    threshold: Literal["auto"] | Annotated[float, Field(allow_inf_nan=False)] = "auto"
-    loss: Loss = "cross-entropy"
-    noise_draws: Annotated[int, Field(ge=2, le=1000)] = 8
+    norm: moves.Norm = Field("linf", description="of the ball in which the input stays")
+    budgets: Budgets = Field(
+        (), description="its radii in 1/255 of the range, plain where there is none; none given: 1 to 16, l2 32 to 512"
+    )
+    steps: Annotated[int, Field(ge=1, le=10_000)] = Field(10, description="steps of PGD")
+    step: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = Field(0.25, description="their length, in radii")
+    random_start: bool = Field(False, description="begin at noise")
+    goal: Literal["flip", "raise", "lower"] = Field(
+        "flip", description="of an attack on a critic: turn each verdict, or raise or lower every logit"
+    )
+    threshold: Literal["auto"] | Annotated[float, Field(allow_inf_nan=False)] = Field(
+        "auto", description="logit at which a critic's verdict turns; auto: between real and generated means, or 0"
+    )
+    loss: Loss = Field("cross-entropy", description="what is raised on a classifier")
+    noise_draws: Annotated[int, Field(ge=2, le=1000)] = Field(8, description="draws of noise a sample and radius")
 
 
 class AttackInput(Explainer):

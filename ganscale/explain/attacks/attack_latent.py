@@ -22,6 +22,7 @@ from ganscale.explain.attacks import steps as moves
 from ganscale.explain.attacks.attack_input import Budgets
 from ganscale.explain.base import Explainer, Meter, Options
 from ganscale.explain.errors import ExplainInputError, ZeroGradientError
+from ganscale.explain.labels import label_numbers
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.scores import against_random
 from ganscale.explain.subject import Subject
@@ -34,16 +35,16 @@ PIXEL_STEP = 0.25
 
 
 class AttackLatentOptions(Options):
-    """Options of ``attack-latent``.
+    """How far and by which steps latents are moved."""
 
-    ``budgets``: lengths of the step in latent space (1 is one standard deviation of a single coordinate). ``steps`` of
-    each ascent; those on the critic are ``step`` budgets long. ``random_draws``: steps of the control.
-    """
-
-    budgets: Budgets = (0.25, 0.5, 1.0, 2.0)
-    steps: Annotated[int, Field(ge=1, le=10_000)] = 20
-    step: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 0.25
-    random_draws: Annotated[int, Field(ge=2, le=1000)] = 8
+    budgets: Budgets = Field(
+        (0.25, 0.5, 1.0, 2.0), description="lengths of the step in latent space; 1: a coordinate's standard deviation"
+    )
+    steps: Annotated[int, Field(ge=1, le=10_000)] = Field(20, description="steps of each ascent")
+    step: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = Field(
+        0.25, description="length of those on the critic, in budgets"
+    )
+    random_draws: Annotated[int, Field(ge=2, le=1000)] = Field(8, description="random steps, which are the control")
 
 
 class AttackLatent(Explainer):
@@ -85,7 +86,8 @@ class AttackLatent(Explainer):
         look = _Look(self.subject, meter)
         base = look.images(z)
         base_wide = base.repeat_interleave(count, dim=0)
-        ball = {"norm": "l2", "value_range": None, "rngs": rngs}
+        # no step changes the label: an ascent cannot
+        ball = {"norm": "l2", "value_range": None, "rngs": rngs, "still": label_numbers(self.subject.generator)}
         random = [moves.noise(wide, radius, **ball) for _ in range(self.options.random_draws)]
         climb = {"steps": self.options.steps, "start": random[0]}
         moved, _ = moves.climb(look.away_from(base_wide), wide, radius, step=None, **climb)

@@ -32,19 +32,20 @@ PROBE = 0.5  # length of a finite difference, in budgets
 
 
 class ExplanationRobustnessOptions(Options):
-    """Options of ``explanation-robustness``.
+    """Which map, and how it is attacked.
 
-    ``map``: saliency (the gradient) or input-x-gradient. ``budget``: largest change of a pixel in 1/255 of the range
-    (plain units where there is none). ``tolerance``: how far f may move, as a share of what the strongest single step
-    of that budget would move it by, to first order (the budget times the sum of the gradient's sizes). ``steps`` of the
-    climb, each with ``directions`` pairs of probes.
+    The strongest single step of a budget moves f, to first order, by the budget times the sum of the gradient's sizes.
     """
 
-    map: Literal["saliency", "input-x-gradient"] = "saliency"
-    budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8.0
-    tolerance: Annotated[float, Field(gt=0, le=1)] = 0.05
-    steps: Annotated[int, Field(ge=1, le=10_000)] = 20
-    directions: Annotated[int, Field(ge=1, le=4096)] = 16
+    map: Literal["saliency", "input-x-gradient"] = Field("saliency", description="which map is attacked")
+    budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        8.0, description="largest change of a pixel in 1/255 of the range; in plain units where there is none"
+    )
+    tolerance: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.05, description="how far f may move, as a share of what the strongest step of that budget would do"
+    )
+    steps: Annotated[int, Field(ge=1, le=10_000)] = Field(20, description="steps of the climb")
+    directions: Annotated[int, Field(ge=1, le=4096)] = Field(16, description="pairs of probes a step")
 
 
 class ExplanationRobustness(Explainer):

@@ -50,14 +50,22 @@ def project(rows: Tensor, x: Tensor, radius_n: Tensor, *, norm: Norm, value_rang
 
 
 def noise(
-    x: Tensor, radius_n: Tensor, *, norm: Norm, value_range: Range, rngs: Sequence[np.random.Generator]
+    x: Tensor,
+    radius_n: Tensor,
+    *,
+    norm: Norm,
+    value_range: Range,
+    rngs: Sequence[np.random.Generator],
+    still: int = 0,
 ) -> Tensor:
     """Return rows at distance ``radius_n`` in a random direction: random signs (linf) or a uniform direction (l2).
 
     Each of ``rngs`` draws for its even share of the rows: one a sample, so that no sample's draws depend on another.
+    The last ``still`` numbers of a row stay as they are.
     """
     shape = (len(x) // len(rngs), *x.shape[1:])
     drawn = torch.from_numpy(np.concatenate([rng.standard_normal(shape) for rng in rngs])).to(x)
+    drawn[..., drawn.shape[-1] - still :] = 0
     return project(x + _like(radius_n, x) * steepest(drawn, norm), x, radius_n, norm=norm, value_range=value_range)
 
 

@@ -32,9 +32,11 @@ BEST_PSNR = 100.0  # dB; an exact copy has no finite one
 
 
 class AutoencoderOptions(Options):
-    """``components``: size of the principal components beside it; 0: as many as the code has numbers."""
+    """What is set beside the code."""
 
-    components: Annotated[int, Field(ge=0, le=4096)] = 0
+    components: Annotated[int, Field(ge=0, le=4096)] = Field(
+        0, description="principal components beside the code; 0: as many as it has numbers"
+    )
 
 
 class AutoencoderExplainer(Explainer):

@@ -1,12 +1,13 @@
-"""Does each number of a code stand for one factor of the data? MIG, SAP, DCI and probes beside a shuffled code.
+"""Does each number of a code stand for one factor of the data? MIG, SAP, DCI and probes beside shuffled codes.
 
 Asked of an encoder, on images whose factors are known: drawn figures, or samples of a generator with their latents.
 
-Legend: N samples, D numbers of a code, F factors.
+Legend: N samples, D numbers of a code, F factors, R shuffles.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,10 +19,12 @@ from ganscale.explain.codes import measures
 from ganscale.explain.codes.autoencoder import encode, small_pictures
 from ganscale.explain.errors import ExplainInputError
 from ganscale.explain.plan import Chunk, Partial, Request
+from ganscale.explain.scores import against_random
 from ganscale.explain.subject import Subject
-from ganscale.explain.types import Explanation, Score
+from ganscale.explain.types import Explanation
 
 KNOWN = 1000
+SHUFFLES = 5  # of the code; each is learned by trees as the code is
 PARTS = ("importance", "information", "correlation")
 NUMBERS = ("entropy", "learned", "probe")
 
@@ -52,11 +55,11 @@ class Disentanglement(Explainer):
         return [Chunk(round=0, index=place, explanation=place, part=0) for place in range(self.factors_NF.shape[1])]
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
-        """Encode all images and measure one factor against the code and against the code of another image."""
+        """Encode all images and measure one factor against the code and against the codes of other images."""
         codes_ND = encode(self.subject.encoder, self.known, meter).double().numpy()
         rng = chunk.rng(self.request.seed)
         own = self._measure(codes_ND, chunk.explanation)
-        shuffled = self._measure(codes_ND[rng.permutation(len(codes_ND))], chunk.explanation)
+        shuffled = [self._measure(codes_ND[rng.permutation(len(codes_ND))], chunk.explanation) for _ in range(SHUFFLES)]
         found = {"own": own, "shuffled": shuffled, "code_spread": codes_ND.std(axis=0)}
         return found | ({"codes": codes_ND} if chunk.explanation == 0 else {})
 
@@ -74,17 +77,19 @@ class Disentanglement(Explainer):
         }
 
     def finish(self, partial: Partial) -> Explanation:
-        """Put the factors side by side and score the code against the shuffled one."""
+        """Put the factors side by side and score the code against the shuffled ones."""
         found = [data for _, _, data in partial.of_round(0)]
-        own, shuffled = (_side_by_side([data[which] for data in found]) for which in ("own", "shuffled"))
-        mine, chance = _summary(own), _summary(shuffled)
+        own = _side_by_side([data["own"] for data in found])
+        shuffled_R = [_side_by_side(factors) for factors in zip(*(data["shuffled"] for data in found), strict=True)]
+        chance_R = [_summary(shuffled) for shuffled in shuffled_R]
         count = len(self.known)
-        scores = {
-            name: Score(value=value, control=chance[name], n=count, better="higher") for name, value in mine.items()
-        }
+        scores = {}
+        for name, value in _summary(own).items():
+            random_R = np.array([chance[name] for chance in chance_R])
+            scores[name] = replace(against_random(np.array([value]), random_R[None], better="higher"), n=count)
         names = {"importance": "factor_importance", "information": "factor_information"}
         values = {names.get(name, f"factor_{name}"): torch.from_numpy(own[name]) for name in (*PARTS, *NUMBERS)}
-        values["shuffled_importance"] = torch.from_numpy(shuffled["importance"])
+        values["shuffled_importance"] = torch.from_numpy(shuffled_R[0]["importance"])
         values["codes"] = torch.from_numpy(found[0]["codes"])
         values |= {"code_images": small_pictures(self.known), "code_factors": torch.from_numpy(self.factors_NF)}
         values["code_spread"] = torch.from_numpy(found[0]["code_spread"])

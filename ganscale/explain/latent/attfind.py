@@ -2,14 +2,16 @@
 
 Lang et al. 2021 (StylEx, arXiv:2104.13369, algorithm 1), here for any generator: the coordinates are those of z or the
 channels of a layer. Half of the latents choose each class's best coordinate, the other half says what it is worth, and
-random directions of the same length are chosen from and measured in the same way.
+as many random directions of the same length are chosen from and measured in the same way.
 
-Legend: N base latents, D coordinates, R random directions, M = D + R moves, K classes (1 for a critic), n rows, m and
-l the moves and latents of a chunk.
+Legend: N base latents, D coordinates and as many random directions, M = 2 D moves, K classes (1 for a critic), W of
+them that count, n rows, m and l the moves and latents of a chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -24,11 +26,11 @@ from ganscale.explain.errors import ExplainTargetError
 from ganscale.explain.latent.base import LatentExplainer
 from ganscale.explain.layers import layer_output
 from ganscale.explain.plan import Chunk, Partial
-from ganscale.explain.scores import against_control, gini
+from ganscale.explain.scores import Z95, against_control, gini
 from ganscale.explain.types import Explanation, Score
 
 MOVES_A_CHUNK, LATENTS_A_CHUNK = 8, 4  # both ways: 64 rows
-MOST_RANDOM = 64
+SETS = 100  # of other random directions
 SHOWN = 6  # rows of pictures
 STEPS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # of the shift, in pictures
 
@@ -66,8 +68,8 @@ class AttFind(LatentExplainer):
             raise ExplainTargetError("the subject", rule, self.subject.name, "pass --classifier NAME|PATH")
         self.check_networks()
         sigma_D = self._sigma()
-        moves = len(sigma_D) + min(len(sigma_D), MOST_RANDOM)
-        places = [(n, m) for n in range(0, len(self.z), LATENTS_A_CHUNK) for m in range(0, moves, MOVES_A_CHUNK)]
+        moves = range(0, 2 * len(sigma_D), MOVES_A_CHUNK)
+        places = [(n, m) for n in range(0, len(self.z), LATENTS_A_CHUNK) for m in moves]
         return [
             Chunk(round=0, index=index, explanation=latent, part=move, work={"sigma": sigma_D})
             for index, (latent, move) in enumerate(places)
@@ -96,17 +98,6 @@ class AttFind(LatentExplainer):
         best_K, held_NK = _chosen(own, choosing, judging)
         _, control_NK = _chosen(random, choosing, judging)
         wanted = self._wanted(own.shape[3])
-        value_N, control_N = held_NK[:, wanted].mean(axis=1), control_NK[:, wanted].mean(axis=1)
-        strength = [np.abs(part.mean(axis=2)).max(axis=1)[:, wanted].T for part in (own, random)]
-        scores = {
-            "best_effect": against_control(value_N, control_N, better="higher"),
-            "concentration_gini": Score(
-                value=float(gini(strength[0]).mean()),
-                control=float(gini(strength[1]).mean()),
-                n=len(wanted),
-                better="higher",
-            ),
-        }
         rows = self._rows(own, best_K, wanted)
         values = {
             "effect": torch.from_numpy(own.mean(axis=2)),
@@ -128,7 +119,36 @@ class AttFind(LatentExplainer):
             "choosing": len(choosing),
             "judging": len(judging),
         }
-        return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
+        return self.explanation(
+            partial, values=values, inputs={"z": self.z}, scores=self._scores(own, random, wanted), meta=meta
+        )
+
+    def _scores(self, own: np.ndarray, random: np.ndarray, wanted: list[int]) -> dict[str, Score]:
+        """Score the best coordinates and how few there are, beside random directions [D, 2, N, K] of either.
+
+        The margin of the best counts two things: other latents would say otherwise, and of other directions another
+        would be the best. The axes are one set of directions, the random ones another.
+        """
+        halves = self._halves()
+        value_N, control_N = (_chosen(part, *halves)[1][:, wanted].mean(axis=1) for part in (own, random))
+        rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING + 9)))
+        by_halves = np.stack([random[:, :, half][..., wanted].mean(axis=2) for half in halves], axis=1)
+        of_sets = [(_worth(one), _concentration(one.mean(axis=1))) for one in other_sets(by_halves, rng)]
+        another, half = Z95 * np.sqrt(2) * np.std(of_sets, axis=0, ddof=1)  # of the difference of two sets
+        best = against_control(value_N, control_N, better="higher")
+        if best.margin is not None:
+            both = float(np.hypot(best.margin, another))
+            best = replace(best, low=best.value - both, high=best.value + both)
+        value, control = (_concentration(part.mean(axis=2)[..., wanted]) for part in (own, random))
+        concentration = Score(
+            value=value,
+            low=value - float(half),
+            high=value + float(half),
+            control=control,
+            n=len(wanted),
+            better="higher",
+        )
+        return {"best_effect": best, "concentration_gini": concentration}
 
     def _effect(self, partial: Partial) -> np.ndarray:
         """Return the effects of all moves on all latents, float64 [M, 2, N, K]."""
@@ -172,7 +192,7 @@ class AttFind(LatentExplainer):
         """Return the unit vectors of all moves [M, D]: the axes, then random directions."""
         if coordinates not in self._known_moves:
             rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING)))
-            random = rng.standard_normal((min(coordinates, MOST_RANDOM), coordinates))
+            random = rng.standard_normal((coordinates, coordinates))
             random /= np.linalg.norm(random, axis=1, keepdims=True)
             self._known_moves[coordinates] = np.concatenate([np.eye(coordinates), random])
         return self._known_moves[coordinates]
@@ -231,6 +251,30 @@ def one_against_rest(logits_nK: Tensor) -> Tensor:
     own = torch.eye(classes, dtype=torch.bool, device=logits_nK.device)
     rest = logits_nK[:, None, :].expand(-1, classes, -1).masked_fill(own, float("-inf")).logsumexp(dim=2)
     return logits_nK - rest
+
+
+def other_sets(effect: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield what ``SETS`` other sets of as many random directions would do, each [D, ...], from those at hand [D, ...].
+
+    Normal numbers of the same mean and covariance: what a direction does is, to first order, a sum over its many
+    coordinates. Resampling the directions themselves would show the same few best ones again and again.
+    """
+    flat = effect.reshape(len(effect), -1)
+    mean = flat.mean(axis=0)
+    factor = np.linalg.qr((flat - mean) / np.sqrt(max(len(flat) - 1, 1)), mode="r")
+    for _ in range(SETS):
+        yield (rng.standard_normal((len(flat), len(factor))) @ factor + mean).reshape(effect.shape)
+
+
+def _concentration(effect: np.ndarray) -> float:
+    """Return in how few moves the effect [D, 2, W] lies: the Gini coefficient of each class's, on average."""
+    return float(gini(np.abs(effect).max(axis=1).T).mean())
+
+
+def _worth(effect: np.ndarray) -> float:
+    """Return what the moves that are best by one half of [D, halves, 2, W] are worth by the other, over W classes."""
+    choosing, judging = (effect[:, half].reshape(-1, effect.shape[3]) for half in (0, 1))
+    return float(judging[choosing.argmax(axis=0), np.arange(judging.shape[1])].mean())
 
 
 def _chosen(effect: np.ndarray, choosing: np.ndarray, judging: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

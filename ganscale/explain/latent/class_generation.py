@@ -1,9 +1,10 @@
 """What a classifier takes for each class when a generator is the prior: latents that make it most certain.
 
 The search stays on the sphere where a normal latent lies (its radius is the square root of D), so that what it finds is
-something that the generator draws, and is beside the nearest real images of that class and beside plain draws. A
-generator that takes labels draws each class itself; then nothing is searched for, and draws of any label are the
-control.
+something that the generator draws, and is beside the nearest real images of that class and beside plain draws. That
+the classifier says yes to it proves nothing, as that was searched for; that its nearest real images are of the class
+decides. A generator that takes labels draws each class itself; then nothing is searched for, draws of any label are the
+control, and the classifier decides.
 
 Legend: K classes, B candidates a class, D latent, P real images, n rows.
 """
@@ -50,7 +51,7 @@ class ClassGeneration(LatentExplainer):
     Options = ClassGenerationOptions
     options: ClassGenerationOptions
     needs = ("generator", "classifier")
-    primary = ("hit_rate",)
+    primary = ("real_neighbours_of_class",)
     pieces = "classes"
 
     @property
@@ -157,6 +158,10 @@ class ClassGeneration(LatentExplainer):
         classifier = self.subject.classifier
         names = [classifier.label(k) for k in range(classes)]
         meta = {"class_names": names, "candidates": count, "way": "draw" if self._draws else "search"}
+        if self._draws:
+            meta["primary"] = ["hit_rate"]
+        elif "real_neighbours_of_class" not in scores:
+            meta["warnings"] = ["without labelled real images nothing decides: what was searched for is found"]
         return self.explanation(partial, values=values, inputs={"z": self.z}, scores=scores, meta=meta)
 
     def _odds(self, z: Tensor, k: int) -> Tensor:

@@ -36,7 +36,10 @@ NEWTON_STEPS = 50
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """Directions [K, D] of unit length, ``numbers`` [all], what these are, and facts for the record."""
+    """Directions [K, D] of unit length, ``numbers`` [all], what these are, and facts for the record.
+
+    None changes a label: its numbers (``labels.label_numbers``) are zero.
+    """
 
     directions: np.ndarray
     numbers: np.ndarray
@@ -87,6 +90,15 @@ class Source(ABC):
         """Return the standard normal draws of a chunk, float64 [n, D]."""
         return chunk.rng(self.seed).standard_normal((chunk.work["rows"], self.latent))
 
+    @property
+    def plain(self) -> int:
+        """Return how many of the D numbers choose no label; those that do are the last."""
+        return self.latent - label_numbers(self.subject.generator)
+
+    def _with_labels(self, directions: np.ndarray) -> np.ndarray:
+        """Return directions among the ``plain`` numbers as ones among all [K, D], which leave labels alone."""
+        return np.pad(directions, ((0, 0), (0, self.latent - self.plain)))
+
     def _device(self, z_nD: np.ndarray) -> Tensor:
         return torch.from_numpy(z_nD).float().to(self.subject.device)
 
@@ -108,12 +120,11 @@ class Sefa(Source):
                 name = first_latent_layer(
                     generator, self._device(np.random.default_rng(0).standard_normal((2, self.latent)))
                 )
-        labels = label_numbers(generator)  # which no layer sees
-        matrix_DO = latent_matrix(find_layer(generator, name), name, self.latent - labels)
+        matrix_DO = latent_matrix(find_layer(generator, name), name, self.plain)
         eigenvalues, vectors = (array.numpy() for array in torch.linalg.eigh(matrix_DO @ matrix_DO.T))
         directions = _signed(vectors.T[::-1][: self.count])
         return Found(
-            directions=np.pad(directions, ((0, 0), (0, labels))),
+            directions=self._with_labels(directions),
             numbers=eigenvalues[::-1].clip(min=0).copy(),
             number_name="eigenvalue",
             facts={"layer": name},
@@ -151,11 +162,11 @@ class Pca(Source):
         mean_F, mean_D, n = total["sum_F"] / total["n"], total["sum_D"] / total["n"], total["n"]
         eigenvalues, vectors = np.linalg.eigh(total["products_FF"] / n - np.outer(mean_F, mean_F))
         components = _signed(vectors.T[::-1][: self.count])
-        pulled = (total["products_DF"] / n - np.outer(mean_D, mean_F)) @ components.T  # [D, K]
+        pulled = (total["products_DF"] / n - np.outer(mean_D, mean_F))[: self.plain] @ components.T  # [D, K]
         lengths = np.linalg.norm(pulled, axis=0)
         kept = lengths > 1e-9 * max(float(lengths.max()), 1e-300)
         return Found(
-            directions=(pulled / np.where(kept, lengths, 1)).T[kept],
+            directions=self._with_labels((pulled / np.where(kept, lengths, 1)).T[kept]),
             numbers=eigenvalues[::-1].clip(min=0).copy(),
             number_name="eigenvalue",
             facts={"layer": self._name(), "draws": int(n)},
@@ -198,7 +209,7 @@ class Boundary(Source):
     def find(self, partial: Partial) -> Found:
         """Return a boundary's unit normal for each output; the numbers are their accuracies on other draws' ends."""
         assessed = np.concatenate([data["assessed"] for _, _, data in partial.of_round(0)])
-        z = np.concatenate([self.latents(chunk) for chunk in self.chunks(0, None)])
+        z = np.concatenate([self.latents(chunk) for chunk in self.chunks(0, None)])[:, : self.plain]
         outputs = tuple(range(min(assessed.shape[1], self.count)))
         directions, accuracies = [], []
         for a in outputs:
@@ -212,7 +223,7 @@ class Boundary(Source):
             accuracies.append(float(((z[ends] @ normal + offset > 0) == np.repeat([False, True], size)).mean()))
         facts = {"draws": len(z), "extremes": self.extremes}
         return Found(
-            directions=np.array(directions),
+            directions=self._with_labels(np.array(directions)),
             numbers=np.array(accuracies),
             number_name="accuracy",
             outputs=outputs,

@@ -59,13 +59,8 @@ class Sums:
         return _normalised(self._over_pairs(self._hsic))
 
     def _hsic(self, a: slice, b: slice, i: int, j: int) -> float:
-        n, cross = self.n, self.zz[a, b]
-        # Gram matrices without their diagonals: K_ij = x_i . x_j, K_ii = q_i
-        trace = (cross**2).sum() - self.qq[i, j]
-        sum_k = (self.z[a] ** 2).sum() - self.q[i]
-        sum_l = (self.z[b] ** 2).sum() - self.q[j]
-        between = self.z[a] @ cross @ self.z[b] - self.z[a] @ self.zq[a, j] - self.z[b] @ self.zq[b, i] + self.qq[i, j]
-        return (trace + sum_k * sum_l / ((n - 1) * (n - 2)) - 2 * between / (n - 2)) / (n * (n - 3))
+        (z, w), (q, r) = (self.z[a], self.z[b]), (self.q[i], self.q[j])
+        return _unbiased(self.n, self.zz[a, b], (z, w), (q, r), self.qq[i, j], z @ self.zq[a, j] + w @ self.zq[b, i])
 
     def _over_pairs(self, value: Callable[[slice, slice, int, int], float]) -> np.ndarray:
         edges = np.concatenate([[0], np.cumsum(self.widths)])
@@ -73,7 +68,37 @@ class Sums:
         return np.array([[value(a, b, i, j) for j, b in enumerate(parts)] for i, a in enumerate(parts)])
 
 
+def debiased_of_orders(g: list[np.ndarray], d: list[np.ndarray], orders: list[np.ndarray]) -> np.ndarray:
+    """Return debiased CKA of layers ``g`` with layers ``d`` whose rows come in each of the orders, [R, L_G, L_D].
+
+    All layers are [n, C_l] with n of at least 4. What a layer sums to by itself is the same in any order.
+    """
+    g, d = ([np.asarray(layer, dtype=np.float64) for layer in layers] for layers in (g, d))
+    of_g, of_d = ([(Sums.of_rows([x]), (x**2).sum(axis=1)) for x in layers] for layers in (g, d))
+    own_g, own_d = (np.sqrt([max(s._hsic(*[slice(None)] * 2, 0, 0), 0) for s, _ in of]) for of in (of_g, of_d))
+    hsic = np.empty((len(orders), len(g), len(d)))
+    for place, order in enumerate(orders):
+        for j, (y, (t, r)) in enumerate(zip(d, of_d, strict=True)):
+            y, r = y[order], r[order]
+            for i, (x, (s, q)) in enumerate(zip(g, of_g, strict=True)):
+                mixed = (x @ s.z) @ r + (y @ t.z) @ q
+                hsic[place, i, j] = _unbiased(s.n, x.T @ y, (s.z, t.z), (s.q[0], t.q[0]), q @ r, mixed)
+    return _over(hsic, np.outer(own_g, own_d))
+
+
+def _unbiased(
+    n: int, cross: np.ndarray, z: tuple[np.ndarray, ...], q: tuple[float, ...], qq: float, mixed: float
+) -> float:
+    """Return HSIC from Gram matrices without their diagonals: K_ij = x_i . x_j, K_ii = q_i."""
+    sum_k, sum_l = ((a**2).sum() - b for a, b in zip(z, q, strict=True))
+    trace, between = (cross**2).sum() - qq, z[0] @ cross @ z[1] - mixed + qq
+    return (trace + sum_k * sum_l / ((n - 1) * (n - 2)) - 2 * between / (n - 2)) / (n * (n - 3))
+
+
 def _normalised(hsic_LL: np.ndarray) -> np.ndarray:
     own = np.sqrt(np.maximum(np.diag(hsic_LL), 0))
-    scale = np.outer(own, own)
-    return np.divide(hsic_LL, scale, out=np.zeros_like(hsic_LL), where=scale > 1e-300)
+    return _over(hsic_LL, np.outer(own, own))
+
+
+def _over(hsic: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return np.divide(hsic, scale, out=np.zeros_like(hsic), where=scale > 1e-300)

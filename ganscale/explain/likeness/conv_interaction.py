@@ -1,14 +1,15 @@
 """Convolutional layers of generator and critic side by side: which are alike, and what gradient of D reaches G where.
 
 Both networks see the same images G(z); a layer's features are its channels' means over the map. Layers are compared by
-debiased CKA; the control pairs each generator layer with the critic's features of another image. Then each channel of
+debiased CKA; the controls pair each generator layer with the critic's features of shuffled images. Then each channel of
 the generator is set to zero: what it does to the critic's logit.
 
-Legend: N latents, n of a chunk, L_G, L_D layers, C channels, U units.
+Legend: N latents, n of a chunk, L_G, L_D layers, C channels, U units, R shuffles.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ganscale.explain.base import Explainer, Meter
+from ganscale.explain.base import SCORING, Explainer, Meter
 from ganscale.explain.beside import Beside
 from ganscale.explain.errors import ExplainInputError, LayerError
 from ganscale.explain.labels import plain_network
-from ganscale.explain.likeness.cka import Sums
+from ganscale.explain.likeness.cka import Sums, debiased_of_orders
 from ganscale.explain.likeness.units_to_logit import (
     MOST_UNITS,
     ROWS,
@@ -30,8 +31,9 @@ from ganscale.explain.likeness.units_to_logit import (
     shown_channels,
 )
 from ganscale.explain.plan import Chunk, Partial, Request
+from ganscale.explain.scores import RANDOM_ORDERS, against_random
 from ganscale.explain.subject import Subject
-from ganscale.explain.types import Explanation, Score
+from ganscale.explain.types import Explanation
 
 A_CHUNK = 32
 UNITS_A_CHUNK = 16
@@ -98,7 +100,7 @@ class ConvInteraction(Explainer):
         return {"units": units, "effect": effects_of_units(self.subject, z, layer, units)}
 
     def _align(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
-        """Return the sums of a few latents' features, those of shuffled pairs, and squared gradients by layer."""
+        """Return a few latents' features and their sums, and squared gradients by layer."""
         z = self.z[chunk.explanation : chunk.explanation + A_CHUNK].to(self.subject.device)
         meter.rows_forward += 2 * len(z)
         meter.rows_backward += len(z)
@@ -108,29 +110,28 @@ class ConvInteraction(Explainer):
             logit_n, of_d = watched(self.subject.critic, images)
             slopes = torch.autograd.grad(logit_n.sum(), list(of_g.values()), allow_unused=True)
         g, d = ([_means(layer) for layer in layers.values()] for layers in (of_g, of_d))
-        order = chunk.rng(self.request.seed).permutation(len(z))
         power = [0.0 if slope is None else float(slope.detach().double().square().sum()) for slope in slopes]
         return {
             "sums": Sums.of_rows([*g, *d]),
-            "shuffled": Sums.of_rows([*g, *(layer[order] for layer in d)]),
+            "features": (g, d),
             "gradient": np.array(power),
             "names": (list(of_g), list(of_d)),
         }
 
     def finish(self, partial: Partial) -> Explanation:
-        """Add the sums up, align every pair, and compare with the shuffled pairs."""
+        """Add the sums up, align every pair, and compare with shuffled pairs."""
         found = [data for _, part, data in partial.of_round(0) if part == 0]
         names_g, names_d = found[0]["names"]
-        sums, shuffled = ([data[which] for data in found] for which in ("sums", "shuffled"))
-        cka, control = (_total(one).debiased() for one in (sums, shuffled))
-        across, chance = (matrix[: len(names_g), len(names_g) :] for matrix in (cka, control))
-        best, best_chance = across.max(axis=1), chance.max(axis=1)
-        half = float(1.96 * chance.std() / np.sqrt(max(len(names_g), 1)))
-        value = float(best.mean())
+        cka = _total([data["sums"] for data in found]).debiased()
+        across = cka[: len(names_g), len(names_g) :]
+        features = [data["features"] for data in found]
+        chance_RGD = of_shuffled_images(features, self._rng(0, SCORING))
+        best, best_R = across.max(axis=1).mean(keepdims=True), chance_RGD.max(axis=2).mean(axis=1)
+        alignment = replace(against_random(best, best_R[None], better="higher"), n=len(self.z))
         gradient = np.sqrt(np.sum([data["gradient"] for data in found], axis=0) / len(self.z))
         values = {
             "cka": across,
-            "cka_shuffled": chance,
+            "cka_shuffled": chance_RGD.mean(axis=0),
             "cka_generator": cka[: len(names_g), : len(names_g)],
             "cka_critic": cka[len(names_g) :, len(names_g) :],
             "gradient_by_layer": gradient,
@@ -142,15 +143,8 @@ class ConvInteraction(Explainer):
             values={name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in values.items()},
             inputs=dict(self.request.inputs),
             scores={
-                "best_alignment": Score(
-                    value=value,
-                    low=value - half,
-                    high=value + half,
-                    control=float(best_chance.mean()),
-                    n=len(self.z),
-                    better="higher",
-                ),
-                "best_units_on_logit": score_of_units(effects, self._rng()),
+                "best_alignment": alignment,
+                "best_units_on_logit": score_of_units(effects, self._rng(1, 0)),
             },
             meta={
                 "layers_generator": names_g,
@@ -160,8 +154,8 @@ class ConvInteraction(Explainer):
             },
         )
 
-    def _rng(self) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(1, 0)))
+    def _rng(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=key))
 
     def _effects(self, partial: Partial, values: dict[str, np.ndarray]) -> np.ndarray:
         """Return the effects of all units [U, N], and put those of each layer into ``values``."""
@@ -232,6 +226,15 @@ def _means(layer: Tensor) -> np.ndarray:
         if layer.ndim > 2
         else layer.detach().double().cpu().numpy()
     )
+
+
+def of_shuffled_images(features: list[tuple[list[np.ndarray], ...]], rng: np.random.Generator) -> np.ndarray:
+    """Return debiased CKA of G's layers with D's where each is of another image, [R, L_G, L_D].
+
+    ``features``: for each part of the images those of G's layers and of D's, [n, C] each.
+    """
+    g, d = ([np.concatenate(rows) for rows in zip(*layers, strict=True)] for layers in zip(*features, strict=True))
+    return debiased_of_orders(g, d, [rng.permutation(len(g[0])) for _ in range(RANDOM_ORDERS)])
 
 
 def _total(sums: list[Sums]) -> Sums:

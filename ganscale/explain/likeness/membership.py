@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from ganscale.explain.base import Explainer, Meter, Options
@@ -36,8 +36,17 @@ SHOWN = 8
 class MembershipOptions(Options):
     """``searched``: images of either kind whose latents are searched, ``steps`` each; 0 leaves the search out."""
 
-    searched: Annotated[int, Field(ge=0, le=10_000)] = 64
-    steps: Annotated[int, Field(ge=1, le=10_000)] = 50
+    searched: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        64, description="images of either kind whose latents are searched, at least 2; 0: none"
+    )
+    steps: Annotated[int, Field(ge=1, le=10_000)] = Field(50, description="steps of each search")
+
+    @field_validator("searched")
+    @classmethod
+    def _has_halves(cls, searched: int) -> int:
+        if searched == 1:
+            raise ValueError("be 0 or at least 2, as the control tells one half of the images from the other")
+        return searched
 
 
 class Membership(Explainer):
@@ -107,13 +116,13 @@ class Membership(Explainer):
         }
         for name, signal in signals.items():
             mine, other = signal[:count], signal[count:]
-            scores |= self._scores(name, mine, other)
+            scores |= told_apart(name, mine, other)
             values[f"roc_{name}"] = torch.from_numpy(roc(mine, other))
         searched = [data for _, _, data in partial.of_round(1)]
         if searched:
             rows, reached = (np.concatenate([data[key] for data in searched]) for key in ("rows", "near"))
             mine, other = -reached[rows < count], -reached[rows >= count]
-            scores |= self._scores("searched", mine, other)
+            scores |= told_apart("searched", mine, other)
             values |= {
                 "roc_searched": torch.from_numpy(roc(mine, other)),
                 "searched_distance": torch.from_numpy(reached),
@@ -148,25 +157,6 @@ class Membership(Explainer):
         meter.rows_backward += self.options.steps * len(rows)
         return search(self.subject.generator, wanted, start, self.options.steps)[0].numpy()
 
-    def _scores(self, name: str, mine: np.ndarray, other: np.ndarray) -> dict[str, Score]:
-        half = len(other) // 2
-        n, m = len(mine), len(other)
-        spread = float(np.sqrt((n + m + 1) / (12 * n * m)))  # of the area where both are drawn alike
-        value, caught = auc(mine, other), caught_at(mine, other, FALSE_ALARMS)
-        return {
-            f"{name}_auc": Score(
-                value=value,
-                low=value - Z95 * spread,
-                high=value + Z95 * spread,
-                control=auc(other[:half], other[half:]),
-                n=n + m,
-                better="higher",
-            ),
-            f"{name}_caught_at_1_percent": Score(
-                value=caught, control=caught_at(other[:half], other[half:], FALSE_ALARMS), n=n, better="higher"
-            ),
-        }
-
     def _in_parts(self, network: Any, rows: Tensor) -> Tensor:
         with torch.no_grad():
             parts = [network(part.to(self.subject.device)).cpu() for part in rows.split(self.micro_batch)]
@@ -181,6 +171,41 @@ def _nearest(partial: Partial) -> tuple[np.ndarray, np.ndarray]:
     return near[best, columns], place[best, columns]
 
 
+def told_apart(name: str, mine: np.ndarray, other: np.ndarray) -> dict[str, Score]:
+    """Score how far a signal tells members from others, against one half of the others told from the other half.
+
+    The margins are 1.96 standard errors of value minus control where all are drawn alike: the control, of half as many
+    images, errs more than the value does.
+    """
+    half, found = len(other) // 2, {}
+    pairs = ((mine, other), (other[:half], other[half:]))
+    sizes = [(len(positive), len(negative)) for positive, negative in pairs]
+    for words, count, measure, power in (
+        ("auc", sum(sizes[0]), auc, _power_of_auc),
+        ("caught_at_1_percent", len(mine), caught_at, _power_of_caught),
+    ):
+        value, control = (measure(*pair) for pair in pairs)
+        margin = Z95 * float(np.sqrt(sum(power(*size) for size in sizes)))
+        found[f"{name}_{words}"] = Score(
+            value=value, low=value - margin, high=value + margin, control=control, n=count, better="higher"
+        )
+    return found
+
+
+def _power_of_auc(n: int, m: int) -> float:
+    """Return the variance of the area where n positives and m negatives are drawn alike (Mann and Whitney 1947)."""
+    return (n + m + 1) / (12 * n * m)
+
+
+def _power_of_caught(n: int, m: int) -> float:
+    """Return the variance of the share caught where all are drawn alike: the threshold's place is random as well.
+
+    The chance to be above the (a + 1)th of m negatives follows Beta(a + 1, m - a).
+    """
+    mean = (int(FALSE_ALARMS * m) + 1) / (m + 1)
+    return mean * (1 - mean) * (n + m + 1) / (n * (m + 2))
+
+
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     """Return the chance that a positive scores above a negative, ties counting half (Mann and Whitney 1947)."""
     ordered = np.sort(negative)
@@ -189,7 +214,7 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     return float((below + upto).sum()) / (2 * len(positive) * len(negative))
 
 
-def caught_at(positive: np.ndarray, negative: np.ndarray, false_alarms: float) -> float:
+def caught_at(positive: np.ndarray, negative: np.ndarray, false_alarms: float = FALSE_ALARMS) -> float:
     """Return the share of positives above the threshold that at most this share of negatives exceeds."""
     allowed = int(false_alarms * len(negative))
     return float((positive > np.sort(negative)[::-1][allowed]).mean())

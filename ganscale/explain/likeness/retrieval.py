@@ -2,13 +2,15 @@
 
 The gallery is searched in parts, each of which returns its own best k; parts merge by (distance, place), so the result
 is that of one whole sort, ties too. What a generator holds for alike are images whose latents are near each other: an
-encoder says them, or a search does.
+encoder says them, or a search does. Queries may stand in the gallery, and whoever ranks finds them there first: scores
+leave a query's own copies out.
 
 Legend: N queries, M gallery images, k neighbours, F features.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -16,6 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from scipy.stats import hypergeom
 from torch import Tensor, nn
 
 from ganscale.explain.base import SCORING, Explainer, Meter, Options
@@ -25,7 +28,7 @@ from ganscale.explain.errors import CallableError, ExplainInputError, ExplainTar
 from ganscale.explain.likeness.inversion import TOGETHER, search
 from ganscale.explain.likeness.ranking import DEPTH, average_precision, random_rankings, recall_at, without
 from ganscale.explain.plan import Chunk, Partial, Request
-from ganscale.explain.scores import RANDOM_ORDERS, Z95, against_control, against_random
+from ganscale.explain.scores import RANDOM_ORDERS, against_control, against_random
 from ganscale.explain.subject import Subject
 from ganscale.explain.types import Explanation, Score
 
@@ -33,6 +36,7 @@ GALLERY = 2000
 A_CHUNK = 250
 SPACES = ("features", "pixels")
 SHOWN = 8
+ONE_SIDE = 0.025  # of a 95 % interval
 MAPPED, NUMBERS = 500, 32  # images of the gallery whose features are kept, and numbers of each
 
 Found = tuple[np.ndarray, np.ndarray]  # distances [N, k] ascending, places [N, k]
@@ -41,7 +45,7 @@ Found = tuple[np.ndarray, np.ndarray]  # distances [N, k] ascending, places [N, 
 class RetrievalOptions(Options):
     """``k`` neighbours of each query; ``of`` names whose features are compared."""
 
-    k: Annotated[int, Field(ge=1, le=1000)] = 5
+    k: Annotated[int, Field(ge=1, le=1000)] = Field(5, description="neighbours of each query")
     of: Literal["critic", "classifier", "encoder", "generator"] = Field(
         "critic", description="whose features; generator: latents that a search finds for every image"
     )
@@ -120,13 +124,14 @@ class Retrieval(Explainer):
         shown = merged["features"][1][:SHOWN]
         values["neighbour_images"] = torch.stack([self.gallery[torch.from_numpy(row)] for row in shown])
         values |= self._map(found)
+        copies = [near[far == 0] for far, near in zip(*ranked["pixels"], strict=True)]
         inputs = {key: value for key, value in self.request.inputs.items() if not key.startswith("real")}
         return self.explanation(
             partial,
             values=values,
             inputs=inputs,
-            scores=self._scores(merged) | self._by_label(ranked) | self._of_search(found),
-            meta={"of": self.options.of, "gallery": len(self.gallery), "copies": self._copies(merged["pixels"])},
+            scores=self._scores(ranked, copies) | self._by_label(ranked, copies) | self._of_search(found),
+            meta={"of": self.options.of, "gallery": len(self.gallery), "copies": sum(len(own) > 0 for own in copies)},
         )
 
     def _map(self, found: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -140,24 +145,29 @@ class Retrieval(Explainer):
             seen["code_labels"] = torch.cat([inputs["labels"], inputs["real_labels"][:MAPPED]])
         return seen
 
-    def _scores(self, merged: dict[str, Found]) -> dict[str, Score]:
-        ours, pixels = merged["features"][1], merged["pixels"][1]
-        shared_N = np.array(
-            [len(set(a) & set(b)) / len(a) for a, b in zip(ours.tolist(), pixels.tolist(), strict=True)]
-        )
-        scores = {"shared_with_pixels": _shared(shared_N, self.options.k, len(self.gallery))}
+    def _scores(self, ranked: dict[str, Found], copies: list[np.ndarray]) -> dict[str, Score]:
+        """Score the k nearest but a query's own copies: by what two rankings share, and by class."""
+        places_N = [min(self.options.k, self._depth - len(own)) for own in copies]
+        near = {
+            space: [without(*row) for row in zip(ranked[space][1], copies, places_N, strict=True)] for space in SPACES
+        }
+        others_N = [len(self.gallery) - len(own) for own in copies]
+        scores = {"shared_with_pixels": shared(near["features"], near["pixels"], others_N)}
         labels, real = self.request.inputs.get("labels"), self.request.inputs.get("real_labels")
-        if labels is None or real is None or not (labels >= 0).any():
+        if labels is None or real is None:
             return scores
-        known = (labels >= 0).numpy()
-        wanted, gallery = labels.numpy()[known][:, None], real.numpy()
-        right_N = {space: (gallery[merged[space][1][known]] == wanted).mean(axis=1) for space in SPACES}
-        random_N = (gallery[None] == wanted).mean(axis=1)
-        scores["same_class"] = against_control(right_N["features"], random_N, better="higher")
-        scores["same_class_against_pixels"] = against_control(right_N["features"], right_N["pixels"], better="higher")
+        gallery, right = real.numpy(), []
+        for row, label in enumerate(labels.tolist()):
+            if label >= 0 and places_N[row] > 0:
+                drawn = (*(near[space][row] for space in SPACES), np.delete(np.arange(len(gallery)), copies[row]))
+                right.append([(gallery[places] == label).mean() for places in drawn])
+        if right:
+            features_N, pixels_N, random_N = np.array(right).T
+            scores["same_class"] = against_control(features_N, random_N, better="higher")
+            scores["same_class_against_pixels"] = against_control(features_N, pixels_N, better="higher")
         return scores
 
-    def _by_label(self, ranked: dict[str, Found]) -> dict[str, Score]:
+    def _by_label(self, ranked: dict[str, Found], copies_N: list[np.ndarray]) -> dict[str, Score]:
         """Score the rankings by labels, beside those in pixels and random ones; a query's own copies are left out."""
         labels, real = self.request.inputs.get("labels"), self.request.inputs.get("real_labels")
         if labels is None or real is None:
@@ -169,9 +179,7 @@ class Retrieval(Explainer):
         right: dict[str, list[np.ndarray]] = {"recall": [], "precision": []}
         chance: dict[str, list[np.ndarray]] = {"recall": [], "precision": []}
         gallery = real.numpy()
-        for row, label in enumerate(labels.tolist()):
-            far, near = ranked["pixels"]
-            copies = near[row][far[row] == 0]
+        for row, (label, copies) in enumerate(zip(labels.tolist(), copies_N, strict=True)):
             relevant = np.setdiff1d(np.flatnonzero(gallery == label), copies)
             places = self._depth - len(copies)
             if label < 0 or not len(relevant) or places < 1:
@@ -202,10 +210,6 @@ class Retrieval(Explainer):
     def _depth(self) -> int:
         """How many places of each ranking are known."""
         return min(max(self.options.k, DEPTH), len(self.gallery))
-
-    def _copies(self, pixels: Found) -> int:
-        """Return how many queries stand in the gallery pixel for pixel."""
-        return int((pixels[0][:, 0] == 0).sum())
 
     @cached_property
     def _of_queries(self) -> tuple[Tensor, np.ndarray | None]:
@@ -295,12 +299,23 @@ def merge_best(parts: list[Found], k: int) -> Found:
     return np.take_along_axis(distance, order, axis=1), np.take_along_axis(place, order, axis=1)
 
 
-def _shared(shared_N: np.ndarray, k: int, gallery: int) -> Score:
-    """Score the mean share of k neighbours that two spaces have in common against k drawn from the gallery.
+def shared(ours: list[np.ndarray], pixels: list[np.ndarray], others_N: list[int]) -> Score:
+    """Score the share of neighbours that two rankings have in common against as many drawn from ``others_N`` images.
 
-    The interval is that of such draws, without replacement (hypergeometric).
+    The margin is that of such draws, without replacement: the least that is exceeded in at most 2.5 % of cases. A few
+    queries share so seldom by chance that a normal curve would call a single shared image a finding.
     """
-    chance = k / gallery
-    power = chance * (1 - chance) * (gallery - k) / max(gallery - 1, 1) / k
-    value, half = float(shared_N.mean()), Z95 * float(np.sqrt(power / len(shared_N)))
-    return Score(value=value, low=value - half, high=value + half, control=chance, n=len(shared_N), better="higher")
+    sizes_N = [(len(row), others) for row, others in zip(ours, others_N, strict=True) if len(row)]
+    total = sum(places for places, _ in sizes_N)
+    if not total:
+        return Score(value=float("nan"), control=float("nan"), n=0, better="higher")
+    value = sum(len(np.intersect1d(*pair)) for pair in zip(ours, pixels, strict=True)) / total
+    spectrum = 1.0  # of how many are shared in all: the sum of what each query shares
+    for (places, others), queries in Counter(sizes_N).items():
+        one = hypergeom.pmf(np.arange(places + 1), others, places, places)
+        spectrum = spectrum * np.fft.rfft(one, total + 1) ** queries
+    at_least = np.fft.irfft(spectrum, total + 1)[::-1].cumsum()[::-1]
+    rare = int(np.argmax(np.append(at_least, 0.0) <= ONE_SIDE))
+    control = sum(places**2 / others for places, others in sizes_N) / total
+    half = (rare - 0.5) / total - control
+    return Score(value=value, low=value - half, high=value + half, control=control, n=len(sizes_N), better="higher")

@@ -48,7 +48,7 @@ class FeatureVis(LatentExplainer):
     summary = "the input that a unit likes best, found by ascent, beside the real pictures that excite it most"
     Options = FeatureVisOptions
     options: FeatureVisOptions
-    primary = ("excitement",)
+    primary = ("excitement_beside_best",)  # to excite more than one random input is no merit of a search
     pieces = "units"
 
     @property

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from ganscale.explain import scores
 from ganscale.explain.base import SCORING, Meter
+from ganscale.explain.coalitions import coalitions_in_binary
 from ganscale.explain.edits import edited, put_out
 from ganscale.explain.errors import CallableError, ExplainInputError
-from ganscale.explain.exact_shapley import MOST_PLAYERS, shares_of_coalitions
+from ganscale.explain.exact_shapley import MOST_PLAYERS, chunks_of_coalitions, shares_of_coalitions
 from ganscale.explain.labels import plain_network
 from ganscale.explain.plan import Chunk, Partial
 from ganscale.explain.types import Explanation, Score
@@ -55,25 +56,14 @@ class LayerShapley(LayerMethod):
             rule, names = f"be 2 to {MOST_PLAYERS} for {self.name}", ", ".join(self._layers)
             raise ExplainInputError("layers", rule, f"{len(self._layers)}: {names}", "name some with --set layers=A,B")
         self._check_target()
-        firsts, total = range(0, len(self.z), ROWS_A_CHUNK), 2 ** len(self._layers)
-        starts = range(0, total, COALITIONS_A_CHUNK)
-        places = [(first, part, start) for first in firsts for part, start in enumerate(starts)]
-        return [
-            Chunk(
-                round=0,
-                index=index,
-                explanation=first,
-                part=part,
-                work={"coalitions": (start, min(start + COALITIONS_A_CHUNK, total))},
-            )
-            for index, (first, part, start) in enumerate(places)
-        ]
+        return chunks_of_coalitions(range(0, len(self.z), ROWS_A_CHUNK), len(self._layers), COALITIONS_A_CHUNK)
 
     def compute(self, chunk: Chunk, meter: Meter) -> dict[str, Any]:
         """Return the target's value of a few latents under each coalition of the chunk, float64 [n, coalitions]."""
         z = self.z[chunk.explanation :][:ROWS_A_CHUNK].to(self.subject.device)
         with torch.no_grad():
-            found = [self._value(z, present) for present in self._coalitions(*chunk.work["coalitions"])]
+            tried = coalitions_in_binary(len(self._layers), *chunk.work["coalitions"])
+            found = [self._value(z, present) for present in tried]
         meter.rows_forward += 2 * len(z) * len(found)
         values = meter.finite(torch.stack(found, dim=1), "the target", "be finite whatever layers are off")
         return {"values": values.cpu().numpy()}
@@ -84,7 +74,7 @@ class LayerShapley(LayerMethod):
         for first, _, data in partial.of_round(0):
             by_latents.setdefault(first, []).append(data["values"])
         worth = np.concatenate([np.concatenate(parts, axis=1) for parts in by_latents.values()])  # [N, 2^L]
-        weights = shares_of_coalitions(self._coalitions(0, worth.shape[1]))
+        weights = shares_of_coalitions(coalitions_in_binary(len(self._layers), 0, worth.shape[1]))
         shares_NL = np.stack([row @ weights for row in worth])  # apart: a latent's shares are its own to the last bit
         curves, measured = self._curves(worth, shares_NL)
         count = len(worth)
@@ -123,10 +113,6 @@ class LayerShapley(LayerMethod):
         with torch.no_grad():
             outputs = self._run(self.prior.to(self.subject.device))[1]
         return {name: output.mean(dim=0, keepdim=True) for name, output in outputs.items()}
-
-    def _coalitions(self, start: int, stop: int) -> np.ndarray:
-        """Return which layers are on, bool [coalitions, L]: those of the numbers from ``start`` on, in binary."""
-        return (np.arange(start, stop)[:, None] >> np.arange(len(self._layers))) & 1 == 1
 
     def _check_target(self) -> None:
         """Refuse what is no number a picture, as a generator alone is."""

@@ -1,7 +1,7 @@
 """Latent directions, measured: whatever they were found by, their images and judges are walked along them.
 
 How far the image and the critic's logit follow a direction is measured by walking it from every base latent, and random
-unit directions walk the same way as the control. Where the directions come from is in ``latent/direction_sources.py``.
+unit directions walk the same way as the control. Where the directions come from is in ``direction_sources.py``.
 
 Legend: N base latents, D latent, K directions kept, R random directions, S steps of a walk, A assessed outputs, C
 channels, H height, W width.
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,8 +20,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ganscale.explain.base import SCORING, Explainer, Meter, Options
-from ganscale.explain.errors import CallableError, ExplainInputError, ExplainOptionError, ExplainTargetError
+from ganscale.explain.base import SCORING, Meter, Options
+from ganscale.explain.errors import ExplainOptionError, ExplainTargetError
+from ganscale.explain.labels import label_numbers
+from ganscale.explain.latent.base import LatentExplainer
 from ganscale.explain.latent.direction_sources import SOURCES, Found, Source, class_odds, project_out
 from ganscale.explain.plan import Chunk, Partial, Request
 from ganscale.explain.scores import Z95
@@ -29,13 +32,18 @@ from ganscale.explain.types import Better, Explanation, Score
 
 RANDOM_DIRECTIONS = 20
 RANDOM_SHOWN = 2
+USUAL, MOST_NAMED = 8, 12
+MOST_CLASSES = 32  # that have a direction each without being asked for: every one costs a walk from every latent
 
 
 class DirectionsOptions(Options):
     """Options of the source, of the walks, and of what is assessed."""
 
     by: Literal["sefa", "pca", "boundary", "score"] = Field("sefa", description="where the directions come from")
-    num_directions: Annotated[int, Field(ge=1, le=4096)] = Field(8, description="how many, strongest first")
+    num_directions: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        "auto",
+        description=f"how many, strongest first; auto: one for each of up to {MOST_CLASSES} classes assessed, else 8",
+    )
     steps: Annotated[int, Field(ge=3, le=101)] = Field(7, description="of a walk; odd")
     reach: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = Field(3.0, description="sigmas to either side")
     layer: str = Field("auto", description="of sefa and pca: auto (the one that sees z), or a dotted name")
@@ -45,30 +53,20 @@ class DirectionsOptions(Options):
     disentangle: bool = Field(False, description="project the other directions out of each")
 
 
-class Directions(Explainer):
+class Directions(LatentExplainer):
     """What the generator varies along, measured on its images beside random directions."""
 
     name = "directions"
     summary = "what the generator varies along (sefa, pca, boundary, score), measured against random directions"
     Options = DirectionsOptions
     options: DirectionsOptions
-    input_name = "z"
+    wants = ()
+    beside = MappingProxyType({})
+    least_latent = 2
     primary = ("image_change_per_sigma",)
 
     def __init__(self, subject: Subject, request: Request) -> None:
         super().__init__(subject, request)
-        if subject.generator is None:
-            raise ExplainTargetError(
-                "subject", "have a generator for directions", subject.name, "explain a run, or pass one"
-            )
-        self.z = request.inputs["z"]
-        if self.z.ndim != 2 or self.z.shape[1] < 2:
-            raise ExplainInputError(
-                "inputs['z']", "be latents [N, D] with D >= 2", tuple(self.z.shape), "draw them anew"
-            )
-        expected = getattr(subject.generator, "latent", self.z.shape[1])
-        if expected != self.z.shape[1]:
-            raise ExplainInputError("inputs['z']", f"have {expected} numbers a row", self.z.shape[1], "draw them anew")
         if self.options.steps % 2 == 0:
             raise ExplainOptionError(
                 "steps", "be odd, so that the base image is in the middle", self.options.steps, "add one"
@@ -81,7 +79,7 @@ class Directions(Explainer):
         if number > self._source.rounds:
             return []
         if previous is None:
-            self._check_networks()
+            self.check_networks()
         if number < self._source.rounds:
             return self._source.chunks(number, previous)
         everything = np.concatenate([self._found(previous).directions, self._random_directions()])
@@ -120,7 +118,7 @@ class Directions(Explainer):
         data = {"change": change, "logits": logits}
         if assessed:
             data["assessed"] = torch.cat(assessed)[: len(walks)].unflatten(0, (count, steps)).numpy()
-        if chunk.explanation < self.options.num_directions + RANDOM_SHOWN:
+        if chunk.explanation < self._count + RANDOM_SHOWN:
             data["images"] = found[:steps]
             if self.subject.classifier is not None:
                 with self.subject.quiet(), torch.no_grad():
@@ -164,6 +162,7 @@ class Directions(Explainer):
             "number_name": source.number_name,
             **({"share_of_eigenvalues": share} if source.number_name == "eigenvalue" else {}),
             "random_directions": RANDOM_DIRECTIONS,
+            "warnings": self._left_out(source),
             **source.facts,
             **names,
         }
@@ -219,6 +218,24 @@ class Directions(Explainer):
         by_class = self.options.assess == "classes" and self.options.by in ("boundary", "score")
         return self.subject.classifier if by_class else None
 
+    @property
+    def _count(self) -> int:
+        """Return how many directions are looked for: as many as a latent has numbers at most."""
+        asked = self.options.num_directions
+        if asked == "auto":
+            classes = None if self._classes is None else self._classes.classes
+            asked = USUAL if classes is None or classes > MOST_CLASSES else classes
+        return min(asked, self.z.shape[1])
+
+    def _left_out(self, source: Found) -> list[str]:
+        """Say of which classes there is no direction."""
+        if self._classes is None or len(source.outputs) == self._classes.classes:
+            return []
+        names = [self._classes.label(k) for k in range(self._classes.classes) if k not in source.outputs]
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        words = f"{len(source.outputs)} directions for {self._classes.classes} classes"
+        return [f"{words}: none of {', '.join(names[:MOST_NAMED])}{more}"]
+
     @cached_property
     def _assess(self) -> Callable[[Tensor], Tensor] | None:
         """Return what boundary and score look at: images to [n, A]; None for the other sources."""
@@ -240,7 +257,7 @@ class Directions(Explainer):
             subject=self.subject,
             seed=self.request.seed,
             latent=self.z.shape[1],
-            count=min(options.num_directions, self.z.shape[1]),
+            count=self._count,
             layer=options.layer,
             draws=options.num_draws,
             extremes=options.extremes,
@@ -259,15 +276,13 @@ class Directions(Explainer):
     def _random_directions(self) -> np.ndarray:
         rng = np.random.default_rng(np.random.SeedSequence(self.request.seed, spawn_key=(0, SCORING)))
         drawn = rng.standard_normal((RANDOM_DIRECTIONS, self.z.shape[1]))
+        drawn[:, drawn.shape[1] - label_numbers(self.subject.generator) :] = 0  # as in every direction that is found
         return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
-    def _check_networks(self) -> None:
-        generator, z = self.subject.generator, self.z[:2].to(self.subject.device)
-        with self.subject.quiet(), torch.no_grad():
-            images = generator(z)
-        if images.ndim != 4 or len(images) != len(z) or not torch.isfinite(images).all():
-            shape = tuple(images.shape)
-            raise CallableError("the generator", "return finite images [n, C, H, W]", shape, "look at its weights")
+    def check_networks(self) -> None:
+        """Ask both for two pictures, and whether the critic judges each by itself; raises CallableError."""
+        super().check_networks()
+        generator = self.subject.generator
         if self.subject.critic is not None:
             look = Subject(
                 name="critic on generated images",
