@@ -20,6 +20,14 @@ GANSCALE_ENV="${GANSCALE_ENV:-$HOME/ganscale}"
 # shellcheck source=/dev/null
 if [[ -f "$GANSCALE_ENV/bin/activate" ]]; then source "$GANSCALE_ENV/bin/activate"; fi
 
+# The run that --resume names, as launch finds it: a run directory or the name of one, or a checkpoint in it. One in an
+# object store stays the address that it is.
+run_of() {
+    local run="${1%/checkpoints/*}"
+    if [[ $run != *://* && ! -f "$run/config.json" ]]; then run="$RUNS_DIR/$run"; fi
+    echo "$run"
+}
+
 run_dir="$RUNS_DIR/ganscale-$SLURM_JOB_ID"
 name_given=no gpus_given=no
 words=("$@")
@@ -27,8 +35,8 @@ for ((i = 0; i < ${#words[@]}; i++)); do
     case "${words[i]}" in
         --name) run_dir="$RUNS_DIR/${words[i + 1]:-}" name_given=yes ;;
         --name=*) run_dir="$RUNS_DIR/${words[i]#--name=}" name_given=yes ;;
-        --resume) run_dir="${words[i + 1]:-}" name_given=yes ;;
-        --resume=*) run_dir="${words[i]#--resume=}" name_given=yes ;;
+        --resume) run_dir="$(run_of "${words[i + 1]:-}")" name_given=yes ;;
+        --resume=*) run_dir="$(run_of "${words[i]#--resume=}")" name_given=yes ;;
         --gpus | --gpus=* | --cpus | --cpus=* | --workers | --workers=*) gpus_given=yes ;;
         --runs-dir | --runs-dir=* | --address | --address=*)
             echo "error: ${words[i]} must be left out under Slurm, got it; RUNS_DIR names the folder" >&2
@@ -53,7 +61,16 @@ export GANSCALE_EXIT="$private/exit_code"
 
 # Slurm's notice: the flag that every worker looks for at each tick.
 # shellcheck disable=SC2329  # called by the trap
-stop() { if [[ -d "$run_dir/.ray" ]]; then touch "$run_dir/.ray/stop"; fi; }
+stop() {
+    if [[ $run_dir == *://* ]]; then
+        echo "warning: nobody could be asked to save and stop: the notice cannot reach $run_dir, in an object store;" \
+            "--resume goes on from its newest checkpoint" >&2
+    elif [[ -d "$run_dir/.ray" ]]; then
+        touch "$run_dir/.ray/stop"
+    else
+        echo "warning: nobody could be asked to save and stop: $run_dir must be the run, and under way" >&2
+    fi
+}
 trap stop TERM INT
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")

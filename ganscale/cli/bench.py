@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ganscale.cli.group import Verb
-from ganscale.cli.output import note, result, result_json, table
+from ganscale.cli.output import note, result, result_json, show_table
 from ganscale.cli.params import Name, WholeNumber, json_option
 from ganscale.errors import ResourceError, UserError, unknown
-
-if TYPE_CHECKING:
-    from ganscale.bench import Line
 
 ROUNDS, QUICK_ROUNDS = 7, 3
 
@@ -53,7 +47,7 @@ def bench(
     _refuse_missing(device, out)
     from ganscale.bench import CLAIMS, Settings, measure
     from ganscale.bench.machine import facts, prepare
-    from ganscale.bench.writing import markdown, verdict, words
+    from ganscale.bench.writing import COLUMNS, cells, markdown, verdict, words
 
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     memory_kept = prepare(device)
@@ -72,7 +66,9 @@ def bench(
     if as_json:
         result_json({"facts": head, "lines": lines})
     else:
-        _show(lines)
+        title = "Operators against their peers: peer / ours, above 1 ours is better"
+        styles = [{None: "", True: "green", False: "red"}[line.met] for line in lines]
+        show_table([COLUMNS, *map(cells, lines)], title=title, styles=styles)
         result(verdict(lines))
     ctx.exit(1 if any(line.failed for line in lines) else 0)
 
@@ -103,19 +99,3 @@ def _refuse_missing(device: str, out: Path | None) -> None:
 def _command(only: str | None, device: str, rounds: int, quick: bool) -> str:
     parts = ["ganscale bench ops", *(["--only", only] if only else []), "--device", device, "--rounds", str(rounds)]
     return " ".join([*parts, *(["--quick"] if quick else [])])
-
-
-def _show(lines: Sequence[Line]) -> None:
-    from ganscale.bench.writing import COLUMNS, cells
-
-    if not sys.__stdout__.isatty():
-        result(table([COLUMNS, *map(cells, lines)]))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(*COLUMNS, title="Operators against their peers: peer / ours, above 1 ours is better")
-    for line in lines:
-        style = {None: "", True: "green", False: "red"}[line.met]
-        shown.add_row(*cells(line), style=style)
-    Console(file=sys.__stdout__).print(shown)

@@ -19,6 +19,7 @@ from ganscale.cli.dashboard import PORT as TENSORBOARD_PORT
 from ganscale.cli.group import Verb
 from ganscale.cli.output import result, result_json, table
 from ganscale.cli.params import json_option
+from ganscale.files import cache_dir
 
 Status = Literal["ok", "note", "bad"]
 ROOM_NEEDED_GB = 2.0  # a demo run with its checkpoints takes well under half of it
@@ -83,13 +84,6 @@ def _package(package: str, needed_for: str, *, extras: tuple[str, ...] = ()) -> 
         return Check(name=package, status="ok", said="present, version unknown")
 
 
-def _ray() -> Check:
-    found = _package("ray", "training with workers", extras=("pandas", "pyarrow", "fsspec"))
-    if found.status != "ok":
-        return found
-    return found
-
-
 def _ray_ports() -> Check:
     from ganscale.runtime.listening import asks_for_token, in_words, ray_listeners
 
@@ -128,7 +122,7 @@ def _data() -> Check:
 
 
 def _cache() -> Check:
-    folder = Path(os.environ.get("GANSCALE_CACHE") or Path.home() / ".cache" / "ganscale")
+    folder = cache_dir()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if os.access(existing, os.W_OK):
         return Check(name="cache", status="ok", said=str(folder))
@@ -158,7 +152,7 @@ CHECKS: dict[str, Callable[[], Check]] = {
     "compiled core": _core,
     "torch": _torch,
     "CUDA": _cuda,
-    "ray": _ray,
+    "ray": lambda: _package("ray", "training with workers", extras=("pandas", "pyarrow", "fsspec")),
     "ray ports": _ray_ports,
     "tensorboard": lambda: _package("tensorboard", "the dashboard"),
     "captum": lambda: _package("captum", "integrated gradients"),

@@ -1,4 +1,7 @@
-"""``ganscale evaluate``: distances of a run's samples to held-out images, each beside its real-v-real floor."""
+"""``ganscale evaluate``: distances of a run's samples to its training images, each beside its real-v-real floor.
+
+FD is not FID: its features are those of a small CNN that was trained on those same images.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,12 @@ if TYPE_CHECKING:
 @click.option("--untrained", is_flag=True, help="Measure the run's generator with its first weights as well.")
 @json_option
 def evaluate(run: str, data: str | None, metrics: str | None, num: int | None, untrained: bool, as_json: bool) -> None:
-    """Measure how far a run's images are from real ones."""
+    """Measure how far a run's images are from real ones.
+
+    The real ones are of the training split, and the features those of a small CNN that was trained on that split. So
+    FD is not FID: compare runs on the same data only. A generator that copies its training images scores well; ask
+    `ganscale explain RUN --method membership` for that.
+    """
     path = find_run(run)
     from ganscale.runtime import load
 

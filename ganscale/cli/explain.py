@@ -84,7 +84,7 @@ def explain(
 
         options |= {"classifier": classifier, "classifier_range": classifier_range, "settings": settings}
         options |= {"budget": budget, "rows": rows, "width": width}
-        submit_explanation(path, method, address=address, as_json=as_json, options=options)
+        submit_explanation(path, method, own=chosen, address=address, as_json=as_json, options=options)
         return
     with Counting() as shown:
         from ganscale.explain import Limits

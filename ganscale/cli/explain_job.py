@@ -10,13 +10,17 @@ from ganscale.cli.output import note, result, result_json
 from ganscale.errors import UserError
 
 
-def submit_explanation(run: Path, method: str, *, address: str | None, as_json: bool, options: dict[str, Any]) -> None:
+def submit_explanation(
+    run: Path, method: str, *, own: dict[str, str], address: str | None, as_json: bool, options: dict[str, Any]
+) -> None:
     """Send ``ganscale explain`` of ``run`` with ``options`` (by name, as the command line has them) and print its id.
 
-    The nodes must see the run under the same path. A classifier given as package.module:function travels with the
-    files of this folder. Raises the UserError family before anything is sent.
+    ``own`` are the method's options, to be tried here. The nodes must see the run under the same path. A classifier
+    given as package.module:function travels with the files of this folder. Raises the UserError family before anything
+    is sent.
     """
     from ganscale.explain import EXPLAINERS, Target, find_explainer
+    from ganscale.explain.base import parse_options
     from ganscale.runtime import jobs
     from ganscale.runtime.explain_all import refuse_short
     from ganscale.runtime.jobs_package import Package, collect
@@ -24,7 +28,7 @@ def submit_explanation(run: Path, method: str, *, address: str | None, as_json: 
     if method == "all":
         refuse_short(options["budget"])
     else:
-        find_explainer(method, EXPLAINERS)
+        parse_options(find_explainer(method, EXPLAINERS), own)
     Target.parse(options["target"])
     classifier = str(options.get("classifier") or "")
     is_file = Path(classifier).suffix in (".pt", ".onnx", ".pth") or Path(classifier).exists()

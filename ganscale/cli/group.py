@@ -18,6 +18,7 @@ import click
 from ganscale.cli.output import stdout_kept_for_results
 from ganscale.errors import GanscaleError, Interrupted, UserError, nearest, unknown
 from ganscale.files import full_disk, is_full_disk
+from ganscale.memory import keep_freed_memory
 
 # what the file system says of a path that the user chose badly
 _UNUSABLE = {
@@ -41,6 +42,7 @@ class Verb(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb with stdout kept for results and the warnings of libraries out of sight."""
+        keep_freed_memory()
         with stdout_kept_for_results(), warnings.catch_warnings():
             if not ctx.find_root().meta.get("debug"):
                 warnings.filterwarnings("ignore", module=r"(torch|ray|captum|tensorboard|google|numpy)(\.|$)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,11 @@ RECIPE = (
         help="Where runs are kept: a folder, or s3://BUCKET/PREFIX.",
     ),
     click.option("--kimg", metavar="X", type=Amount(), help="Train on X thousand images in all."),
-    click.option("--resume", metavar="RUN", help="Go on in RUN's own directory, from its newest good checkpoint."),
+    click.option(
+        "--resume",
+        metavar="RUN",
+        help="Go on in RUN's own directory, from its newest checkpoint (RUN/checkpoints/kimg-NNNNNN: from that one).",
+    ),
     click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change one setting; may be repeated."),
     click.option("--dry-run", is_flag=True, help="Print config, data, placement and estimates; touch nothing."),
     click.option("--verbose", is_flag=True, help="Show what Ray logs."),
@@ -134,6 +138,7 @@ def _place_to_resume(resume: str | None, runs_dir: str, name: str | None) -> Pat
 
 def _show_plan(request: _Request, *, as_json: bool) -> None:
     from ganscale import ops
+    from ganscale.config import settings_of
     from ganscale.data import scan
     from ganscale.runtime import plan
 
@@ -149,23 +154,6 @@ def _show_plan(request: _Request, *, as_json: bool) -> None:
         result()
         result(table([*found.table(), *placed.lines().items(), ("kernels", kernels)]))
     found.check()
-
-
-def settings_of(config: RunConfig) -> list[tuple[str, str]]:
-    """Return (key, value) for every dotted key of ``config``, in order, each as ``--set`` would take it."""
-    return list(_dotted(config.model_dump(mode="json"), ""))
-
-
-def _dotted(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            yield f"{prefix}{key}", ("x" if key == "resolution" else ",").join(map(str, value))
-        elif value is None or isinstance(value, bool):
-            yield f"{prefix}{key}", str(value).lower()
-        else:
-            yield f"{prefix}{key}", str(value)
 
 
 def _train(request: _Request, *, verbose: bool, as_json: bool) -> None:

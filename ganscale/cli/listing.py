@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
 from ganscale.cli.group import Verb
 from ganscale.cli.output import result, result_json, table
 from ganscale.cli.params import Name, json_option
+from ganscale.errors import UserError
 
 
 def _presets() -> dict[str, str]:
@@ -62,6 +64,7 @@ def _metrics() -> dict[str, str]:
     return _summaries(METRICS)
 
 
+OPTIONS = "options"
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "presets": _presets,
     "losses": _losses,
@@ -86,16 +89,69 @@ def _summary(entry: object) -> str:
     return " ".join(text.split("\n\n")[0].split()).rstrip(".")
 
 
+def options_of(method: str) -> dict[str, dict[str, Any]]:
+    """Return what ``ganscale explain --method METHOD --set`` takes: name -> default, values, description.
+
+    Raises ExplainOptionError for an unknown method.
+    """
+    from ganscale.explain import EXPLAINERS, find_explainer
+
+    schema = find_explainer(method, EXPLAINERS).Options.model_json_schema()["properties"]
+    return {
+        name: {"default": entry["default"], "values": _values(entry), "description": entry.get("description", "")}
+        for name, entry in schema.items()
+    }
+
+
+def _values(schema: Mapping[str, Any]) -> str:
+    """Return in words what a JSON schema allows."""
+    if "anyOf" in schema:
+        return ", ".join(map(_values, schema["anyOf"]))
+    if "enum" in schema or "const" in schema:
+        return ", ".join(schema.get("enum", [schema.get("const")]))
+    if schema["type"] not in ("integer", "number"):
+        return {"boolean": "true, false", "array": "numbers, with commas between"}.get(schema["type"], "a name")
+    low, high = _bound(schema, "Minimum", "above"), _bound(schema, "Maximum", "below")
+    if low and high:
+        return f"{low} to {high}"
+    return f"{low} or more" if "minimum" in schema else low or high or "a number"
+
+
+def _bound(schema: Mapping[str, Any], which: str, words: str) -> str:
+    if f"exclusive{which}" in schema:
+        return f"{words} {schema[f'exclusive{which}']:.12g}"
+    return f"{schema[which.lower()]:.12g}" if which.lower() in schema else ""
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, (list, tuple)):
+        return ",".join(f"{number:g}" for number in default) or "none"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
 @click.command("list", cls=Verb)
-@click.argument("kind", metavar="KIND", type=Name("kind", KINDS))
+@click.argument("kind", metavar="KIND", type=Name("kind", (*KINDS, OPTIONS)))
+@click.argument("method", metavar="[METHOD]", required=False)
 @json_option
-def list_names(kind: str, as_json: bool) -> None:
+def list_names(kind: str, method: str | None, as_json: bool) -> None:
     """Name the presets, losses, models and so on.
 
-    KIND is one of presets, losses, penalties, models, datasets, explainers, metrics.
+    KIND is one of presets, losses, penalties, models, datasets, explainers, metrics; or options, of the METHOD behind
+    it: what `ganscale explain --method METHOD --set` takes.
     """
-    lines = KINDS[kind]()
-    if as_json:
-        result_json(lines)
+    if (method is not None) != (kind == OPTIONS):
+        rule = "be given behind options" if kind == OPTIONS else f"not be given behind {kind}"
+        raise UserError("METHOD", rule, method, "for example ganscale list options kernel-shap")
+    if kind == OPTIONS:
+        found = options_of(method)
+        head = ("option", "default", "values", "what it is")
+        rows = [
+            (name, _shown(entry["default"]), entry["values"], entry["description"]) for name, entry in found.items()
+        ]
     else:
-        result(table(list(lines.items())))
+        found = KINDS[kind]()
+        head, rows = None, list(found.items())
+    if as_json:
+        result_json(found)
+    else:
+        result(table(rows if head is None else [head, *rows]))

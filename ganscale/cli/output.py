@@ -6,6 +6,7 @@ While a verb runs, ``sys.stdout`` is stderr, so that what a library prints never
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -82,6 +83,24 @@ def table(rows: Sequence[Sequence[str]], *, indent: str = "", columns: int | Non
         lines.append(indent + "  ".join([*cells, *folded[:1]]).rstrip())
         lines += [" " * used + more for more in folded[1:]]
     return "\n".join(lines)
+
+
+def show_table(rows: Sequence[Sequence[str]], *, title: str | None = None, styles: Sequence[str] = ()) -> None:
+    """Print ``rows``, the first one their head: ruled on a terminal, in plain columns elsewhere.
+
+    A terminal also shows ``title``, and each row below the head in its style of ``styles`` (as rich names them).
+    """
+    stream = _results or sys.stdout
+    if not stream.isatty():
+        result(table(rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*rows[0], title=title)
+    for row, style in itertools.zip_longest(rows[1:], styles):
+        shown.add_row(*row, style=style)
+    Console(file=stream, markup=False).print(shown)
 
 
 def _terminal_columns() -> int | None:

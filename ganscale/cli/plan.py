@@ -12,6 +12,7 @@ from ganscale.cli.group import Verb
 from ganscale.cli.output import note, result, result_json, table
 from ganscale.cli.params import Amount, WholeNumber, WorkerCount, json_option
 from ganscale.errors import UserError
+from ganscale.progress import duration
 
 if TYPE_CHECKING:
     from ganscale.config import RunConfig
@@ -148,7 +149,8 @@ def _of_batch_norms(norms: Sequence[int]) -> list[str]:
     if not norms:
         return []
     some = f"each of the {len(norms)} batch norms" if len(norms) > 1 else "the batch norm"
-    return [f"{some} of the generator waits for rings of its own, forward in every phase and backward in its own phase"]
+    where = "forward in every phase that generates and backward in its own"
+    return [f"{some} of the generator waits for rings of its own, {where}"]
 
 
 _HEAD = (
@@ -166,8 +168,6 @@ _HEAD = (
 
 
 def _row(config: RunConfig, found: Expectation, memory: int) -> tuple[str, ...]:
-    from ganscale.runtime.placement import duration
-
     return (
         str(found.workers),
         str(found.nodes),

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from ganscale.cli.output import note
+from ganscale.progress import duration
 
 QUIET_S = 10.0  # between two plain lines of what is counted
 LOSSES = {"loss/critic": "critic", "loss/generator": "generator"}
@@ -20,16 +21,9 @@ def tick_line(line: Mapping[str, Any], *, total_kimg: float) -> str:
     parts = [f"{min(line['kimg'], total_kimg):g} of {total_kimg:g} kimg"]  # the last batch may go a little beyond
     if speed:
         left_s = max(total_kimg - line["kimg"], 0) / speed
-        parts += [f"{speed:.2f} kimg/s", f"{clock(left_s)} left"]
+        parts += [f"{speed:.2f} kimg/s", f"{duration(left_s)} left"]
     parts += [f"{name} {line['scalars'][key]:.4g}" for key, name in LOSSES.items() if key in line["scalars"]]
     return ", ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Write a duration as ``m:ss`` or ``h:mm:ss``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 class Progress:
@@ -107,7 +101,7 @@ class Counting:
         words = f"{done} of {total} {what}"
         if done > self._first[0]:
             left = (now - self._first[3]) * (total - done) / (done - self._first[0])
-            words += f", about {clock(left)} left"
+            words += f", about {duration(left)} left"
         if sys.stderr.isatty():
             self._show(done, total, words)
         elif done < total and now - self._said >= QUIET_S:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ganscale.cli.group import Verb
-from ganscale.cli.output import note, result, result_json, table
+from ganscale.cli.output import note, result, result_json, show_table
 from ganscale.cli.params import Amount, Name, WholeNumber, json_option
 from ganscale.errors import UserError
 
@@ -75,7 +75,8 @@ def tune(resume: str | None, runs_dir: str | None, verbose: bool, as_json: bool,
     if as_json:
         result_json({"sweep": sweep.path, **sweep.as_dict(), "next": next_command(sweep)})
     else:
-        _show(sweep)
+        show_table(rows_of(sweep))
+        result(f"next: {next_command(sweep)}")
 
 
 def _refuse_beside_resume(asked: dict[str, Any]) -> None:
@@ -103,25 +104,6 @@ def _say(sweep: Sweep, trial: Trial) -> None:
     best = sweep.best
     more = "" if best is trial or best is None else f" (best {best.last:.4g}, {best.name})"
     note(f"{trial.name} at {trial.images / 1000:g} kimg: {sweep.objective} {trial.last:.4g}{more}")
-
-
-def _show(sweep: Sweep) -> None:
-    """Print the trials, the best first: a table on a terminal, plain columns elsewhere."""
-    rows = rows_of(sweep)
-    if click.get_text_stream("stderr").isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        shown = Table(*rows[0])
-        for row in rows[1:]:
-            shown.add_row(*row)
-        console = Console(width=None, record=False)
-        with console.capture() as captured:
-            console.print(shown)
-        result(captured.get().rstrip())
-    else:
-        result(table(rows))
-    result(f"next: {next_command(sweep)}")
 
 
 def rows_of(sweep: Sweep) -> list[tuple[str, ...]]:

@@ -17,7 +17,7 @@ from ganscale.data import keyed, open_dataset
 from ganscale.data.dataset import Dataset
 from ganscale.errors import UserError, unknown
 from ganscale.files import replace_text
-from ganscale.metrics import METRICS, MetricValue, Reference, TrainingSet, gaussian_grid_report, in_domain_classifier
+from ganscale.metrics import EXTRACTORS, METRICS, MetricValue, Reference, TrainingSet, gaussian_grid_report
 from ganscale.progress import checkpoint_name
 from ganscale.runtime.run import Networks, untrained_networks
 from ganscale.runtime.threads import one_thread
@@ -113,7 +113,7 @@ def _judge_of_images(
         raise UserError("--num", f"be at most {half}", wanted, remedy)
     chosen = keyed.keyed_permutation(len(dataset), SEED, purpose="evaluate")[: 2 * wanted]
     real_a, real_b = (dataset.read(np.sort(part))[0] for part in (chosen[:wanted], chosen[wanted:]))
-    extractor = in_domain_classifier(dataset.fingerprint, lambda: _training_set(source, dataset))
+    extractor = EXTRACTORS[config.evaluate.extractor](dataset.fingerprint, lambda: _training_set(source, dataset))
     named = {"data": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint}
     reference = Reference(extractor, real_a, real_b, reference=named)
 

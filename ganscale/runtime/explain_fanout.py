@@ -32,11 +32,12 @@ from ganscale.explain import (
     Request,
     Subject,
     build_explainer,
-    drive_within,
+    drive,
     subject_of_run,
 )
 from ganscale.explain.beside import Beside
 from ganscale.explain.errors import CallableError
+from ganscale.memory import keep_freed_memory
 from ganscale.runtime.cost_record import Record
 from ganscale.runtime.run import Networks
 from ganscale.runtime.threads import THREADS, one_thread
@@ -127,7 +128,7 @@ def explain_networks(
         packed = job.packed() if workers else b""
         with actor_pool(workers, address) if workers and actors is None else nullcontext(actors) as pool:
             execute = on_actors(pool, packed, record) if workers else here
-            explanation = drive_within(
+            explanation = drive(
                 explainer, execute=execute, limits=limits, at_once=max(1, workers), on_progress=on_progress
             )
     cost = {"workers": workers, "threads": THREADS, "seconds": time.perf_counter() - began}
@@ -205,6 +206,7 @@ class ChunkWorker:
 
     def __init__(self) -> None:
         torch.set_num_threads(THREADS)
+        keep_freed_memory()
         self._job, self._explainer, self._impl = None, None, "auto"
         self._process = f"{platform.node()}:{os.getpid()}"
 

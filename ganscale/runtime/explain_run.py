@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -45,14 +45,19 @@ _INNER = {"run", "actors", "between", "board"}  # arguments that Run.explain doe
 COMPANIONS = 3  # a group of four, the usual one of minibatch standard deviation
 
 
-def refuse_unknown(method: str, arguments: Iterable[str]) -> None:
-    """Raise UserError for the first of ``arguments`` of ``Run.explain`` that it does not know."""
-    for name in arguments:
-        if name in find_explainer(method, EXPLAINERS).Options.model_fields:
-            remedy = f"it is an option of {method}: pass options={{'{name}': ...}}"
-        else:
-            remedy = nearest(name, inspect.signature(explain_run).parameters.keys() - _INNER)
-        raise UserError("argument of explain", "be a known one", name, remedy)
+def all_options(method: str, options: Mapping[str, Any] | None, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``options`` and those ``named`` in a call of ``Run.explain`` together.
+
+    Raises UserError for a name that is neither an argument nor an option of ``method``, and for one given twice.
+    """
+    known = find_explainer(method, EXPLAINERS).Options.model_fields
+    for name in named:
+        if name not in known:
+            arguments = inspect.signature(explain_run).parameters.keys() - _INNER
+            raise UserError("argument of explain", "be a known one", name, nearest(name, [*arguments, *known]))
+        if name in (options or {}):
+            raise UserError(f"option {name}", "be given once", "two values", "leave it out of options")
+    return {**(options or {}), **named}
 
 
 def explain_run(

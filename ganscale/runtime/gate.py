@@ -26,6 +26,7 @@ class FailureGate(ray.train.UserCallback):
     def __init__(self, board: str) -> None:
         self.board, self.losses = board, 0
         self.failures, self.checkpoint, self.last = 0, "", None
+        self._past: set[str] = set()  # groups that were judged before; what they said stays on the board
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Forget past failures once there is a newer checkpoint; a tick that is redone is no progress."""
@@ -36,7 +37,9 @@ class FailureGate(ray.train.UserCallback):
         """Raise where starting the group again would be in vain."""
         board, at = Board(self.board), time.time()
         beats, hang = self._read(board)
+        beats = [beat for beat in beats if beat.attempt not in self._past]
         attempts = {beat.attempt for beat in beats}
+        self._past |= attempts
         if hang is not None and hang["attempt"] in attempts:
             # who hung was ended; what the others say of that is no news
             worker_exceptions = {int(rank): RankHung(words, hang["where"]) for rank, words in hang["ranks"].items()}

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +24,6 @@ from ganscale.runtime.placement import Resources
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 PORT = 8265  # of Ray's dashboard, which serves the jobs
 CONNECT_S, ANSWER_S, UPLOAD_S = 5.0, 30.0, 300.0
-LOOPBACK = ("localhost", "127.", "::1")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -71,7 +71,11 @@ def server_url(address: str | None) -> str:
 
 def is_loopback(url: str) -> bool:
     """Whether what is sent to ``url`` stays on this machine (or in the tunnel that listens on it)."""
-    return (urlsplit(url).hostname or "").startswith(LOOPBACK)
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def find_token(*, insecure: bool) -> str | None:

@@ -8,7 +8,6 @@ import datetime
 import json
 import logging
 import platform
-import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -24,7 +23,7 @@ from ganscale.runtime.failures import reason_to_stop
 from ganscale.runtime.follow import Follower, LineFollower, OnTick
 from ganscale.runtime.place import Place, find_place, held
 from ganscale.runtime.placement import Count, Plan, place
-from ganscale.runtime.planner import check_disk, find_resources, refuse_existing
+from ganscale.runtime.planner import check_disk, find_resources
 from ganscale.runtime.resume import Resumption, prepare_resume
 from ganscale.runtime.run_samples import with_drawn_samples
 from ganscale.runtime.stopping import SCRATCH, Stop, stop_signals
@@ -76,17 +75,15 @@ def launch(
     placed = dataclasses.replace(placed, run_dir=str(where.address or run_dir))
     refuse_far_away(placed, where.address)
     dataset = _preflight(config, run_dir)
-    fresh = not run_dir.exists()
+    fresh = where.resume is None and not run_dir.exists()
     with (
         stop_signals(run_dir, lambda: _stopped_words(run_dir)) as stop,
         held(where, stop),
         _nothing_left_behind(where, fresh=fresh),
     ):
-        if where.resume is None:
-            refuse_existing(run_dir)  # now that nobody else can make it
-        else:  # who held the lock until now may have gone on
+        if where.resume is not None:  # who held the lock until now may have gone on
             resumption = prepare_resume(where.resume, config, may_change)
-        _write_start(config, run_dir, placed, dataset, resumption, command)
+        _write_start(config, where, placed, dataset, resumption, command)
         stop.begin()
         if on_start is not None:
             on_start(placed)
@@ -115,16 +112,15 @@ def _followed(
 @contextlib.contextmanager
 def _nothing_left_behind(where: Place, *, fresh: bool) -> Iterator[None]:
     """Delete what is of use during a launch only, and a whole ``fresh`` run where it was refused before it trained."""
+    useless = f"{SCRATCH}/"
     try:
         yield
     except UserError:
-        if fresh and not (where.run_dir / "metrics.jsonl").exists():
-            shutil.rmtree(where.run_dir, ignore_errors=True)
-            if where.address is not None:
-                where.store.delete(where.store.list())
+        if fresh and not where.has_trained():
+            useless = ""
         raise
     finally:
-        shutil.rmtree(where.run_dir / SCRATCH, ignore_errors=True)
+        where.delete(useless)
 
 
 def with_absolute_data(config: RunConfig) -> RunConfig:
@@ -148,12 +144,13 @@ def _preflight(config: RunConfig, run_dir: Path) -> Any:
 
 
 def _write_start(
-    config: RunConfig, run_dir: Path, plan: Plan, dataset: Any, resumption: Resumption | None, command: Sequence[str]
+    config: RunConfig, where: Place, plan: Plan, dataset: Any, resumption: Resumption | None, command: Sequence[str]
 ) -> None:
     from ganscale.data import write_quarantine
 
-    shutil.rmtree(run_dir / SCRATCH, ignore_errors=True)  # one that was killed may have left its stop flag
-    (run_dir / SCRATCH).mkdir()
+    run_dir = where.run_dir
+    where.delete(f"{SCRATCH}/")  # one that was killed may have left its stop flag
+    (run_dir / SCRATCH).mkdir(exist_ok=True)
     if resumption is not None:
         resumption.discard_newer()
     write_quarantine(run_dir, dataset)
@@ -181,34 +178,30 @@ def _train(
         discard_newer(where.store, resumption.checkpoint.name if resumption else "")
         Mirror(where.run_dir, where.store).send()  # what the workers start from, wherever they are
     if plan.workers == 0:
-        with beside_training(config, where.run_dir, plan) as finish:
-            result = _train_here(config, where, plan, resumption, stop)
-            _finish_beside(finish, where, result, stop)
+        with _mirrored(where, config), beside_training(config, where.run_dir, plan) as finish:
+            result = _train_here(config, where.run_dir, plan, resumption, stop)
+            _finish_beside(finish, result, stop)
         return result
     from ganscale.runtime.local import ray_session
 
     cpus = plan.workers * plan.threads + (plan.beside or 0) if plan.address is None else None
     gpus = plan.workers * plan.gpus_per_worker if plan.address is None else None
     with ray_session(address=plan.address, cpus=cpus, gpus=gpus, verbose=verbose, meanwhile="ganscale.runtime.train"):
-        stop.listen()  # Ray has put its own handlers there
         stop.check()
         from ganscale.runtime.train import train_with_ray
 
         with beside_training(config, where.run_dir, plan) as finish:
             result = train_with_ray(config, where.run_dir, plan, check=stop.check, address=where.address)
-            _finish_beside(finish, where, result, stop)
+            # what rank 0 sends ends with it; evaluations beside it are made on this machine
+            with _mirrored(where, config) if plan.beside is not None else contextlib.nullcontext():
+                _finish_beside(finish, result, stop)
         return result
 
 
-def _finish_beside(finish: Finish, where: Place, result: dict[str, Any], stop: Stop) -> None:
+def _finish_beside(finish: Finish, result: dict[str, Any], stop: Stop) -> None:
     """Let the last checkpoint be evaluated, unless somebody wants to stop."""
-    if result["stopped"]:
-        return
-    finish(stop.is_wanted)
-    if where.address is not None:
-        from ganscale.runtime.mirror import Mirror
-
-        Mirror(where.run_dir, where.store).send()
+    if not result["stopped"]:
+        finish(stop.is_wanted)
 
 
 def _log_failure(event: Mapping[str, Any]) -> None:
@@ -217,7 +210,7 @@ def _log_failure(event: Mapping[str, Any]) -> None:
 
 
 def _train_here(
-    config: RunConfig, where: Place, plan: Plan, resumption: Resumption | None, stop: Stop
+    config: RunConfig, run_dir: Path, plan: Plan, resumption: Resumption | None, stop: Stop
 ) -> dict[str, Any]:
     import torch
 
@@ -226,13 +219,12 @@ def _train_here(
     from ganscale.training.process_group import solo_group
     from ganscale.training.trainer import train
 
-    threads, run_dir = torch.get_num_threads(), where.run_dir
+    threads = torch.get_num_threads()
     purge = shown_up_to(config, resumption.images) if resumption else None
     torch.set_num_threads(plan.threads)
     try:
         with (
             _no_thread_tracebacks(),
-            mirrored(where, config),
             TensorBoardSink(run_dir / "tensorboard", purge_images=purge) as board,
         ):
             result = train(
@@ -253,13 +245,19 @@ def _train_here(
     return {"images": result.images, "stopped": result.stopped}
 
 
-def mirrored(where: Place, config: RunConfig) -> contextlib.AbstractContextManager:
+def _mirrored(where: Place, config: RunConfig) -> contextlib.AbstractContextManager:
     """Return a context that keeps the store of ``where`` equal to its folder, if it has one."""
     if where.address is None:
         return contextlib.nullcontext()
+    from ganscale.runtime import remote_lock, run_lock
     from ganscale.runtime.mirror import Mirror
 
-    return Mirror(where.run_dir, where.store, config.checkpoint)
+    store = where.store
+
+    def may_send() -> bool:
+        return run_lock.is_ours(where.run_dir) and remote_lock.is_ours(store)
+
+    return Mirror(where.run_dir, store, config.checkpoint, may_send=may_send)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import io
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -64,11 +65,8 @@ def ray_session(
             yield
             return
         require_token(create=address is None)
-        if address is not None:
-            with _joined(address, verbose, meanwhile):
-                yield
-            return
-        with _local_ray(verbose, meanwhile, cpus, gpus):
+        own = _local_ray(verbose, meanwhile, cpus, gpus) if address is None else _joined(address, verbose, meanwhile)
+        with _own_sigterm(), own:
             yield
 
 
@@ -182,6 +180,7 @@ def _init(ray: Any, verbose: bool, meanwhile: str | None, **options: Any) -> Non
     importing = threading.Thread(target=__import__, args=(meanwhile or "ray",), daemon=True)
     importing.start()
     ray.init(log_to_driver=verbose, logging_level="INFO" if verbose else "ERROR", **options)
+    _take_sigterm_back()
     importing.join()
 
 
@@ -189,6 +188,37 @@ def _shut_down(ray: Any, verbose: bool) -> None:
     """End the connection; what Ray held back of the nodes' last words, to say it once, comes from this very thread."""
     with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
         ray.shutdown()
+    _take_sigterm_back()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep Ray's Python from taking over SIGTERM, at which it would end this process without a word.
+
+    Where nobody listens to it, the signal ends the block as Ctrl-C does. Ray's C++ takes it over too, see below.
+    """
+    from ray._private import utils
+
+    if threading.current_thread() is not threading.main_thread():  # no signal comes here, and Ray knows
+        yield
+        return
+    before, take_over = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    if before is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = take_over
+        if before is not None:  # else it is no handler of Python's, and cannot be put back
+            signal.signal(signal.SIGTERM, before)
+
+
+def _take_sigterm_back() -> None:
+    """Have Python's handler called again: Ray's C++ puts its own there in ``init``, and none in ``shutdown``."""
+    handler = signal.getsignal(signal.SIGTERM)  # None where it was not installed from Python
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager

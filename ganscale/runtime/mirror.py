@@ -32,8 +32,8 @@ _CHECKPOINTS, _EXPLANATIONS, _LAST_OF_EXPLANATION = "checkpoints", "explanations
 class Mirror:
     """A context: while it is open a thread sends what is new; leaving it sends the rest, or raises RunFailed.
 
-    ``settings`` says how many checkpoints the store keeps; without it nothing is deleted there. ``on_pass`` is called
-    in the thread before each pass.
+    ``settings`` says how many checkpoints the store keeps; without it nothing is deleted there. ``may_send`` is asked
+    before each pass: once another launch has the run, nothing more goes up.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Mirror:
         settings: CheckpointConfig | None = None,
         *,
         every_s: float = EVERY_S,
-        on_pass: Callable[[], None] = lambda: None,
+        may_send: Callable[[], bool] = lambda: True,
     ) -> None:
         self._run_dir, self._store, self._settings = run_dir, store, settings
-        self._every_s, self._on_pass = every_s, on_pass
+        self._every_s, self._may_send = every_s, may_send
         self._sent: dict[str, tuple[int, int]] = {}  # name -> size and time of change of what the store has
         self._grown_at = -GROWING_EVERY_S
         self._whole: set[str] | None = None  # checkpoints that the store has, and that equal ours where we have them
@@ -63,7 +63,10 @@ class Mirror:
         self._done.set()
         self._thread.join()
         try:
-            self.send()
+            if self._may_send():
+                self.send()
+            elif error is None:
+                raise RunFailed(f"{name_for_users(self._run_dir)} was taken over; nothing more is sent from here")
         except (StorageError, StorageAway) as failure:
             words = (
                 f"{name_for_users(self._run_dir)} does not hold all of the run: {failure}; it is whole in "
@@ -90,9 +93,9 @@ class Mirror:
             now = time.monotonic()
             growing = now - self._grown_at >= GROWING_EVERY_S
             try:
-                self._on_pass()
-                self.send(growing=growing)
-                self._grown_at = now if growing else self._grown_at
+                if self._may_send():
+                    self.send(growing=growing)
+                    self._grown_at = now if growing else self._grown_at
             except (StorageError, StorageAway) as error:
                 log.warning("%s; the run is kept in %s and sent later", error, self._run_dir)
 
@@ -166,7 +169,7 @@ def complete_checkpoints(store: ObjectStore) -> set[str]:
 
 
 def discard_newer(store: ObjectStore, name: str) -> None:
-    """Delete the checkpoints after ``name``, finished or not: the run goes over that ground again."""
+    """Delete the checkpoints after ``name`` (all after ""), finished or not: the run goes over that ground again."""
     for found in {entry.split("/")[1] for entry in store.list() if entry.startswith(f"{_CHECKPOINTS}/")}:
         if found > name:
             delete_checkpoint(store, found)

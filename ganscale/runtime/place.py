@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,10 +11,14 @@ from pathlib import Path
 
 from ganscale.config import RunConfig
 from ganscale.files import address_of, set_address
-from ganscale.runtime.planner import new_run_dir
-from ganscale.runtime.run_lock import RunLock
+from ganscale.runtime import remote_lock, run_lock
+from ganscale.runtime.planner import new_run_dir, refuse_existing
 from ganscale.runtime.stopping import Stop
-from ganscale.runtime.storage import ObjectStore, is_uri
+from ganscale.runtime.storage import ObjectStore, StorageAway, StorageError, is_uri
+
+log = logging.getLogger(__name__)
+
+_TRAINED = ("metrics.jsonl", "checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +34,27 @@ class Place:
     def store(self) -> ObjectStore | None:
         """The object store that keeps the run."""
         return ObjectStore(self.address) if self.address is not None else None
+
+    def has_trained(self) -> bool:
+        """Whether anything lies here, or in the store, that training has made; also where the store does not say."""
+        try:
+            there = [*self.store.list()] if self.address is not None else []
+        except (StorageError, StorageAway):
+            return True
+        return any(name.startswith(_TRAINED) for name in [*(path.name for path in self.run_dir.glob("*")), *there])
+
+    def delete(self, folder: str) -> None:
+        """Delete all below ``folder`` ("" is the whole run), but nothing of another launch that has the run by now."""
+        if run_lock.is_ours(self.run_dir):
+            shutil.rmtree(self.run_dir / folder, ignore_errors=True)
+        if self.address is None:
+            return
+        try:
+            store = self.store
+            if remote_lock.is_ours(store):
+                store.delete([name for name in store.list() if name.startswith(folder)])
+        except (StorageError, StorageAway) as failure:
+            log.warning("what this launch has left in %s is still there: %s", self.address, failure)
 
 
 def find_place(config: RunConfig, runs_dir: str | Path, name: str | None, resume: str | Path | None) -> Place:
@@ -51,17 +78,23 @@ def find_place(config: RunConfig, runs_dir: str | Path, name: str | None, resume
 
 @contextmanager
 def held(place: Place, stop: Stop) -> Iterator[None]:
-    """Hold ``place`` for this process alone, and bring a run that goes on here from its store."""
-    with ExitStack() as stack:
-        lock = stack.enter_context(RunLock(place.run_dir))
-        stop.guard(lock.check)
-        if place.address is not None:
-            from ganscale.runtime.remote import pull
-            from ganscale.runtime.remote_lock import RemoteLock
+    """Hold ``place`` for this process alone, and bring a run that goes on here from its store.
 
-            remote = stack.enter_context(RemoteLock(place.store))
+    Raises UserError where another launch holds it, or has made the run that was to be a new one.
+    """
+    with ExitStack() as stack:
+        lock = stack.enter_context(run_lock.RunLock(place.run_dir))
+        stop.guard(lock.check)
+        if place.resume is None:
+            refuse_existing(place.run_dir)
+        if place.address is not None:
+            from ganscale.runtime.remote import pull, refuse_taken
+
+            remote = stack.enter_context(remote_lock.RemoteLock(place.store))
             stop.guard(remote.check)
             if place.resume is not None:
                 pull(place.address, place.run_dir, checkpoint=place.chosen)
+            else:
+                refuse_taken(place.address)
             set_address(place.run_dir, place.address)
         yield

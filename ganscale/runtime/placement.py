@@ -10,14 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ganscale.config import RunConfig
+from ganscale.dashboards.placement_words import EXCHANGES
 from ganscale.errors import ConfigError, ResourceError, UserError
+from ganscale.progress import duration
 
 Count = int | str | tuple[int, int]  # of workers: 4, or from 1 to 4 as (1, 4) or "1:4"
-_EXCHANGES = {
-    "none": "nothing to exchange",
-    "gloo": "sums through shared memory, between machines by gloo",
-    "nccl": "sums by nccl",
-}
 CPUS_PER_GPU = 8  # reading and preparing images for one GPU takes no more
 
 
@@ -105,7 +102,7 @@ class Plan:
         who = "this process, without Ray" if self.workers == 0 else f"{count} under Ray on {self.where}"
         fewest = self.batch // max(1, self.workers)
         share = self.batch_per_worker if fewest == self.batch_per_worker else f"{fewest} to {self.batch_per_worker}"
-        exchange = _EXCHANGES[self.backend if self.workers > 1 else "none"]
+        exchange = EXCHANGES[self.backend if self.workers > 1 else "none"]
         facts = {
             "workers": f"{who}; {devices} each; {exchange}",
             "batch": f"{share} images a worker, {self.batch} in all",
@@ -280,13 +277,3 @@ def _check_batch(batch: int, least: int, ranks: int) -> None:
 
 def _count(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Return ``seconds`` in words with two units at most: ``45 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

@@ -160,10 +160,16 @@ def new_place(config: RunConfig, runs_address: str, name: str | None) -> tuple[s
     folder = working_copy(child(runs_address, "any")).parent
     run_dir = new_run_dir(config, folder, name, taken=taken)
     address = child(runs_address, run_dir.name)
-    if run_dir.name in taken and ObjectStore(address).list():  # a folder that was emptied leaves a marker of its name
+    if run_dir.name in taken:
+        refuse_taken(address)
+    return address, run_dir
+
+
+def refuse_taken(address: str) -> None:
+    """Raise UserError where there is a run at ``address``; what only a launch that came to nothing left is none."""
+    if any(not name.startswith(".") for name in ObjectStore(address).list()):
         remedy = f"go on with --resume {address} or use another --name"
         raise UserError(f"run {address}", "not exist yet", "one that does", remedy)
-    return address, run_dir
 
 
 def _choose(address: str, there: set[str], checkpoint: str | None) -> str | None:

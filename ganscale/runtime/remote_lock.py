@@ -13,13 +13,19 @@ import time
 from types import TracebackType
 
 from ganscale.errors import RunFailed
-from ganscale.runtime.run_lock import LOCK, STALE_S, Holder, in_use, is_alive, ourselves, parse_holder
+from ganscale.runtime.run_lock import LOCK, STALE_S, Holder, in_use, is_alive, is_this_process, ourselves, parse_holder
 from ganscale.runtime.storage import ObjectStore, StorageAway, StorageError
 
 log = logging.getLogger(__name__)
 
 BEAT_S = 20.0
 SETTLE_S = 0.5
+READ_AFTER_S = (0.0, 0.05, 0.2)
+
+
+def is_ours(store: ObjectStore) -> bool:
+    """Whether this process holds the lock of the run in ``store`` now; raises StorageError or StorageAway."""
+    return is_this_process(_read(store))
 
 
 class RemoteLock:
@@ -39,7 +45,7 @@ class RemoteLock:
             self._refuse_living(now - found.put_at)
         self._touch()
         time.sleep(SETTLE_S)
-        if self._read() != self.holder:
+        if _read(self._store) != self.holder:
             self._refuse_living(0.0)
         self._thread.start()
         return self
@@ -50,7 +56,7 @@ class RemoteLock:
         self._done.set()
         self._thread.join()
         with contextlib.suppress(StorageError, StorageAway):  # it goes stale by itself
-            if self._read() == self.holder:
+            if _read(self._store) == self.holder:
                 self._store.delete([LOCK])
 
     def check(self) -> None:
@@ -59,7 +65,7 @@ class RemoteLock:
             raise RunFailed(f"{self._store.uri} was taken over by {self._lost}; nothing more is written from here")
 
     def _refuse_living(self, age_s: float) -> None:
-        holder = self._read()
+        holder = _read(self._store)
         if is_alive(holder, age_s):
             raise in_use(self._store.uri, holder, age_s)
         log.warning("took over the lock of %s, which has died", holder or self._store.uri)
@@ -67,19 +73,26 @@ class RemoteLock:
     def _touch(self) -> None:
         self._store.put(LOCK, self.holder.to_json().encode())
 
-    def _read(self) -> Holder | None:
-        try:
-            return parse_holder(self._store.get(LOCK).decode(errors="replace"))
-        except FileNotFoundError:
-            return None
-
     def _beat(self) -> None:
         while not self._done.wait(self._beat_s):
             try:
-                found = self._read()
+                found = _read(self._store)
                 if found != self.holder:
                     self._lost = str(found or "another process")
                     return
                 self._touch()
             except (StorageError, StorageAway) as error:
                 log.warning("the lock could not be touched, and counts as dead after %g s: %s", STALE_S, error)
+
+
+def _read(store: ObjectStore) -> Holder | None:
+    """Return the holder. A text that names none is read again: not every store shows a file only when it is whole."""
+    for wait_s in READ_AFTER_S:
+        time.sleep(wait_s)
+        try:
+            holder = parse_holder(store.get(LOCK).decode(errors="replace"))
+        except FileNotFoundError:
+            return None
+        if holder is not None:
+            return holder
+    return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ganscale.config import RunConfig, from_mapping
+from ganscale.config import RunConfig, flat, from_mapping, matches
 from ganscale.errors import CheckpointError, ConfigError, UserError
 from ganscale.files import remove_directory
 from ganscale.progress import to_images
@@ -42,13 +42,12 @@ class Resumption:
     def discard_newer(self) -> None:
         """Delete the checkpoints after the chosen one, and their evaluations: the run goes over that ground again."""
         from ganscale.training.checkpoint import names
+        from ganscale.training.retention import discard_evaluations
 
         for path in names(self.run_dir / "checkpoints"):
             if path.name > self.checkpoint.name:
                 remove_directory(path)
-        for path in (self.run_dir / "evaluations").glob("kimg-*.json"):
-            if path.name.removesuffix(".json") > self.checkpoint.name:
-                path.unlink()
+        discard_evaluations(self.run_dir, self.checkpoint.name)
 
 
 def read_page(run_dir: Path) -> dict[str, Any]:
@@ -111,18 +110,9 @@ def prepare_resume(place: str | Path, config: RunConfig, also: Collection[str] =
 
 def compare_settings(old: RunConfig, new: RunConfig, also: Collection[str] = ()) -> dict[str, list[Any]]:
     """Return key -> [old, new] of what differs; raises ConfigError naming a key that must stay, unless in ``also``."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    before, after = flat(old), flat(new)
     changes = {key: [before[key], after[key]] for key in before if before[key] != after[key]}
     for key, (was, now) in changes.items():
-        if not any(
-            key == allowed or (allowed.endswith(".") and key.startswith(allowed)) for allowed in (*MAY_CHANGE, *also)
-        ):
+        if not matches(key, (*MAY_CHANGE, *also)):
             raise ConfigError(key, f"stay {was} when a run is resumed", now, "leave it out, or start a new run")
     return changes
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

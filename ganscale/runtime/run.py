@@ -114,7 +114,7 @@ class Run:
         limits: Limits | None = None,
         address: str | None = None,
         on_progress: Callable[[int, int, str], None] | None = None,
-        **misspelt: Any,
+        **more_options: Any,
     ) -> Explanation:
         """Explain the critic, the generator or a classifier, and write explanations/METHOD-001 and TensorBoard.
 
@@ -123,11 +123,11 @@ class Run:
         run's own data. The ``samples`` are real and generated images by turns ("both"), or one kind. ``workers`` actors
         under Ray share the work; 0 does it in this process, to the same bytes. ``limits`` ends it early: what is
         finished is kept, also at Ctrl-C. ``on_progress(done, total, what)`` hears of samples, sweeps or chunks.
+        ``options`` are the method's own; they may also be named as arguments, ``cells=3``.
         Raises UserError for an unknown method, target, option or argument.
         """
-        from ganscale.runtime.explain_run import explain_run, refuse_unknown
+        from ganscale.runtime.explain_run import all_options, explain_run
 
-        refuse_unknown(method, misspelt)
         explanation = explain_run(
             self,
             method,
@@ -135,7 +135,7 @@ class Run:
             num_samples=num_samples,
             workers=workers,
             seed=seed,
-            options=options or {},
+            options=all_options(method, options, more_options),
             classifier=classifier,
             samples=samples,
             limits=limits,

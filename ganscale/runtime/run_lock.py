@@ -17,7 +17,7 @@ import os
 import socket
 import threading
 import uuid
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -92,6 +92,19 @@ def is_locked(run_dir: Path) -> bool:
         return is_alive(lock._read(), lock._age_s())
     except OSError:
         return False
+
+
+def is_ours(run_dir: Path) -> bool:
+    """Whether this process holds the lock of ``run_dir`` now: who has slept learns from ``check`` too late."""
+    try:
+        return is_this_process(parse_holder((run_dir / LOCK).read_text()))
+    except OSError:
+        return False
+
+
+def is_this_process(holder: Holder | None) -> bool:
+    """Whether ``holder`` is this process, by whichever of its locks."""
+    return holder is not None and replace(ourselves(), token=holder.token, since=holder.since) == holder
 
 
 class RunLock:

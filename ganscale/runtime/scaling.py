@@ -99,15 +99,15 @@ def step_sums(config: RunConfig, parameters: Mapping[str, int], norms: Sequence[
     """Return what ``workers`` ranks sum in the phases of a run: gradients, and the statistics of batch norms.
 
     ``parameters`` counts those of ``generator`` and ``critic``; ``norms`` are the channels of each batch norm of the
-    generator. Every phase generates, so each norm sums 2C + 1 numbers forward in each pass (``train.micro_batch``) of
-    each phase, and 2C backward where the generator learns (see ``ops.batch_norm_act``).
+    generator: each sums 2C + 1 numbers forward in each pass (``train.micro_batch``) of each phase that generates, and
+    2C backward where the generator learns (see ``ops.batch_norm_act``).
     """
     share = -(-config.train.batch // workers)
     passes = -(-share // (config.train.micro_batch or share))
     found = []
     for phase in phases_of(config):
         found.append(Sum(name=phase.name, bytes=FLOAT * parameters[phase.net], every=phase.every))
-        for channels in norms:
+        for channels in norms if phase.generates else ():
             forward, backward = (DOUBLE * count for count in (2 * channels + 1, 2 * channels))
             how = {"every": phase.every, "times": passes}
             found.append(Sum(name=f"{phase.name}: batch norm", bytes=forward, **how))

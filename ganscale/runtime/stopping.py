@@ -69,4 +69,5 @@ def stop_signals(run_dir: Path, words: Callable[[], str]) -> Iterator[Stop]:
         yield stop
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # else it was not installed from Python, and cannot be put back
+                signal.signal(number, handler)

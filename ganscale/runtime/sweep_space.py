@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from ganscale.config import RunConfig, keys, override
+from ganscale.config import RunConfig, flat, matches, override
 from ganscale.errors import ConfigError, UserError, nearest
+from ganscale.runtime.resume import MAY_CHANGE
 
-# what decides how long, how often and where, but not what is learned; and what would make scores incomparable
-FIXED = (
-    "preset",
-    "data.",
-    "train.kimg",
-    "train.tick_kimg",
-    "sample.",
-    "checkpoint.",
-    "evaluate.",
-    "explain.",
-    "runtime.",
-)
+# what does not decide what is learned; and what would make scores incomparable
+FIXED = (*MAY_CHANGE, "preset", "data.")
 SEED = "train.seed"
 # what a run may change on its way and stay one: population-based training does
 WHILE_TRAINING = (
@@ -110,11 +101,11 @@ def check_params(config: RunConfig, params: Sequence[Param], *, while_training: 
     """Raise UserError for a key that is unknown, fixed or given twice, and for a value that cannot be run."""
     if not params:
         raise UserError("--param", "be given at least once", "none", _FORMS)
-    known = list(keys())
+    known = flat(config)
     for at, param in enumerate(params):
         if param.key not in known:
             raise ConfigError("--param", "name a configuration key", param.key, nearest(param.key, known))
-        if any(param.key == fixed or (fixed.endswith(".") and param.key.startswith(fixed)) for fixed in FIXED):
+        if matches(param.key, FIXED):
             raise ConfigError("--param", "name a key that decides what is learned", param.key, "use --set for it")
         if while_training and param.key not in WHILE_TRAINING:
             remedy = "use --scheduler asha"
@@ -170,10 +161,3 @@ def milestones(total: int, first: int, *, scheduler: str, factor: int, batch: in
         found.append(at)
         at = at + first if scheduler == "pbt" else at * factor
     return [*found, total]
-
-
-def settings_words(settings: Mapping[str, Any]) -> str:
-    """Return settings as the command line would take them, with numbers short enough to read."""
-    return " ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
-    )

@@ -23,7 +23,7 @@ from ganscale.runtime.run import Run
 from ganscale.runtime.sweep import Sweep, Trial
 from ganscale.runtime.sweep_space import WHILE_TRAINING
 from ganscale.training import checkpoint as checkpoints
-from ganscale.training.retention import score_name
+from ganscale.training.retention import discard_evaluations, score_name
 
 Report = Callable[[dict[str, Any]], None]
 TRIES = 5  # of a copy from a run that trains, and may delete what is being copied
@@ -107,9 +107,8 @@ def adopt(run_dir: Path, donor_dir: Path) -> None:
     for path in checkpoints.names(run_dir / "checkpoints"):
         if path.name > source.name:
             remove_directory(path)
-    for path in (run_dir / "evaluations").glob("kimg-*.json"):
-        if path.name.removesuffix(".json") >= source.name:
-            path.unlink()  # of what was there before
+    discard_evaluations(run_dir, source.name)
+    (run_dir / "evaluations" / f"{source.name}.json").unlink(missing_ok=True)  # of what was there before
 
 
 def _score(run: Run, judge: Judge, objective: str) -> float:

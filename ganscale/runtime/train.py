@@ -18,20 +18,20 @@ from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.config import LoggingConfig
 
-from ganscale.errors import GanscaleError, RunFailed
+from ganscale.errors import GanscaleError, RunFailed, UserError
+from ganscale.files import full_disk, is_full_disk
 from ganscale.runtime.attendance import Attendance
 from ganscale.runtime.backend import GroupConfig
 from ganscale.runtime.common_ground import leave_mark
+from ganscale.runtime.controller import Controller
 from ganscale.runtime.elastic import ElasticPolicy
 from ganscale.runtime.gate import FailureGate
 from ganscale.runtime.heartbeat import Board
 from ganscale.runtime.launcher import with_way_on
 from ganscale.runtime.placement import Plan
 from ganscale.runtime.roll_call import RollCall
-from ganscale.runtime.run_lock import this_machine
 from ganscale.runtime.stopping import ROLL, SCRATCH
 from ganscale.runtime.storage import ObjectStore, child
 from ganscale.runtime.watch import Watch
@@ -39,7 +39,9 @@ from ganscale.runtime.watch import Watch
 EXCHANGE_TIMEOUT_S = 300  # and twice runtime.hang_timeout_s at least: the watch, which names who hangs, comes first
 # Ray's counters never reset, so these only bound the life of a run
 FAILURES_BACKSTOP = 1_000_000  # lost groups: the gate decides, by what was saved between two of them
-ABORT_S = 10.0  # for the controller to end, which may be within a wait for workers of its own
+# for the controller to end, which a busy machine may still be making, or which is starting workers; one that is killed
+# instead may leave its places on the cluster held until the job ends
+ABORT_S = 60.0
 STARTS_BACKSTOP = 10_000  # starts without a place for all: runtime.max_wait_s decides
 
 
@@ -72,14 +74,16 @@ class _Trainer(TorchTrainer):
             parts["scaling_policy"] = ElasticPolicy(self.scaling_config)
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()
-        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(TrainController)
+        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(Controller)
         self._controller = actor.remote(**parts)
-        if self._is_over:  # said while it was being made
-            ray.kill(self._controller)
-            self._controller = None
-            raise RunFailed("given up before the controller was there")
-        ray.get(self._controller.run.remote())
-        return ray.get(self._controller.get_result.remote())
+        try:
+            if self._is_over:  # said while it was being made
+                self._controller.__ray_terminate__.remote()
+                raise RunFailed("given up before the controller was there")
+            ray.get(self._controller.run.remote())
+            return ray.get(self._controller.get_result.remote())
+        finally:
+            self._controller = None  # it lives as long as somebody holds it, and the error that is told would
 
     def give_up(self, fit: threading.Thread) -> None:
         """End the run while ``fit`` waits for it: its workers, its places on the cluster, and that thread.
@@ -89,15 +93,15 @@ class _Trainer(TorchTrainer):
         """
         self._is_over = True
         with suppress(RayError, RuntimeError):  # Ray may have gone, and what ended the run is to be told
-            if self._controller is not None:
-                self._controller.abort.remote()
+            if (controller := self._controller) is not None:
+                controller.abort.remote()
+                # Ray may forget to kill an actor that it is just making, but not its tasks; and to be aborted means
+                # nothing to one whose run has just ended
+                controller.__ray_terminate__.remote()
             fit.join(ABORT_S)
-            if self._controller is not None:
-                ray.kill(self._controller)
+            if fit.is_alive() and controller is not None:
+                ray.kill(controller)
                 fit.join(ABORT_S)
-        # Ray may forget to kill what it is just making: such a controller, idle and without a place, ends with the job,
-        # or with its last handle, which the error that is told would hold
-        self._controller = None
 
 
 def train_with_ray(
@@ -139,7 +143,6 @@ def _train(
             "address": address,
             "mark": leave_mark(run_dir),
             "board": name,
-            "machine": this_machine(),
             "threads": plan.threads,
             "device": plan.device,
             "exchange_timeout_s": exchange_timeout_s,
@@ -165,14 +168,14 @@ def _train(
     outcome: list[Any] = []
     thread = threading.Thread(target=_fit, args=(trainer, outcome), name="ray_fit", daemon=True)
     thread.start()  # in the main thread fit() would take over SIGINT
-    with Watch(Board(name), run_dir, hang_timeout_s=hang_timeout_s):
+    with Watch(Board(name), run_dir, hang_timeout_s=hang_timeout_s) as watch:
         try:
             _wait(thread, check, attendance, run_dir)
         except BaseException:
             trainer.give_up(thread)
             raise
     if isinstance(outcome[0], BaseException):
-        raise translate(outcome[0], run_dir) from None
+        raise translate(outcome[0], run_dir, has_trained=watch.has_trained) from None
     return outcome[0]
 
 
@@ -193,11 +196,17 @@ def _fit(trainer: TorchTrainer, outcome: list[Any]) -> None:
         outcome.append(error)
 
 
-def translate(error: BaseException, run_dir: Path) -> BaseException:
-    """Return the error to show for what ``fit`` raised: the workers' own where it is one of ours, else RunFailed."""
+def translate(error: BaseException, run_dir: Path, *, has_trained: bool = False) -> BaseException:
+    """Return the error to show for what ``fit`` raised: the workers' own where it is one of ours, else RunFailed.
+
+    A mistake of the user's that shows once the launch ``has_trained``, as on a node that replaces another, has cost
+    something: it is told as RunFailed too.
+    """
     inner = getattr(error, "controller_failure", None)
     for candidate in [inner, *getattr(error, "worker_failures", {}).values(), error]:
         while candidate is not None:
+            if isinstance(candidate, UserError) and has_trained:
+                candidate = RunFailed(str(candidate))
             if isinstance(candidate, GanscaleError):
                 return with_way_on(candidate, run_dir)
             candidate = candidate.__cause__
@@ -205,5 +214,7 @@ def translate(error: BaseException, run_dir: Path) -> BaseException:
     if "low on memory" in words or "address the out of memory issue" in words:  # and then advice about Ray's settings
         remedy = "lower train.batch or model.width, or put fewer workers on a machine"
         return with_way_on(RunFailed(f"Ray ended a process because a machine's memory was full; {remedy}"), run_dir)
+    if is_full_disk(inner or error):  # what Ray's controller itself writes met it before a worker did
+        return with_way_on(full_disk(run_dir), run_dir)
     last = words.splitlines()[-1] if words else type(error).__name__
     return with_way_on(RunFailed(f"Ray gave up: {last}; --verbose shows its logs"), run_dir)

@@ -20,7 +20,7 @@ from ganscale.errors import ConfigError, Interrupted, ResourceError, RunFailed, 
 from ganscale.progress import to_images
 from ganscale.runtime.placement import Resources
 from ganscale.runtime.planner import check_disk, find_resources, new_run_dir, refuse_existing
-from ganscale.runtime.run_lock import RunLock
+from ganscale.runtime.run_lock import RunLock, is_ours
 from ganscale.runtime.stopping import SCRATCH, stop_signals
 from ganscale.runtime.storage import is_uri
 from ganscale.runtime.sweep import OBJECTIVES, OF_POINTS, WAITING, Sweep, Trial, read_sweep, trial_name
@@ -42,7 +42,6 @@ def tune(
     *,
     trials: int | None = None,
     scheduler: str = "asha",
-    kimg: float | None = None,
     every_kimg: float | None = None,
     objective: str | None = None,
     workers: int | None = None,
@@ -58,7 +57,7 @@ def tune(
     By default there are as many trials as combinations where every key has a few values, else 8. A combination that
     comes again is trained with another ``train.seed``.
     ``params`` are written as ``--param`` takes them (``"optim.critic.lr=log:1e-5:1e-3"``). ``scheduler`` is ``asha`` or
-    ``pbt``, ``kimg`` the length of a whole trial, ``every_kimg`` when a trial is first scored (pbt: each time),
+    ``pbt``, ``every_kimg`` when a trial is first scored (pbt: each time),
     ``objective`` a score of ``ganscale evaluate``, ``fd:min`` where the direction is to be said. ``workers`` trials
     train at a time, one worker each. Raises the UserError family before anything is started or written, RunFailed where
     no trial could be scored, Interrupted.
@@ -69,7 +68,6 @@ def tune(
         params,
         trials=trials,
         scheduler=scheduler,
-        kimg=kimg,
         every_kimg=every_kimg,
         objective=objective,
         workers=workers,
@@ -97,7 +95,6 @@ def plan_sweep(
     *,
     trials: int | None,
     scheduler: str,
-    kimg: float | None,
     every_kimg: float | None,
     objective: str | None,
     workers: int | None,
@@ -114,7 +111,7 @@ def plan_sweep(
         raise UserError(
             "--runs-dir", "be a folder, as trials meet there", str(runs_dir), "copy the best run afterwards"
         )
-    config = with_absolute_data(config if kimg is None else override(config, {"train.kimg": kimg}))
+    config = with_absolute_data(config)
     parsed = [parse_param(text) for text in params]
     trials = _number(parsed, trials, scheduler)
     check_params(config, parsed, while_training=scheduler == "pbt")
@@ -238,7 +235,6 @@ def _run(sweep: Sweep, on_score: OnScore | None, stop: Any, words: str, verbose:
     here = address is None
     cpus, gpus = (sweep.at_once * sweep.cpus, sweep.at_once * sweep.gpus) if here else (None, None)
     with ray_session(address=address, cpus=cpus, gpus=gpus, verbose=verbose, meanwhile="ganscale.runtime.tune_ray"):
-        stop.listen()  # Ray has put its own handlers there
         from ganscale.runtime.tune_ray import fit
 
         failure: list[BaseException] = []
@@ -259,7 +255,7 @@ def _nothing_left_behind(path: Path, *, fresh: bool) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if fresh:
+        if fresh and is_ours(path):
             shutil.rmtree(path, ignore_errors=True)
         raise
 
@@ -271,7 +267,8 @@ def _scratch(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        shutil.rmtree(path / SCRATCH, ignore_errors=True)
+        if is_ours(path):  # else another one has it by now
+            shutil.rmtree(path / SCRATCH, ignore_errors=True)
 
 
 def restart(sweep: Sweep) -> list[int]:

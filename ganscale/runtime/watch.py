@@ -100,6 +100,7 @@ class Watch:
         self._loss: dict[str, Any] | None = None  # the gate's note on the last loss, until training goes on
         self._losses = 0
         self._damaged: list[str] = []
+        self.has_trained = False  # a worker of this launch has made a step
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -125,12 +126,16 @@ class Watch:
     def _look(self) -> None:
         note, now = self._board.get("loss"), time.monotonic()
         if note is not None and note["number"] > self._losses:
+            if self._loss is not None:  # a start that failed: what the loss before it cost is not told yet
+                note |= {"images": max(note["images"], self._loss["images"]), "at": self._loss["at"]}
             self._losses, self._loss = note["number"], note
             self._over.update(note["attempts"])
             self._seen = {}
             if not note["ends"]:
                 log.warning("%s; the workers start again", note["why"])
-        self._take([beat for beat in self._board.beats() if beat.attempt not in self._over], now)
+        beats = self._board.beats()
+        self.has_trained = self.has_trained or any(beat.trained_since is not None for beat in beats)
+        self._take([beat for beat in beats if beat.attempt not in self._over], now)
         self._tell_damage()
         if self._loss is not None:
             self._await_training()

@@ -16,15 +16,17 @@ from ganscale.config import RunConfig, from_mapping
 from ganscale.dashboards import TensorBoardSink
 from ganscale.errors import RunFailed
 from ganscale.files import set_address
+from ganscale.memory import keep_freed_memory
 from ganscale.runtime.common_ground import check_ground
 from ganscale.runtime.damage import put_damage
 from ganscale.runtime.heartbeat import Board, beating, every_s
 from ganscale.runtime.leaving import STAYS, WorkerLeaves, look_at, who_leaves, wish
-from ganscale.runtime.mirror import Mirror
+from ganscale.runtime.mirror import Mirror, complete_checkpoints, discard_newer
 from ganscale.runtime.remote import pull_checkpoint, pull_newest_good, working_copy
-from ganscale.runtime.run_lock import ourselves, this_machine
-from ganscale.runtime.stopping import SCRATCH, STARTED_FLAG, STOP_FLAG
-from ganscale.runtime.storage import ObjectStore
+from ganscale.runtime.run_lock import ourselves
+from ganscale.runtime.shadow import say_started
+from ganscale.runtime.stopping import SCRATCH, STOP_FLAG
+from ganscale.runtime.storage import ObjectStore, child
 from ganscale.training import checkpoint as checkpoints
 from ganscale.training.journal import shown_up_to
 from ganscale.training.process_group import Group, torch_group
@@ -56,12 +58,13 @@ def run_rank(settings: dict[str, Any]) -> dict[str, Any]:
     else:
         run_dir = working_copy(address)
     torch.set_num_threads(settings["threads"])
+    keep_freed_memory()
     device = "cpu"
     if settings["device"] == "cuda" and torch.cuda.is_available():
         device = ray.train.torch.get_device()  # all GPUs of the node are visible; this one is ours
         torch.cuda.set_device(device)
     group = torch_group(device, timeout_s=settings["exchange_timeout_s"])
-    if address is not None and settings["machine"] != this_machine():
+    if address is not None and not (run_dir / SCRATCH / settings["mark"]).exists():
         shutil.rmtree(run_dir / SCRATCH, ignore_errors=True)  # of a launch that used this machine before
     whereabouts, facts = Whereabouts(), _facts(group)
     every = every_s(config.runtime.hang_timeout_s)
@@ -82,8 +85,7 @@ def _train(
         board = None
         if group.is_main:
             if address is not None:
-                stack.enter_context(_mirror(ObjectStore(address), run_dir, config))
-            (scratch / STARTED_FLAG).touch()
+                stack.enter_context(_mirror(ObjectStore(address), run_dir, config, resume_from))
             images = None if resume_from is None else checkpoints.verify(resume_from)["images"]
             events = run_dir / "tensorboard"
             purge = shown_up_to(config, images) if events.exists() else None
@@ -154,13 +156,28 @@ def _find_checkpoint(address: str | None, run_dir: Path, group: Group, board: Bo
     return pull_checkpoint(store, run_dir, name, {name})
 
 
-def _mirror(store: ObjectStore, run_dir: Path, config: RunConfig) -> Mirror:
+def _mirror(store: ObjectStore, run_dir: Path, config: RunConfig, resume_from: Path | None) -> Mirror:
     """Return what sends the run to ``store``, says there that it has begun, and looks for a wish to stop."""
-
-    def obey() -> None:
-        if store.entry(f"{SCRATCH}/{STOP_FLAG}") is not None:
-            (run_dir / SCRATCH / STOP_FLAG).touch()
-
+    if resume_from is None:
+        _refuse_to_begin_over(store)
     set_address(run_dir, store.uri)
-    store.put(f"{SCRATCH}/{STARTED_FLAG}", b"")
-    return Mirror(run_dir, store, config.checkpoint, on_pass=obey)
+    discard_newer(store, resume_from.name if resume_from is not None else "")  # they were passed over
+    is_newest_start = say_started(run_dir, store)
+
+    def obey() -> bool:
+        is_ours = is_newest_start()
+        if is_ours and store.entry(f"{SCRATCH}/{STOP_FLAG}") is not None:
+            (run_dir / SCRATCH / STOP_FLAG).touch()
+        return is_ours
+
+    return Mirror(run_dir, store, config.checkpoint, may_send=obey)
+
+
+def _refuse_to_begin_over(store: ObjectStore) -> None:
+    """Raise RunFailed where ``store`` holds checkpoints: none could be read, which may be this machine's fault."""
+    if found := sorted(complete_checkpoints(store)):
+        raise RunFailed(
+            f"no checkpoint of {store.uri} could be read on {gethostname()} ({', '.join(found)}), and none is deleted: "
+            f"look at that machine's disk and use ganscale launch --resume {store.uri}, or the oldest one with "
+            f"--resume {child(store.uri, f'checkpoints/{found[0]}')}, or start the run again under another name"
+        )

@@ -157,3 +157,15 @@ def test_a_budget_that_only_the_start_would_fill_is_refused_with_nothing_written
     assert "--budget must be at least 10s with --method all" in line
     assert line.endswith("use --budget 1m, or one method")
     assert files_below(run) == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [("cells=x", "kernel-shap option cells must be a valid integer"), ("cell=3", "did you mean cells")],
+)
+def test_an_option_that_the_method_refuses_is_refused_before_a_cluster_is_asked(run, wrong, words):
+    nowhere = ("--submit", "--address", "http://127.0.0.1:1")
+    done = call("explain", run, "--method", "kernel-shap", "--set", wrong, *nowhere)
+    assert (done.exit_code, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert words in line

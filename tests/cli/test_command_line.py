@@ -15,7 +15,7 @@ from calls import FORM, call
 
 from ganscale.cli import main
 from ganscale.cli.group import explain
-from ganscale.cli.output import plain, table
+from ganscale.cli.output import plain, show_table, table
 from ganscale.cli.progress import Counting
 from ganscale.errors import Interrupted, RunFailed, UserError
 
@@ -28,6 +28,8 @@ USAGE_MISTAKES = {
     "missing value": (("generate", "x", "--num"), "--num"),
     "value for a flag": (("list", "presets", "--json=yes"), "--json"),
     "extra argument": (("list", "presets", "losses"), "losses"),
+    "options of no method": (("list", "options"), "METHOD", "kernel-shap"),
+    "options of an unknown method": (("list", "options", "line"), "lime"),
     "kind of list": (("list", "preset"), "presets"),
     "not a number": (("generate", "x", "--num", "many"), "--num", "many"),
     "number too small": (("generate", "x", "--num", "0"), "--num", "at least 1"),
@@ -149,6 +151,15 @@ def test_on_a_terminal_a_table_folds_to_its_width(monkeypatch):
     assert table([("a", words)]) == "a  one two three four five six\n   seven eight"
 
 
+@pytest.mark.parametrize(("stream", "ruled"), [(Terminal, True), (io.StringIO, False)])
+def test_a_table_of_results_is_ruled_on_a_terminal_alone_and_shows_brackets_as_they_are(monkeypatch, stream, ruled):
+    monkeypatch.setattr("sys.stdout", stream())
+    show_table([("name", "value"), ("a", "[b]")], title="All of them", styles=["green"])
+    shown = sys.stdout.getvalue()
+    assert "[b]" in shown
+    assert ("All of them" in shown) == ("│" in shown) == ruled
+
+
 def test_on_a_terminal_the_count_is_a_bar_that_goes_when_all_is_done(monkeypatch):
     shown_on = Terminal()
     monkeypatch.setattr("sys.stderr", shown_on)
@@ -174,12 +185,12 @@ def test_the_time_left_is_counted_from_the_first_result_and_the_bar_says_startin
         assert task.description == "1 of 11 samples"
         now[0] = 31.0
         shown(2, 11, "samples")
-        assert task.description == "2 of 11 samples, about 0:09 left"
+        assert task.description == "2 of 11 samples, about 9 s left"
         now[0] = 91.0
         shown(1, 5, "sweeps")  # a count of something else has its own clock
         now[0] = 93.0
         shown(2, 5, "sweeps")
-        assert task.description == "2 of 5 sweeps, about 0:06 left"
+        assert task.description == "2 of 5 sweeps, about 6 s left"
 
 
 def test_a_long_count_is_said_now_and_then_and_never_at_once(monkeypatch, capsys):
@@ -190,4 +201,4 @@ def test_a_long_count_is_said_now_and_then_and_never_at_once(monkeypatch, capsys
             now[0] += 1.0
             shown(done, 40, "samples")
     lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"{done} of 40 samples, about 0:{40 - done} left" for done in (10, 20, 30)]
+    assert lines == [f"{done} of 40 samples, about {40 - done} s left" for done in (10, 20, 30)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -16,9 +17,11 @@ from PIL import Image
 
 from ganscale.cli.dashboard import find_events
 from ganscale.cli.doctor import CHECKS, Check, examine
-from ganscale.cli.progress import Progress, clock, tick_line
+from ganscale.cli.listing import options_of
+from ganscale.cli.progress import Progress, tick_line
 from ganscale.errors import UserError
 from ganscale.runtime import load
+from ganscale.runtime.run import Run
 
 HEADER = {"device", "data", "workers", "batch", "run directory", "parameters", "memory", "disk", "kernels", "penalty"}
 
@@ -166,12 +169,26 @@ def test_a_run_or_checkpoint_that_is_not_there_is_refused_with_those_that_are(la
     ("argument", "words"),
     [
         ("num_sampls", "did you mean num_samples"),
-        ("num_coalitions", r"it is an option of kernel-shap: pass options=\{'num_coalitions'"),
+        ("num_coalitons", "did you mean num_coalitions"),
     ],
 )
 def test_an_argument_that_explain_does_not_know_is_refused_with_the_one_that_was_meant(launched, argument, words):
     with pytest.raises(UserError, match=f"argument of explain must be a known one, got {argument}; {words}"):
         load(launched[1]).explain("kernel-shap", workers=0, **{argument: 4})
+
+
+def test_an_option_of_the_method_is_an_argument_as_well_but_is_given_once(launched):
+    with pytest.raises(UserError, match="kernel-shap option cells must be greater than or equal to 2, got 1"):
+        load(launched[1]).explain("kernel-shap", workers=0, cells=1)
+    with pytest.raises(UserError, match="option cells must be given once"):
+        load(launched[1]).explain("kernel-shap", workers=0, cells=2, options={"cells": 3})
+
+
+def test_no_option_of_a_method_is_called_like_an_argument_of_explain():
+    from ganscale.explain import EXPLAINERS, explain
+
+    taken = {name for called in (Run.explain, explain) for name in inspect.signature(called).parameters}
+    assert not [method for method, each in EXPLAINERS.items() if taken & {*each.Options.model_fields}]
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +287,24 @@ def test_a_list_says_something_of_each_name_it_knows(kind):
     assert [line.split()[0] for line in call("list", kind).stdout.splitlines()] == list(lines)
 
 
+def test_options_of_every_method_are_listed_with_what_set_takes_and_what_they_are():
+    from ganscale.explain import EXPLAINERS
+    from ganscale.explain.base import parse_options
+
+    for method, explainer in EXPLAINERS.items():
+        found = options_of(method)
+        assert list(found) == list(explainer.Options.model_fields)
+        for name, option in found.items():
+            assert len(option["description"]) >= 8, f"{method} {name}"
+            assert option["values"], f"{method} {name}"
+        parse_options(explainer, {name: option["default"] for name, option in found.items()})
+    rows = call("list", "options", "attack-input").stdout.splitlines()
+    assert [row.split()[0] for row in rows] == ["option", *options_of("attack-input")]
+    shown = json.loads(call("list", "options", "attack-input", "--json").stdout)["step"]
+    assert (shown["default"], shown["values"]) == (0.25, "above 0 to 10")
+    assert options_of("lime")["regions"]["values"] == "auto, grid, slic"
+
+
 def test_what_is_listed_is_what_the_configuration_accepts():
     from ganscale.config import AUTOENCODING_NAMES, LOSS_NAMES, METRIC_NAMES, MODEL_NAMES, PENALTY_NAMES
 
@@ -305,13 +340,8 @@ def test_doctor_passes_with_notes_alone(monkeypatch):
 
 
 def test_a_tick_is_told_in_one_line():
-    assert tick_line(TICK, total_kimg=4) == "2 of 4 kimg, 0.50 kimg/s, 0:04 left, critic 1.25, generator 0.5"
+    assert tick_line(TICK, total_kimg=4) == "2 of 4 kimg, 0.50 kimg/s, 4 s left, critic 1.25, generator 0.5"
     assert tick_line(TICK, total_kimg=1.99).startswith("1.99 of 1.99 kimg, ")  # as the last batch went a little beyond
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
-def test_durations_are_clocks(seconds, words):
-    assert clock(seconds) == words
 
 
 def test_on_a_terminal_a_bar_shows_the_same_words():

@@ -176,16 +176,54 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
             process.wait(0.02)
 
 
-def test_slurms_notice_before_the_end_sets_the_flag_that_makes_a_run_save_and_stop(slurm):
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--name", "ganscale-42"),
+        ("--resume", "ganscale-42"),
+        ("--resume=ganscale-42",),
+        ("--resume", "{runs}/ganscale-42/"),
+        ("--resume={runs}/ganscale-42/checkpoints/kimg-000064",),
+        ("--resume", "ganscale-42/checkpoints/kimg-000064"),
+    ],
+)
+def test_slurms_notice_before_the_end_sets_the_flag_that_makes_a_run_save_and_stop(slurm, words):
     run_dir = slurm.home / "runs" / "ganscale-42"
+    run_dir.mkdir()
+    (run_dir / "config.json").touch()
+    command = ["bash", str(SCRIPT), *(word.format(runs=run_dir.parent) for word in words)]
     process = subprocess.Popen(
-        ["bash", str(SCRIPT)], env=slurm.environment | {"WAITS": str(run_dir)}, stderr=subprocess.PIPE, text=True
+        command, env=slurm.environment | {"WAITS": str(run_dir)}, stderr=subprocess.PIPE, text=True
     )
     wait_for((slurm.home / "notes" / "ready").exists, process)
     process.send_signal(signal.SIGTERM)  # to the batch shell alone, as --signal=B:TERM does
     assert process.wait(PATIENCE_S) == 130
     process.stderr.close()
     assert (run_dir / ".ray" / "stop").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("s3://bucket/run", "the notice cannot reach s3://bucket/run, in an object store"),
+        ("s3://bucket/run/checkpoints/kimg-000064", "the notice cannot reach s3://bucket/run, in an object store"),
+        ("nowhere", "{runs}/nowhere must be the run, and under way"),
+    ],
+)
+def test_a_notice_that_finds_no_run_is_said(slurm, place, why):
+    why = why.format(runs=slurm.home / "runs")
+    elsewhere = slurm.home / "elsewhere"
+    command = ["bash", str(SCRIPT), "--resume", place]
+    process = subprocess.Popen(
+        command, env=slurm.environment | {"WAITS": str(elsewhere)}, stderr=subprocess.PIPE, text=True
+    )
+    wait_for((slurm.home / "notes" / "ready").exists, process)
+    process.send_signal(signal.SIGTERM)
+    said = process.stderr.readline()
+    (elsewhere / ".ray" / "stop").touch()
+    process.communicate(timeout=PATIENCE_S)
+    assert said.startswith(f"warning: nobody could be asked to save and stop: {why}")
 
 
 def test_the_flag_is_the_one_that_the_trainer_looks_for():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from types import SimpleNamespace
 
 import pytest
 
@@ -90,3 +91,57 @@ def test_any_number_of_losses_is_survived_while_checkpoints_come_and_five_withou
     with pytest.raises(RunFailed, match="5 times without a new checkpoint, last: worker 0 was lost"):
         gate.after_exception(None, {0: LOST})
     assert FAILURES_BACKSTOP > 1000  # Ray's own counter never goes back
+
+
+class Entries(dict):
+    """What is on the board of a launch, whose ranks have said something last."""
+
+    def beats(self):
+        return [SimpleNamespace(attempt=attempt, images=images) for attempt, images in self.get("said", [])]
+
+    def put(self, key, value):
+        self[key] = value
+
+
+@pytest.fixture
+def board(monkeypatch):
+    from ganscale.runtime import gate
+
+    entries = Entries()
+    monkeypatch.setattr(gate, "Board", lambda name: entries)
+    return entries
+
+
+def gate_after_a_hang(board, where):
+    """Return a gate that has judged the hang of worker 1 of two, in their first start."""
+    from ganscale.runtime.gate import FailureGate
+
+    gate = FailureGate("x")
+    board["said"] = [("first", 640), ("first", 608)]
+    board["hang"] = {"attempt": "first", "ranks": {"1": "worker 1 hung"}, "where": where}
+    gate.after_exception(None, {1: LOST})
+    assert (board["loss"]["why"], board["loss"]["images"]) == ("worker 1 hung", 640)
+    return gate
+
+
+@pytest.mark.parametrize("where", ["phase critic", None], ids=["hung", "fell silent"])
+def test_a_group_that_fails_before_its_first_word_is_judged_by_what_it_raised_and_not_by_an_older_hang(board, where):
+    gate = gate_after_a_hang(board, where)
+    gate.after_exception(None, {0: PEER})
+    assert board["loss"]["why"].startswith("RuntimeError: ")
+    assert (board["loss"]["images"], board["loss"]["attempts"]) == (0, [])  # it had trained nothing
+    with pytest.raises(DataError) as caught:
+        gate.after_exception(None, {0: OURS})
+    assert caught.value is OURS
+
+
+def test_a_word_of_a_worker_that_a_smaller_group_has_not_replaced_is_neither_its_hang_nor_its_images(board):
+    gate = gate_after_a_hang(board, "phase critic")
+    board["said"] = [("second", 320), ("first", 608)]
+    gate.after_exception(None, {0: LOST})
+    assert board["loss"]["why"].startswith("worker 0 was lost")
+    assert (board["loss"]["images"], board["loss"]["attempts"]) == (320, ["second"])
+    board["hang"] = {"attempt": "third", "ranks": {"0": "worker 0 hung"}, "where": "start"}
+    board["said"] = [("third", 0), ("first", 608)]
+    gate.after_exception(None, {0: LOST})
+    assert board["loss"]["why"] == "worker 0 hung"

@@ -10,6 +10,7 @@ import signal
 import pytest
 import torch
 from tiny_runs import descendants, tiny_config
+from torch import nn
 
 from ganscale import dashboards
 from ganscale.errors import ResourceError, RunFailed, UserError
@@ -74,7 +75,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_numbers(run, monkeypatch):
 
 
 def test_earlier_checkpoints_are_looked_at_and_travel_with_the_job(run):
-    found = run.explain("feature-maps", options={"checkpoints": 5}, num_samples=4, workers=0)
+    found = run.explain("feature-maps", checkpoints=5, num_samples=4, workers=0)
     assert found.values["past_times"].tolist() == [256]
     assert "2 are kept" in found.meta["warnings"][0]
     assert not torch.equal(found.values["past_0"][0], found.values["map_0"][0])
@@ -127,22 +128,42 @@ def tensors_hash_of(alone, run):
 @pytest.mark.ray
 @pytest.mark.usefixtures("shared_ray")
 def test_an_actor_killed_at_work_changes_no_byte(run, alone, monkeypatch):
-    killed = []
+    killed = kill_an_actor_in(monkeypatch, number=0)
+    shared = run.explain(METHOD, num_samples=SAMPLES, workers=2)
+    assert len(killed) == 1
+    assert shared.meta["plan"]["chunks"] > 4  # so that some were in flight or waiting when the actor died
+    assert tensors_hash(run) == tensors_hash_of(alone, run)
+    assert shared.scores == alone.scores
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
+def test_a_round_that_hangs_on_the_one_before_is_that_of_one_process_though_an_actor_dies_in_it(run, monkeypatch):
+    judge = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 3))
+    asked = {"num_samples": 17, "ablate": 1, "classifier": judge}  # one latent more than a chunk has
+    alone = run.explain("dissect", workers=0, **asked)
+    here = tensors_hash(run, "dissect")
+    killed = kill_an_actor_in(monkeypatch, number=1)
+    shared = run.explain("dissect", workers=2, **asked)
+    assert len(killed) == 1
+    assert tensors_hash(run, "dissect") == here
+    assert shared.scores == alone.scores
+
+
+def kill_an_actor_in(monkeypatch, *, number: int) -> list[int]:
+    """Have one actor killed at the first result of round ``number``; its pid is in the list then."""
+    killed: list[int] = []
     plain = explain_fanout.run_chunks
 
-    def with_a_kill(*arguments):
-        for count, found in enumerate(plain(*arguments)):
-            if count == 0 and not killed:
+    def with_a_kill(actors, job, chunks, record):
+        for found in plain(actors, job, chunks, record):
+            if chunks[0].round == number and not killed:
                 killed.append(actor_processes()[0])
                 os.kill(killed[0], signal.SIGKILL)
             yield found
 
     monkeypatch.setattr(explain_fanout, "run_chunks", with_a_kill)
-    shared = run.explain(METHOD, num_samples=SAMPLES, workers=2)
-    assert killed
-    assert shared.meta["plan"]["chunks"] > 4  # so that some were in flight or waiting when the actor died
-    assert tensors_hash(run) == tensors_hash_of(alone, run)
-    assert shared.scores == alone.scores
+    return killed
 
 
 @pytest.mark.ray

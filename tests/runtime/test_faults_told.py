@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tiny_runs import descendants
+from tiny_runs import descendants, write_pictures
 
 from benchmarks import faults
 from ganscale.cli import main
 from ganscale.config import RunConfig, override
+from ganscale.errors import RunFailed
 from ganscale.presets import preset
-from ganscale.runtime import Run, launch
+from ganscale.runtime import Run, launch, load
 from ganscale.runtime.local import ray_session
 
 pytestmark = pytest.mark.ray
@@ -147,3 +148,27 @@ def test_a_nan_on_one_worker_ends_the_launch_with_1_and_its_rank_and_is_not_trie
     assert "go on with ganscale launch --resume" in last
     assert faults.restarts(tmp_path / "x") == []
     assert len(list((tmp_path / "x" / "tensorboard").glob("events*"))) == 1  # a file a start
+
+
+def test_a_run_that_is_started_again_where_the_data_lack_ends_as_one_that_failed_with_what_is_saved(
+    tmp_path, monkeypatch
+):
+    """As on a node without the mount, in the place of a lost one. At the first start it is a mistake of the user's."""
+
+    def lose_the_data_and_die(rank, step, run_dir):
+        import os
+        import signal
+
+        (run_dir.parent / "data").rename(run_dir.parent / "elsewhere")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("ganscale.runtime.train.worker_loop", workers_that(lose_the_data_and_die))
+    write_pictures(tmp_path / "data", 64)
+    pictures = override(config(), {"data.path": str(tmp_path / "data"), "data.resolution": 16})
+    with pytest.raises(RunFailed) as caught:
+        launch(pictures, name="x", runs_dir=tmp_path, workers=1)
+    words = str(caught.value)
+    assert words.startswith(f"--data {tmp_path / 'data'} must be there on all nodes, got nothing on node "), words
+    saved = load(tmp_path / "x").checkpoint().path.name
+    assert words.endswith(f"; saved {saved}; go on with ganscale launch --resume {tmp_path / 'x'}")
+    assert caught.value.exit_code == 1

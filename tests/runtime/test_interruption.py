@@ -82,6 +82,25 @@ def test_a_machine_that_is_taken_away_saves_within_seconds_however_long_a_tick_i
     assert [(line["images"], line["partial"]) for line in lines] == [(saved.images, True)]
 
 
+@pytest.mark.ray
+def test_a_machine_that_is_taken_away_while_ray_starts_ends_the_launch_with_130_and_a_word(tmp_path):
+    """Ray's own handler would end the process with the number of the signal."""
+    process = start(tmp_path, 1)
+    wait_for(lambda: any("gcs_server" in title(pid) for pid in descendants(process.pid)), process)
+    children = descendants(process.pid)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1].startswith("interrupted: stopped on request; ")
+    assert not [pid for pid in children if is_alive(pid)]
+
+
+def title(pid: int) -> str:
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
 def test_gpus_that_are_not_there_are_refused_in_one_line_with_nothing_written(tmp_path):
     command = [sys.executable, "-m", "ganscale", "launch", "--gpus", "64", "--runs-dir", "runs"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -20,6 +20,7 @@ from ray_head import RayHead, ray_head
 from tiny_runs import SETTINGS, tiny_config
 
 from ganscale.cli import main
+from ganscale.explain import EXPLAINERS
 from ganscale.runtime import jobs, launch, load
 from ganscale.runtime.jobs_logs import follow
 from ganscale.runtime.jobs_package import collect
@@ -305,7 +306,40 @@ def test_a_submitted_explanation_is_written_to_the_run_and_a_wrong_one_is_not_se
     jobs.follow_to_end(head.server, sent.stdout.strip(), print)
     assert (tmp_path / "runs" / "tiny" / "explanations" / "directions-001" / "explanation.json").is_file()
     before = len(head.server.jobs())
-    for wrong in (("--method", "directons"), ("--method", "lime", "--target", "critik")):
+    wrong_options = ("--method", "lime", "--set", "cells=x")
+    for wrong in (("--method", "directons"), ("--method", "lime", "--target", "critik"), wrong_options):
         done = call("explain", "tiny", *wrong, "--submit")
         assert (done.exit_code, done.stdout) == (2, "")
     assert len(head.server.jobs()) == before
+
+
+JUDGES = """
+import os
+import pathlib
+
+import torch
+
+
+def judge(images):
+    with pathlib.Path({places!r}).open("a") as stream:
+        stream.write(os.getcwd() + os.linesep)
+    light = images.flatten(1).mean(dim=1)
+    return torch.stack([light, -light], dim=1)
+"""
+
+
+def test_a_job_of_all_methods_takes_a_classifier_from_the_files_that_were_sent_and_writes_one_report(head, tmp_path):
+    launch(tiny_config(), name="tiny", runs_dir=tmp_path / "runs", workers=0)
+    project, places = tmp_path / "project", tmp_path / "places.txt"
+    project.mkdir()
+    (project / "judges.py").write_text(JUDGES.format(places=str(places)))
+    run = tmp_path / "runs" / "tiny"
+    with contextlib.chdir(project):
+        asked = ("--method", "all", "--budget", "10s", "--num-samples", 2, "--classifier", "judges:judge")
+        sent = call("explain", run, *asked, "--submit")
+    assert sent.exit_code == 0, (sent.output, sent.exception)
+    jobs.follow_to_end(head.server, sent.stdout.strip(), print)
+    assert {Path(place) == project for place in places.read_text().splitlines()} == {False}  # over there, not here
+    record = json.loads((run / "explanations" / "all.json").read_text())
+    assert [one["method"] for one in record["methods"]] == list(EXPLAINERS)  # made, or left out with the reason
+    assert (run / "report.html").is_file()

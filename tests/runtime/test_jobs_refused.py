@@ -211,9 +211,18 @@ TUNNEL = "a tunnel hides it: ssh -L 8265:localhost:8265 HEAD, then --address htt
 
 @pytest.mark.parametrize(
     ("url", "local"),
-    [("http://localhost:8265", True), ("http://127.0.0.1:1", True), ("http://[::1]:8265", True), ("http://a:1", False)],
+    [
+        ("http://localhost:8265", True),
+        ("http://127.0.0.1:1", True),
+        ("http://127.8.9.1:1", True),
+        ("http://[::1]:8265", True),
+        ("http://a:1", False),
+        ("http://localhost.example.org", False),
+        ("http://127.0.0.1.example.org:8265", False),
+        ("http://[::1:2]:8265", False),
+    ],
 )
-def test_an_address_of_this_machine_is_known(url, local):
+def test_an_address_of_this_machine_is_known_and_one_that_begins_like_it_is_not(url, local):
     assert is_loopback(url) == local
 
 

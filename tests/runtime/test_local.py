@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ganscale.errors import UserError
-from ganscale.runtime.local import _own_stdout, open_ray_accepted, require_token
+from ganscale.runtime.local import _own_stdout, _take_sigterm_back, open_ray_accepted, require_token
 from ganscale.runtime.processes import end_all, tree_of
+from ganscale.runtime.stopping import stop_signals
 
 pytestmark = pytest.mark.distributed
 STUBBORN = """
@@ -98,3 +99,16 @@ def test_processes_end_with_their_children_also_where_they_ignore_the_asking(tmp
     assert other.poll() is None  # not ours to end
     other.kill()
     other.wait()
+
+
+def test_a_handler_that_was_not_installed_from_python_ends_no_session(tmp_path, monkeypatch):
+    look = signal.getsignal
+    before = {number: look(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)  # as in a program that embeds Python
+    try:
+        with stop_signals(tmp_path, str) as stop:
+            _take_sigterm_back()
+        assert {look(number) for number in before} == {stop._on_signal}  # there is nothing to put back
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,7 +6,7 @@ import pytest
 
 from ganscale.config import RunConfig, override
 from ganscale.errors import ConfigError, ResourceError
-from ganscale.runtime.placement import Resources, duration, place
+from ganscale.runtime.placement import Resources, place
 
 pytestmark = pytest.mark.distributed
 LAPTOP = Resources(cpus=4, gpus=0, memory_bytes=8 << 30, where="this machine")
@@ -82,10 +82,3 @@ def test_a_plan_is_plain_data_and_words():
 
 def test_a_single_worker_is_not_said_to_sum_anything():
     assert place(CONFIG, LAPTOP, workers=1).lines()["workers"].endswith("nothing to exchange")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.4, "0 s"), (59.9, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
-)
-def test_durations_read_well(seconds, words):
-    assert duration(seconds) == words

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
+import signal
 import threading
 import time
 
@@ -32,10 +34,11 @@ def longer():
 @pytest.fixture(scope="module", autouse=True)
 def shared_ray():
     """One local Ray for the module: a launch uses the connection that is there."""
-    before = descendants(os.getpid())
+    before, at_sigterm = descendants(os.getpid()), signal.getsignal(signal.SIGTERM)
     with ray_session(cpus=2, gpus=0):
         yield
     assert descendants(os.getpid()) <= before, "Ray left processes behind"
+    assert signal.getsignal(signal.SIGTERM) is at_sigterm
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,11 @@ class _NoData:
     name, fingerprint, num_files, quarantine = "none", "", 0, ()
 
 
+def test_sigterm_ends_what_uses_ray_as_ctrl_c_does_where_nobody_else_listens_to_it():
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_nobody_but_this_machine_reaches_the_dashboard_of_a_ray_of_ours():
     from ray._private.worker import _global_node
 
@@ -113,7 +121,7 @@ def test_a_run_that_no_worker_joins_in_time_ends_with_what_is_missing_and_holds_
     # a thread that waits in a Ray that ends brings its process down
     assert "ray_fit" not in {thread.name for thread in threading.enumerate()}
     deadline = time.monotonic() + PATIENCE_S
-    while (held := alive("RayTrainWorker")) or free_cpus() < 2:  # an idle controller may stay until its job ends
+    while (held := alive("RayTrainWorker") + alive("Controller")) or free_cpus() < 2:
         assert time.monotonic() < deadline, held
 
 
@@ -140,3 +148,10 @@ def test_a_process_that_ray_ended_for_lack_of_memory_is_named_as_that_and_not_by
     assert isinstance(error, RunFailed)
     assert "a machine's memory was full; lower train.batch" in str(error)
     assert "\n" not in str(error)
+
+
+def test_a_disk_that_is_full_for_ray_itself_is_named_as_that(tmp_path):
+    from ray.train import ControllerError
+
+    error = translate(ControllerError(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))), tmp_path / "run")
+    assert str(error).startswith(f"no space left on the disk of {tmp_path / 'run'}; free some")

@@ -16,12 +16,14 @@ from stores import BUCKET, S3Server
 from tiny_runs import SETTINGS, tiny_config
 
 from ganscale.cli import main
-from ganscale.config import CheckpointConfig
+from ganscale.config import CheckpointConfig, override
 from ganscale.errors import CheckpointError, RunFailed, UserError
+from ganscale.presets import preset
 from ganscale.runtime import launch, load, plan
 from ganscale.runtime.mirror import Mirror, complete_checkpoints
 from ganscale.runtime.remote import publish, pull, pull_checkpoint, pull_newest_good, working_copy
 from ganscale.runtime.run_lock import LOCK, ourselves, parse_holder
+from ganscale.runtime.stopping import SCRATCH
 from ganscale.runtime.storage import ObjectStore, StorageError
 from ganscale.training.checkpoint import MANIFEST, newest, verify
 
@@ -73,6 +75,15 @@ def test_the_store_holds_all_that_the_working_copy_holds_and_keeps_as_many_check
     assert keys(server, runs) == files(run.path)
     assert {"config.json", "metrics.jsonl", "quarantine.json", "samples/kimg-000000.png"} <= keys(server, runs).keys()
     assert complete_checkpoints(ObjectStore(f"{runs}/x")) == {"kimg-000000.448", "kimg-000000.512"}
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.ray)])
+def test_the_store_holds_what_was_evaluated_beside_training(server, runs, workers):
+    cadences = {"checkpoint.every_kimg": 0.512, "evaluate.every_kimg": 0.512, "sample.every_kimg": 99}
+    config = override(preset("r3gan-gaussians"), cadences | {"train.kimg": 1.024, "evaluate.num": 1000})
+    run = launch(config, name="x", runs_dir=runs, workers=workers)
+    assert "evaluations/kimg-000001.024.json" in keys(server, runs)
+    assert keys(server, runs) == files(run.path)
 
 
 @pytest.mark.parametrize("chosen", ["run", "checkpoint"])
@@ -221,6 +232,49 @@ def test_a_run_that_another_machine_writes_is_refused_until_its_lock_is_stale(se
     server.write(key(runs, LOCK), dataclasses.replace(ourselves(), started="1").to_json().encode())  # of a dead process
     launch(tiny_config(), resume=f"{runs}/x", workers=0)
     assert LOCK not in keys(server, runs)
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [("metrics", r"exceed the 0\.256 kimg already trained"), (("metrics", "checkpoints"), "hold a checkpoint")],
+)
+def test_a_resume_that_is_refused_on_a_new_machine_deletes_nothing(server, runs, machine, lost, words):
+    start(runs, **HALF)
+    for name in keys(server, runs):
+        if name.startswith(lost):
+            server.client.delete_object(Bucket=BUCKET, Key=key(runs, name))
+    before = keys(server, runs)
+    machine("second")
+    with pytest.raises(UserError, match=words):
+        launch(tiny_config(**HALF), resume=f"{runs}/x", workers=0)
+    assert keys(server, runs) == before
+
+
+def test_a_run_that_another_machine_has_made_meanwhile_is_refused_and_left_alone(server, runs, monkeypatch):
+    from ganscale.runtime.launcher import _preflight
+
+    def preflight(*arguments):
+        server.write(key(runs, "checkpoints/kimg-000001/manifest.json"), b"theirs")
+        return _preflight(*arguments)
+
+    monkeypatch.setattr("ganscale.runtime.launcher._preflight", preflight)
+    with pytest.raises(UserError, match=rf"go on with --resume {runs}/x or use another --name$"):
+        start(runs)
+    assert server.read(key(runs, "checkpoints/kimg-000001/manifest.json")) == b"theirs"
+
+
+@pytest.mark.parametrize("has_trained", [False, True])
+def test_a_new_run_that_is_refused_is_deleted_unless_workers_elsewhere_have_saved_something(server, runs, has_trained):
+    def refuse(plan):
+        if has_trained:
+            server.write(key(runs, "checkpoints/kimg-000001/manifest.json"), b"{}")
+        raise UserError("this", "be another", "it", "change it")
+
+    with pytest.raises(UserError, match="this must be another"):
+        launch(tiny_config(), name="x", runs_dir=runs, workers=0, on_start=refuse)
+    assert bool(keys(server, runs)) == has_trained
+    assert working_copy(f"{runs}/x").exists() == has_trained
+    assert not (working_copy(f"{runs}/x") / SCRATCH).exists()
 
 
 def test_a_run_is_locked_in_the_store_while_it_trains(server, runs):

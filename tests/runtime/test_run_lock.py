@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from multiprocessing.connection import Connection
@@ -15,7 +16,9 @@ from tiny_runs import tiny_config
 
 from ganscale.errors import RunFailed, UserError
 from ganscale.runtime import launch
-from ganscale.runtime.run_lock import LOCK, STALE_S, Holder, RunLock, ourselves, parse_holder
+from ganscale.runtime.run_lock import LOCK, STALE_S, Holder, RunLock, is_ours, ourselves, parse_holder
+from ganscale.runtime.stopping import SCRATCH
+from ganscale.runtime.tune import _scratch as scratch_of_sweep
 
 pytestmark = pytest.mark.distributed
 FORK = multiprocessing.get_context("fork")
@@ -163,6 +166,48 @@ def test_who_was_taken_for_dead_finds_out_and_stops(tmp_path: Path, taken: str):
         with pytest.raises(RunFailed, match="taken over by"):
             check_until_it_raises(lock)
     assert (tmp_path / LOCK).exists() == (taken == "replaced")  # another one's lock is not ours to delete
+
+
+def take_over(run_dir: Path) -> None:
+    """Do what a launch elsewhere does that takes this process for dead."""
+    shutil.rmtree(run_dir / SCRATCH)
+    write_lock(run_dir, age_s=0, host="far", machine="another boot")
+    (run_dir / SCRATCH).mkdir()
+    (run_dir / SCRATCH / "mark-of-the-other").touch()
+
+
+def test_a_launch_that_was_taken_over_leaves_the_flags_of_the_one_that_took_over(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(RunLock.__init__.__kwdefaults__, "beat_s", 0.01)
+    taken = []
+
+    def on_tick(tick: dict) -> None:
+        if not taken:
+            take_over(tmp_path / "x")
+            taken.append(tick)
+
+    with pytest.raises(RunFailed, match="taken over by"):
+        launch(tiny_config(train__kimg=100_000), name="x", runs_dir=tmp_path, workers=0, on_tick=on_tick)
+    assert [path.name for path in (tmp_path / "x" / SCRATCH).iterdir()] == ["mark-of-the-other"]
+    assert parse_holder((tmp_path / "x" / LOCK).read_text()).host == "far"
+
+
+def test_a_sweep_that_was_taken_over_leaves_the_flags_of_the_one_that_took_over(tmp_path: Path):
+    with RunLock(tmp_path), scratch_of_sweep(tmp_path):
+        take_over(tmp_path)
+    assert (tmp_path / SCRATCH / "mark-of-the-other").exists()
+    (tmp_path / LOCK).unlink()
+    with RunLock(tmp_path), scratch_of_sweep(tmp_path):
+        assert not list((tmp_path / SCRATCH).iterdir())
+    assert not (tmp_path / SCRATCH).exists()
+
+
+@pytest.mark.parametrize("changes", [{"host": "far"}, {"pid": 1}, {"started": "1"}, {"machine": "another boot"}])
+def test_a_run_is_ours_while_its_lock_names_this_process(tmp_path: Path, changes: dict):
+    assert not is_ours(tmp_path)
+    with RunLock(tmp_path):
+        assert is_ours(tmp_path)
+        write_lock(tmp_path, age_s=0, **changes)
+        assert not is_ours(tmp_path)
 
 
 def test_a_living_holder_touches_its_lock(tmp_path: Path):

@@ -136,6 +136,7 @@ class Done:
         {"optim.critic.repeats": 2, "train.micro_batch": 3},  # 8 images a worker: in three passes
         {"penalty.name": "wgan-gp"},  # in the critic's own sum
         {"penalty.name": "wgan-gp", "penalty.every": 2},
+        {"penalty.name": "r1", "penalty.center": 0, "penalty.every": 2},  # looks at real images alone
         {"data.resolution": 8},  # one batch norm
         {"model.generator": "mlp"},  # none
         {"model.generator": "autoencoder", "model.critic": "autoencoder", "loss.name": "reconstruction"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import ganscale
+from ganscale import runtime
 from ganscale.cli import main
 from ganscale.cli.tune import next_command, rows_of
 from ganscale.config import ScoreName, override
@@ -17,7 +20,7 @@ from ganscale.presets import preset
 from ganscale.runtime.placement import Resources
 from ganscale.runtime.sweep import DONE, FAILED, OBJECTIVES, STOPPED, read_sweep
 from ganscale.runtime.sweep_space import check_params, draw_trials, milestones, parse_param
-from ganscale.runtime.tune import plan_sweep, restart
+from ganscale.runtime.tune import plan_sweep, restart, tune
 
 pytestmark = pytest.mark.distributed
 POINTS = preset("r3gan-gaussians")
@@ -27,8 +30,9 @@ LR, WIDTH = "optim.critic.lr=log:1e-5:1e-3", "model.width=16,32,64"
 
 def planned(tmp_path, *params, config=POINTS, resources=HERE, **asked):
     """Return a sweep as ``ganscale tune`` would begin it."""
-    defaults = {"trials": 4, "scheduler": "asha", "kimg": 90, "every_kimg": None, "objective": None, "workers": None}
+    defaults = {"trials": 4, "scheduler": "asha", "every_kimg": None, "objective": None, "workers": None}
     where = {"name": "s", "runs_dir": tmp_path}
+    config = override(config, {"train.kimg": asked.pop("kimg", 90)})
     return plan_sweep(config, params or (LR, WIDTH), resources=resources, **(defaults | where | asked))
 
 
@@ -93,17 +97,26 @@ def test_a_grid_is_tried_once_and_an_interval_eight_times_unless_said_otherwise(
         ("optim.critic.rl=1e-3,1e-4", "did you mean optim.critic.lr"),
         ("optim.critic.lr=log:1e-5:1e999", "0 < LOW < HIGH after log:"),
         ("penalty.weight=abc,1", "penalty.weight must be a valid number, got abc;"),
-        ("train.cuda_graphs=maybe,true", "train.cuda_graphs must be a valid boolean, got maybe;"),
+        ("train.precision=fp32,fp16", "train.precision must be one of fp32, bf16, got fp16;"),
         ("optim.critic.lr=-1,1", "optim.critic.lr must be greater than 0"),
         ("loss.name=hinge,hinje", "did you mean hinge"),
         ("evaluate.num=500,1000", "name a key that decides what is learned"),
         ("train.kimg=1,2", "name a key that decides what is learned"),
+        ("train.cuda_graphs=true,false", "name a key that decides what is learned"),
     ],
 )
 def test_a_bad_param_is_refused_with_what_would_work(text, words):
     with pytest.raises(UserError) as caught:
         check_params(POINTS, [parse_param(text)], while_training=False)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("outside", "engine"), [(ganscale.launch, runtime.launch), (ganscale.tune, tune)])
+def test_from_python_a_command_has_the_defaults_of_its_engine(outside, engine):
+    ours, theirs = inspect.signature(outside).parameters, inspect.signature(engine).parameters
+    common = ours.keys() & theirs.keys() - {"params"}
+    assert len(common) >= 8
+    assert {name: ours[name].default for name in common} == {name: theirs[name].default for name in common}
 
 
 def test_population_based_training_changes_only_what_a_run_may_change_on_its_way():

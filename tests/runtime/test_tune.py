@@ -118,13 +118,12 @@ def test_a_population_whose_driver_was_killed_goes_on_with_the_settings_and_scor
 
 
 def test_a_worse_trial_copies_a_better_one_by_checkpoint_and_changes_its_settings(tmp_path):
-    config = override(preset("r3gan-gaussians"), SETTINGS)
+    config = override(preset("r3gan-gaussians"), SETTINGS | {"train.kimg": 6.144})
     sweep = tune(
         config,
         ["optim.critic.lr=log:1e-4:1e-2", "optim.generator.lr=log:1e-4:1e-2"],
         trials=3,
         scheduler="pbt",
-        kimg=6.144,
         every_kimg=1.024,
         workers=2,
         name="s",
@@ -147,12 +146,11 @@ def test_a_worse_trial_copies_a_better_one_by_checkpoint_and_changes_its_setting
 
 def test_trials_on_images_are_scored_through_one_network_that_is_trained_once(tmp_path):
     write_pictures(tmp_path / "data", 300)
-    config = tiny_config(data__path=str(tmp_path / "data"), data__resolution=16, evaluate__num=100)
+    config = tiny_config(data__path=str(tmp_path / "data"), data__resolution=16, evaluate__num=100, train__kimg=0.512)
     sweep = tune(
         config,
         ["optim.critic.lr=1e-4,1e-2"],
         trials=2,
-        kimg=0.512,
         every_kimg=0.256,
         workers=2,
         name="s",
@@ -172,9 +170,9 @@ def test_trials_on_images_are_scored_through_one_network_that_is_trained_once(tm
 
 def test_a_trial_that_cannot_go_on_is_written_down_with_its_reason_and_is_no_best(tmp_path):
     """Without Tune: what the trial reports, and what becomes of the report."""
-    config = override(preset("r3gan-gaussians"), SETTINGS)
+    config = override(preset("r3gan-gaussians"), SETTINGS | {"train.kimg": 2.048})
     here = Resources(cpus=1, gpus=0, memory_bytes=None, where="this machine")
-    asked = {"trials": 2, "scheduler": "asha", "kimg": 2.048, "every_kimg": 2.048, "objective": None, "workers": 1}
+    asked = {"trials": 2, "scheduler": "asha", "every_kimg": 2.048, "objective": None, "workers": 1}
     params = ["optim.critic.lr=1e-3,1e30"]
     sweep = plan_sweep(config, params, name="s", runs_dir=tmp_path, resources=here, **asked)
     sweep.path.mkdir()
@@ -192,9 +190,9 @@ def test_a_trial_that_cannot_go_on_is_written_down_with_its_reason_and_is_no_bes
 
 
 def test_a_score_that_was_not_told_before_tune_ended_the_process_is_told_by_the_next(tmp_path):
-    config = override(preset("r3gan-gaussians"), SETTINGS)
+    config = override(preset("r3gan-gaussians"), SETTINGS | {"train.kimg": 3.072})
     here = Resources(cpus=1, gpus=0, memory_bytes=None, where="this machine")
-    asked = {"trials": 2, "scheduler": "pbt", "kimg": 3.072, "every_kimg": 1.024, "objective": None, "workers": 1}
+    asked = {"trials": 2, "scheduler": "pbt", "every_kimg": 1.024, "objective": None, "workers": 1}
     params = ["optim.critic.lr=1e-3,1e-4"]
     sweep = plan_sweep(config, params, name="s", runs_dir=tmp_path, resources=here, **asked)
     trial, told = sweep.trials[0], []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from ganscale.runtime.failures import MAX_FAILURES_IN_A_ROW, RankHung, describe, reason_to_stop, signature
 from ganscale.runtime.heartbeat import Beat, beating
 from ganscale.runtime.leaving import ASKED, DRAINS, STAYS, who_leaves
-from ganscale.runtime.watch import Seen, find_hang
+from ganscale.runtime.watch import RESTARTS, Seen, Watch, find_hang
 from ganscale.training.whereabouts import Whereabouts
 
 pytestmark = pytest.mark.distributed
@@ -129,6 +132,45 @@ def test_who_leaves_is_said_with_the_reason_of_each():
     assert who_leaves([STAYS, ASKED, STAYS]) == "worker 1 was asked to end by SIGTERM"
     both = "worker 1 was asked to end by SIGTERM and worker 0, 2 must leave a node that is taken away"
     assert who_leaves([DRAINS, ASKED, DRAINS]) == both
+
+
+class Told(dict):
+    """A board that says what a test puts there."""
+
+    def beats(self) -> list[Beat]:
+        return self["beats"]
+
+    def lose(self, number: int, attempts: list[str], images: int) -> None:
+        """Add the note of the gate on a loss."""
+        note = {"number": number, "why": f"loss {number}", "at": time.time(), "images": images}
+        self["loss"] = note | {"attempts": attempts, "ends": False}
+
+
+def test_what_a_loss_cost_is_told_also_where_the_first_start_after_it_failed(tmp_path: Path):
+    before = seen(0, moved=0, size=1, images=640).beat
+    board = Told(beats=[before])
+    watch = Watch(board, tmp_path, hang_timeout_s=TIMEOUT_S)
+    for number, attempts, images in ((1, ["a"], 640), (2, [], 0)):
+        board.lose(number, attempts, images)
+        board["loss"]["at"] = float(number)
+        watch._look()
+    assert not (tmp_path / RESTARTS).exists()
+    board["beats"] = [dataclasses.replace(before, attempt="b", begun_at=512, trained_since=9.0)]
+    watch._look()
+    (told,) = map(json.loads, (tmp_path / RESTARTS).read_text().splitlines())
+    assert (told["why"], told["images_lost"], told["went_on_from"]) == ("loss 2", 128, 512)
+    assert (told["at"], told["seconds"]) == ("1970-01-01T00:00:01.000+00:00", 8.0)  # from the first loss on
+
+
+def test_that_a_launch_has_trained_is_known_from_its_first_step_on_whatever_comes_later(tmp_path: Path):
+    stepped = seen(0, moved=0, size=1).beat
+    watch = Watch(board := Told(), tmp_path, hang_timeout_s=TIMEOUT_S)
+    found = []
+    for said in ([], [dataclasses.replace(stepped, trained_since=None)], [stepped], []):
+        board["beats"] = said
+        watch._look()
+        found.append(watch.has_trained)
+    assert found == [False, False, True, True]
 
 
 class FakeBoard:
