@@ -19,12 +19,13 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ganscale.explain import EXPLAINERS, Subject, build_explainer, drive, fold, make_request
+from ganscale.explain import EXPLAINERS, Subject, build_explainer, drive, make_request
 from ganscale.explain.passes import rows_a_pass
 
 KEEP = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
@@ -145,8 +146,7 @@ def ours(network: nn.Module, x: Tensor, method: str, **options: object) -> Calla
     def call() -> object:
         explainer = build_explainer(subject, request)
         chunks = explainer.first_round()
-        done = fold(explainer, ((c.index, explainer.run(c)) for c in chunks), count=len(chunks))
-        return explainer.maps_of(done)
+        return explainer.maps_of(reduce(explainer.merge, map(explainer.run, chunks)))
 
     return call
 

@@ -31,8 +31,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks import exchanges
-from ganscale.bench.machine import facts, keep_freed_memory
+from ganscale.bench.machine import facts
 from ganscale.config import RunConfig, override
+from ganscale.memory import keep_freed_memory
 from ganscale.presets import preset
 from ganscale.training import step as steps
 from ganscale.training.process_group import Group, solo_group, torch_group

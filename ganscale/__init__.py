@@ -93,7 +93,7 @@ def tune(
     data: str | None = None,
     kimg: float | None = None,
     settings: Mapping[str, Any] | Iterable[str] = (),
-    trials: int = 8,
+    trials: int | None = None,
     scheduler: str = "asha",
     every_kimg: float | None = None,
     objective: str | None = None,
@@ -106,9 +106,10 @@ def tune(
     """Try variants of a recipe as the command ``ganscale tune`` does, and return the finished sweep.
 
     ``params`` name keys and their values (``"optim.critic.lr=log:1e-5:1e-3"``, ``"penalty.weight=1,10,100"``);
-    ``scheduler`` is ``asha`` or ``pbt``, ``objective`` a score of ``ganscale evaluate``, ``workers`` how many trials
-    train at a time. The sweep has ``trials``, ``best`` and ``best_run()``. Raises ``UserError`` before anything is
-    started or written, ``RunFailed`` where no trial could be scored.
+    ``trials`` is by default every combination where each key has a few values, else 8; ``scheduler`` is ``asha`` or
+    ``pbt``, ``objective`` a score of ``ganscale evaluate``, ``workers`` how many trials train at a time.
+    The sweep has ``trials``, ``best`` and ``best_run()``. Raises ``UserError`` before anything is started or written,
+    ``RunFailed`` where no trial could be scored.
     """
     from ganscale.runtime.tune import tune as start
 

@@ -21,6 +21,7 @@ PenaltyName = Literal["none", "wgan-gp", "wgan-gp-one-sided", "r1", "r2", "r1-r2
 ModelName = Literal["mlp", "dcgan", "autoencoder", "linear-autoencoder"]
 ScoreName = Literal["fd", "kd", "precision", "recall", "density", "coverage", "modes-hit", "within-4-sigma"]
 MetricName = Literal["fd", "kd", "prdc"]
+ExtractorName = Literal["in-domain-cnn"]
 ExplainerName = Literal[
     "integrated-gradients",
     "kernel-shap",
@@ -64,6 +65,7 @@ AUTOENCODING_NAMES: tuple[str, ...] = get_args(AutoencodingName)
 PENALTY_NAMES: tuple[str, ...] = get_args(PenaltyName)
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 METRIC_NAMES: tuple[str, ...] = get_args(MetricName)
+EXTRACTOR_NAMES: tuple[str, ...] = get_args(ExtractorName)
 EXPLAINER_NAMES: tuple[str, ...] = get_args(ExplainerName)
 
 
@@ -211,7 +213,7 @@ class EvaluateConfig(_Part):
     every_kimg: Positive | None = None
     num: Annotated[int, Field(ge=100)] = 1000
     metrics: Metrics = ("fd", "kd", "prdc")
-    extractor: Literal["in-domain-cnn"] = "in-domain-cnn"
+    extractor: ExtractorName = "in-domain-cnn"
     cpus: Annotated[int, Field(ge=0, le=1)] = 0
     wait_s: Seconds = 300.0
 
@@ -321,7 +323,7 @@ def override(config: RunConfig, assignments: Mapping[str, Any] | Iterable[str]) 
         assignments.items() if isinstance(assignments, Mapping) else [_split_assignment(text) for text in assignments]
     )
     values = config.model_dump(mode="json")
-    known = list(keys())
+    known = flat(config)
     for key, value in pairs:
         if key not in known:
             raise ConfigError("configuration key", "be a known key", key, nearest(key, known))
@@ -329,27 +331,44 @@ def override(config: RunConfig, assignments: Mapping[str, Any] | Iterable[str]) 
         part = values
         for parent in parents:
             part = part[parent]
-        part[leaf] = None if isinstance(value, str) and value.lower() == "none" and key in _OPTIONAL_KEYS else value
+        part[leaf] = None if isinstance(value, str) and value.lower() == "none" and _may_be_none(key) else value
     return from_mapping(values)
 
 
-def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterable[str]:
-    """Yield every dotted key that ``override`` accepts."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from keys(field.annotation, f"{prefix}{name}.")
+def flat(config: RunConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Return every dotted key of ``config``, or of what ``config.json`` keeps of one, with its value as plain data."""
+    values = config.model_dump(mode="json") if isinstance(config, RunConfig) else config
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{key}": leaf for key, leaf in flat(value).items()}
         else:
-            yield f"{prefix}{name}"
+            found[name] = value
+    return found
 
 
-_OPTIONAL_KEYS = (
-    "checkpoint.keep_best",
-    "evaluate.every_kimg",
-    "explain.every_kimg",
-    "optim.decay_kimg",
-    "runtime.address",
-    "train.micro_batch",
-)
+def settings_of(config: RunConfig | Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (key, value) for every dotted key of ``config``, in order, each as ``--set`` would take it."""
+    return [(key, _as_typed(key, value)) for key, value in flat(config).items()]
+
+
+def _as_typed(key: str, value: Any) -> str:
+    if isinstance(value, list):
+        return ("x" if key == "data.resolution" else ",").join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def matches(key: str, table: Iterable[str]) -> bool:
+    """Whether ``table`` names ``key``, or by a name that ends in a dot (``"checkpoint."``) the part it belongs to."""
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in table)
+
+
+def _may_be_none(key: str) -> bool:
+    """Whether the known ``key`` is annotated ``... | None``."""
+    annotation: Any = RunConfig
+    for name in key.split("."):
+        annotation = annotation.model_fields[name].annotation
+    return type(None) in get_args(annotation)
 
 
 def _split_assignment(text: str) -> tuple[str, str]:
@@ -366,7 +385,7 @@ def _explain_validation(error: ValidationError) -> ConfigError:
         return cause
     key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
-        return ConfigError("configuration key", "be a known key", key, nearest(key, keys()))
+        return ConfigError("configuration key", "be a known key", key, nearest(key, flat(RunConfig())))
     if first["type"] == "literal_error":
         choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         return ConfigError(

@@ -1,4 +1,7 @@
-"""Progress in whole images: what is configured in kimg (thousands of images) is compared and counted as integers."""
+"""Progress in whole images: what is configured in kimg (thousands of images) is compared and counted as integers.
+
+And how long it takes, as everything that we print says it.
+"""
 
 from __future__ import annotations
 
@@ -27,3 +30,13 @@ def images_of(name: str) -> int:
     """Return the images seen of a ``checkpoint_name``; ValueError: it is none."""
     kimg, _, rest = name.removeprefix("kimg-").partition(".")
     return 1000 * int(kimg) + int(rest or 0)
+
+
+def duration(seconds: float) -> str:
+    """Return ``seconds`` in words with two units at most: ``45 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

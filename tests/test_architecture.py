@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "ganscale"
 LAYERS = {
-    "config": 0, "errors": 0, "files": 0, "presets": 0, "progress": 0,
+    "config": 0, "errors": 0, "files": 0, "memory": 0, "presets": 0, "progress": 0,
     "ops": 1,
     "data": 2, "models": 2, "losses": 2, "metrics": 2,
     "training": 3, "explain": 3,
@@ -17,11 +17,12 @@ LAYERS = {
     "bench": 5, "runtime": 5,
     "cli": 6,
 }  # fmt: skip
-FOUNDATION = {"config", "errors", "files", "presets", "progress"}
+FOUNDATION = {"config", "errors", "files", "memory", "presets", "progress"}
 MAY_IMPORT = {
     "config": {"errors"},
     "errors": set(),
     "files": {"errors"},
+    "memory": set(),
     "presets": FOUNDATION,
     "progress": set(),
     "ops": FOUNDATION,

@@ -13,13 +13,12 @@ import pytest
 
 import ganscale
 from ganscale.cli import main
-from ganscale.cli.launch import settings_of
-from ganscale.cli.listing import KINDS
-from ganscale.config import RunConfig, override
+from ganscale.cli.listing import KINDS, OPTIONS
+from ganscale.config import RunConfig, override, settings_of
 from ganscale.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "cluster").rglob("*.md")])
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -37,7 +36,7 @@ def test_every_command_in_the_documents_parses(line):
     verb, *arguments = shlex.split(line, comments=True)[1:]
     context = main.commands[verb].make_context(verb, arguments)
     assert context.params.get("preset") in {None, *PRESETS}
-    assert context.params.get("kind") in {None, *KINDS}
+    assert context.params.get("kind") in {None, *KINDS, OPTIONS}
     if context.params.get("method"):
         from ganscale.explain import EXPLAINERS
 
@@ -46,7 +45,7 @@ def test_every_command_in_the_documents_parses(line):
 
 def test_every_method_and_every_source_of_directions_has_an_example():
     from ganscale.explain import EXPLAINERS
-    from ganscale.explain.directions import DirectionsOptions
+    from ganscale.explain.latent.directions import DirectionsOptions
 
     examples = [line for line in _blocks(ROOT / "docs" / "explain.md", "bash").splitlines() if "--method" in line]
     assert {shlex.split(line)[shlex.split(line).index("--method") + 1] for line in examples} >= {*EXPLAINERS}
@@ -57,6 +56,10 @@ def test_every_method_and_every_source_of_directions_has_an_example():
 def test_readme_names_every_step_that_a_user_takes():
     verbs = {line.split()[1] for line in _commands()}
     assert verbs >= {"doctor", "launch", "generate", "evaluate", "explain", "dashboard"}
+
+
+def test_readme_counts_the_presets():
+    assert re.findall(r"(\d+) presets", (ROOT / "README.md").read_text()) == [str(len(PRESETS))]
 
 
 def test_readme_fits_on_one_screen_and_a_bit():
@@ -76,10 +79,20 @@ def test_python_in_readme_calls_what_exists():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_links_to_files_lead_somewhere(page):
-    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
-    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+def test_links_to_files_and_headings_lead_somewhere(page):
+    missing = []
+    for target in re.findall(r"\]\(([^)\s]+)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        if "://" not in target and not (file.exists() and (not anchor or anchor in _anchors(file))):
+            missing.append(target)
     assert missing == []
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the names that GitHub gives to the headings of ``page``."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_page_of_settings_lists_every_key_with_its_default():

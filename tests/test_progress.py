@@ -2,7 +2,7 @@
 
 import pytest
 
-from ganscale.progress import times_passed, to_images
+from ganscale.progress import duration, times_passed, to_images
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,10 @@ def test_every_multiple_is_passed_once_whatever_the_batch():
     assert times_passed(0, 16_099, 16.1) == 0
     assert times_passed(16_099, 16_100, 16.1) == 1
     assert times_passed(16_100, 64_500, 16.1) == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (59.9, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_durations_read_well(seconds, words):
+    assert duration(seconds) == words

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from functools import reduce
 from itertools import combinations
 from math import factorial
 
@@ -35,6 +36,20 @@ def coffee() -> Tensor:
     small = nn.functional.interpolate(picture, size, mode="bicubic", antialias=True).clamp(0, 255)
     top, left = (size[0] - 224) // 2, (size[1] - 224) // 2
     return small[:, :, top : top + 224, left : left + 224] / 127.5 - 1
+
+
+def folded(explainer, chunks, start=None):
+    """Return the fold of ``chunks``, run one after the other, onto ``start``."""
+    partials = map(explainer.run, chunks)
+    return reduce(explainer.merge, partials) if start is None else reduce(explainer.merge, partials, start)
+
+
+def plainly(explainer):
+    """Return an explanation by its four steps alone: all samples together, round by round."""
+    done = None
+    while chunks := explainer.plan(done):
+        done = folded(explainer, chunks, done)
+    return explainer.finish(done)
 
 
 class Linear:
