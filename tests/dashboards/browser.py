@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -132,10 +133,9 @@ def browser(*flags: str) -> Iterator[Browser]:
         to_us, from_browser = os.pipe()
 
         def hand_over() -> None:  # in the child: the two ends must have these very numbers
-            spare = [os.dup(to_browser), os.dup(from_browser)]
-            high = [os.dup2(spare[0], 20), os.dup2(spare[1], 21)]
-            os.dup2(high[0], READ_FD)
-            os.dup2(high[1], WRITE_FD)
+            copies = [fcntl.fcntl(end, fcntl.F_DUPFD, WRITE_FD + 1) for end in (to_browser, from_browser)]
+            os.dup2(copies[0], READ_FD)
+            os.dup2(copies[1], WRITE_FD)
 
         command = [program, "--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--hide-scrollbars"]
         command += ["--disable-dev-shm-usage", "--no-first-run", f"--user-data-dir={profile}", *flags]
