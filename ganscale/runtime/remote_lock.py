@@ -86,7 +86,9 @@ class RemoteLock:
 
 
 def _read(store: ObjectStore) -> Holder | None:
-    """Return the holder. A text that names none is read again: not every store shows a file only when it is whole."""
+    """Return the holder. A text that names none is read again: the size is asked for before the content, and a longer
+    lock that comes in between is cut short.
+    """
     for wait_s in READ_AFTER_S:
         time.sleep(wait_s)
         try:

@@ -160,6 +160,24 @@ def test_a_start_that_could_read_no_checkpoint_deletes_none_and_says_what_to_do(
     assert complete_checkpoints(store) == kept
 
 
+def test_a_launch_names_who_took_it_over_though_its_lock_grew_while_it_was_read(server, through, store, monkeypatch):
+    monkeypatch.setitem(RemoteLock.__init__.__kwdefaults__, "beat_s", 0.01)
+    far = dataclasses.replace(ourselves(), host="far" * 50, machine="another boot")
+    begun = threading.Event()
+
+    def between_size_and_content(number: int, method: str, path: str) -> None:
+        if begun.is_set() and method == "GET" and path.endswith(LOCK):
+            server.write(store.uri.split("/", 3)[3] + f"/{LOCK}", far.to_json().encode())
+
+    through(between_size_and_content)
+    lock = RemoteLock(ObjectStore(store.uri))
+    with lock:
+        begun.set()
+        lock._thread.join(PATIENCE_S)
+    with pytest.raises(RunFailed, match=f"taken over by process .* on {far.host}"):
+        lock.check()
+
+
 def test_a_launch_that_was_taken_over_sends_and_deletes_nothing_in_the_store(server, address, machine, monkeypatch):
     monkeypatch.setitem(RemoteLock.__init__.__kwdefaults__, "beat_s", 0.01)
     monkeypatch.setitem(Mirror.__init__.__kwdefaults__, "every_s", NEVER_S)
