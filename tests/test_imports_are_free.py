@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.alone
 
 HEAVY = ("torch", "ray", "tensorboard", "numpy", "pydantic", "PIL", "matplotlib")
 LIMIT_S = 0.5
-TRIES = 5  # the best of five: another program may take the cores for a moment, and only ever makes it slower
+TRIES = 5  # the best of five, in time of a CPU: other programs only ever make it slower
 
 CALL = "from ganscale.cli import main\ntry:\n    main({!r})\nexcept SystemExit:\n    pass"
 
@@ -31,12 +31,13 @@ def test_nothing_heavy_is_loaded(statement):
 
 
 @pytest.mark.parametrize("arguments", [["-c", "import ganscale"], ["-m", "ganscale", "--help"]])
-def test_it_takes_less_than_half_a_second(arguments):
+def test_it_takes_less_than_half_a_second_of_a_cpu(arguments):
     taken_s = []
     for _ in range(TRIES):
-        start_s = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
-        taken_s.append(time.perf_counter() - start_s)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken_s.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
         if taken_s[-1] < LIMIT_S:
             break
     assert min(taken_s) < LIMIT_S

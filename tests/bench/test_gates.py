@@ -63,7 +63,7 @@ def measure(claims: list[str], **variables: str) -> list[dict]:
     """Return the lines of ``ganscale bench --quick``, with these environment variables."""
     command = [sys.executable, "-m", "ganscale", "bench", "ops", "--quick", "--json", "--only", ",".join(claims)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GANSCALE_IMPL": "auto", **variables}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=800)
     assert done.stdout, done.stderr
     return json.loads(done.stdout)["lines"]
 

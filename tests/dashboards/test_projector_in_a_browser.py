@@ -41,6 +41,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with TensorBoardSink(folder / "run") as sink:
         sink.write_explanation(red_codes(60), 8000)
     with start_tensorboard(folder, 0, quiet=True) as server:
+        server.prepared.join(60)
         yield server.url
 
 
@@ -74,8 +75,11 @@ def test_the_projector_shows_every_code_with_its_own_picture(board, window, tmp_
 
 
 def test_the_images_page_shows_the_panels(board, window):
-    tags = json.load(urllib.request.urlopen(f"{board}data/plugin/images/tags", timeout=20))
-    assert set(tags["run"]) == {"explanation/autoencoder/reconstructions", "explanation/autoencoder/code-map"}
+    def tags_of_run() -> set[str]:
+        return set(json.load(urllib.request.urlopen(f"{board}data/plugin/images/tags", timeout=20)).get("run", ()))
+
+    tags = window.wait_for(tags_of_run)
+    assert tags == {"explanation/autoencoder/reconstructions", "explanation/autoencoder/code-map"}
     window.open(f"{board}#images", width=1400, height=900)
     window.wait_for(lambda: "explanation/autoencoder/code-map" in window.run(SEEN)["text"])
-    window.wait_for(lambda: sum(width > 500 for width in window.run(SEEN)["images"]) == len(tags["run"]))
+    window.wait_for(lambda: sum(width > 500 for width in window.run(SEEN)["images"]) == len(tags))

@@ -20,7 +20,7 @@ FAMILIES = sorted(path.stem for path in (ROOT / "csrc" / "tests").glob("emulated
 
 pytestmark = [
     pytest.mark.skipif(not (tool("cmake") and shutil.which("g++")), reason="needs cmake and g++"),
-    pytest.mark.timeout(1200),  # the first build on a busy machine takes minutes
+    pytest.mark.timeout(2400),  # the first build on a busy machine takes minutes
 ]
 
 

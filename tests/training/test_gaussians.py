@@ -6,6 +6,7 @@ Both runs have the same networks and see the same number of images. They run sid
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 SAMPLES = 10_000
-MAX_CPU_S = 400  # about 160 s on quiet cores; process time itself doubles on busy ones
+MAX_CPU_S = 600  # about 160 s on quiet cores; process time itself doubles on busy ones
 CONTROL = ["loss.name=minimax", "penalty.name=none"]
 
 TRAIN_AND_MEASURE = """
@@ -46,10 +47,20 @@ print(json.dumps({"cpu_s": cpu_s, "words": str(report), **asdict(report)}))
 """
 
 
+# one way of adding on every machine: elsewhere the last bits would differ, and with them the whole course of a run
+INSTRUCTIONS = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "GANSCALE_ISA": "avx2",
+    "MKL_CBWR": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+}
+
+
 def start(run_dir: Path, settings: list[str]) -> subprocess.Popen:
     run_dir.mkdir()
     command = [sys.executable, "-c", TRAIN_AND_MEASURE, str(run_dir), str(SAMPLES), *settings]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, **INSTRUCTIONS}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +69,14 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     running = {name: start(root / name, settings) for name, settings in {"preset": [], "minimax": CONTROL}.items()}
     found = {}
     for name, process in running.items():
-        out, err = process.communicate(timeout=1200)
+        out, err = process.communicate(timeout=2000)
         assert process.returncode == 0, err
         found[name] = json.loads(out)
         print(f"{name}: {found[name]['words']}, {found[name]['cpu_s']:.0f} s of one CPU")
     return found
 
 
-@pytest.mark.timeout(1300)
+@pytest.mark.timeout(2100)
 def test_the_preset_finds_every_mode_at_its_width_in_minutes(reports: dict[str, dict]):
     report = reports["preset"]
     assert report["modes_hit"] == 25
@@ -74,7 +85,7 @@ def test_the_preset_finds_every_mode_at_its_width_in_minutes(reports: dict[str, 
     assert report["cpu_s"] <= MAX_CPU_S
 
 
-@pytest.mark.timeout(1300)
+@pytest.mark.timeout(2100)
 def test_plain_minimax_fails_the_same_proof(reports: dict[str, dict]):
     report = reports["minimax"]
     passes = (

@@ -14,7 +14,7 @@ from ganscale.training.exchange import buckets
 from ganscale.training.process_group import solo_group
 
 # the first test waits for all processes, which on a busy machine take minutes
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1500)]
 ROUNDS = [(way, world) for way in WAYS for world in WORLDS]
 both_ways = pytest.mark.parametrize(("way", "world"), ROUNDS)
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from scipy.special import stdtrit
 from torch import Tensor
 
 from ganscale.explain.base import SCORING, Meter, Options
@@ -26,7 +27,6 @@ from ganscale.explain.labels import label_numbers
 from ganscale.explain.latent.base import LatentExplainer
 from ganscale.explain.latent.direction_sources import SOURCES, Found, Source, class_odds, project_out
 from ganscale.explain.plan import Chunk, Partial, Request
-from ganscale.explain.scores import Z95
 from ganscale.explain.subject import Subject, check_callable
 from ganscale.explain.types import Better, Explanation, Score
 
@@ -314,7 +314,8 @@ def linear_effect(effect: np.ndarray, sigmas_S: np.ndarray) -> tuple[np.ndarray,
 def _against_random(all_directions: np.ndarray, kept: int, *, better: Better) -> Score:
     """Score the mean of the first ``kept`` numbers against the rest; the interval is that of a mean of random ones."""
     values_K, random_R = all_directions[:kept], all_directions[kept:]
-    half = Z95 * float(random_R.std(ddof=1)) * float(np.sqrt(1 / kept + 1 / len(random_R)))
+    spread = float(random_R.std(ddof=1)) * float(np.sqrt(1 / kept + 1 / len(random_R)))
+    half = float(stdtrit(len(random_R) - 1, 0.975)) * spread
     value = float(values_K.mean())
     return Score(
         value=value, low=value - half, high=value + half, control=float(random_R.mean()), n=kept, better=better
