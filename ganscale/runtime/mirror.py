@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 5.0
 GROWING_EVERY_S = 30.0  # event files are sent whole each time they have grown: objects cannot be appended to
-_CHECKPOINTS, _EXPLANATIONS, _LAST_OF_EXPLANATION = "checkpoints", "explanations", "explanation.json"
+_CHECKPOINTS, _EVALUATIONS, _LAST_OF_EXPLANATION = "checkpoints", "evaluations", "explanation.json"
 
 
 class Mirror:
@@ -169,10 +169,16 @@ def complete_checkpoints(store: ObjectStore) -> set[str]:
 
 
 def discard_newer(store: ObjectStore, name: str) -> None:
-    """Delete the checkpoints after ``name`` (all after ""), finished or not: the run goes over that ground again."""
-    for found in {entry.split("/")[1] for entry in store.list() if entry.startswith(f"{_CHECKPOINTS}/")}:
+    """Delete the checkpoints after ``name`` (all after ""), finished or not, and the evaluations of such.
+
+    The run goes over that ground again.
+    """
+    entries = [entry.split("/") for entry in store.list()]
+    for found in {parts[1] for parts in entries if parts[0] == _CHECKPOINTS}:
         if found > name:
             delete_checkpoint(store, found)
+    stale = ["/".join(parts) for parts in entries if parts[0] == _EVALUATIONS and Path(parts[1]).stem > name]
+    store.delete(stale)
 
 
 def delete_checkpoint(store: ObjectStore, name: str) -> None:
