@@ -77,6 +77,11 @@ class Meter:
         self.rows_forward = 0
         self.rows_backward = 0
 
+    @property
+    def ready(self) -> ops.Frozen | None:
+        """The explained function frozen, unless somebody watches its passes."""
+        return None if is_watched(self.subject) else self.frozen
+
     def evaluate(self, fn: Callable[[Tensor], Tensor], count: int, build: Callable[[slice], Tensor]) -> np.ndarray:
         """Return fn of ``count`` rows as float64 [count]; ``build(slice)`` makes the rows of one micro-batch.
 
@@ -85,8 +90,8 @@ class Meter:
         """
         self.rows_forward += count * self.subject.rows_a_row
         found, own = [], fn is self.subject.fn
-        if own and self.frozen is not None and not is_watched(self.subject):
-            fn = self.frozen.follow()  # the weights may be shuffled ones
+        if own and self.ready is not None:
+            fn = self.ready.follow()  # the weights may be shuffled ones
         with torch.no_grad():
             for start in range(0, count, self.micro_batch):
                 rows = build(slice(start, min(start + self.micro_batch, count))).to(self.device)

@@ -10,6 +10,7 @@ Legend: N samples, M players, V windows, P pixels or features.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ganscale import ops
 from ganscale.explain.attribution import AttributionExplainer, AttributionOptions, Maps
 from ganscale.explain.base import Meter
 from ganscale.explain.errors import ExplainOptionError
@@ -63,7 +65,16 @@ class Occlusion(AttributionExplainer):
         """Return of each of a chunk's samples the summed falls over each pixel [n, P], and f at both ends [n]."""
         samples = slice(chunk.explanation, chunk.explanation + chunk.work["samples"])
         x, baseline = self.x[samples], self.baseline[samples]
-        hidden = self.masks[chunk.work["start"] :][:ROWS_A_CHUNK]
+        windows = range(len(self.masks))[chunk.work["start"] :][:ROWS_A_CHUNK]
+        y = self._by_patches(x, baseline, windows, meter)
+        if y is None:
+            y = self._by_rows(x, baseline, windows, meter)
+        hidden = self.masks[windows.start : windows.stop].flatten(1).double()
+        return {"sum": (y[:, :1] - y[:, 2:]) @ hidden, "full": y[:, 0], "empty": y[:, 1]}
+
+    def _by_rows(self, x: Tensor, baseline: Tensor, windows: range, meter: Meter) -> Tensor:
+        """Return f of each sample, of what stands for it where all is hidden, and behind each window [n, 2 + V]."""
+        hidden = self.masks[windows.start : windows.stop]
         none, all_ = torch.zeros_like(hidden[:1]), torch.ones_like(hidden[:1])
         gone = torch.cat([none, all_, hidden])  # the rows of one sample: the ends, then the windows
         table = gone.to(x.dtype)
@@ -81,8 +92,30 @@ class Occlusion(AttributionExplainer):
                 start = stop
             return torch.cat(rows) if len(rows) > 1 else rows[0]
 
-        y = torch.from_numpy(meter.evaluate(self.subject.fn, len(x) * len(table), build)).reshape(len(x), -1)
-        return {"sum": (y[:, :1] - y[:, 2:]) @ hidden.flatten(1).double(), "full": y[:, 0], "empty": y[:, 1]}
+        return torch.from_numpy(meter.evaluate(self.subject.fn, len(x) * len(table), build)).reshape(len(x), -1)
+
+    def _by_patches(self, x: Tensor, baseline: Tensor, windows: range, meter: Meter) -> Tensor | None:
+        """Return the same, with the first layers computed where a window reaches; None where that cannot be."""
+        if meter.ready is None or self.inpainting is not None or self.windowed is None:
+            return None
+        absent, count = baseline.expand_as(x), len(x)
+        none = len(self.masks)  # the window that hides nothing
+        rows = [[(n, none), (count + n, none), *((n, window) for window in windows)] for n in range(count)]
+        places = torch.tensor(rows).flatten(0, 1)
+        fn = self.windowed.on(torch.cat([x, absent]), torch.cat([absent, absent]), places, self.micro_batch)
+        return torch.from_numpy(meter.evaluate(fn, len(places), torch.arange(len(places)).__getitem__)).reshape(
+            count, -1
+        )
+
+    @cached_property
+    def windowed(self) -> ops.Windowed | None:
+        """The explained function behind windows, where its first layers see little of a picture at once."""
+        if self.frozen is None or self.masks.ndim != 3:
+            return None
+        sides = self.masks.any(dim=2), self.masks.any(dim=1)
+        boxes = [end for side in sides for end in (side.int().argmax(1), side.int().argmax(1) + side.sum(1))]
+        boxes = torch.cat([torch.stack(boxes, dim=1), torch.zeros(1, 4, dtype=torch.int64)])
+        return ops.Windowed.of(self.frozen, boxes, tuple(self.x.shape[2:]))
 
     def collect(self, partial: Partial) -> Maps:
         """Divide the falls by how often each pixel was hidden."""

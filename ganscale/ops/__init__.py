@@ -21,9 +21,11 @@ from ganscale.ops.conv_transpose import conv_transpose_act, conv_transpose_norm_
 from ganscale.ops.frozen import Frozen, freeze
 from ganscale.ops.norm import affine_act, batch_norm_act, channel_moments, norm_act
 from ganscale.ops.penalty import explain_choice, gradient_penalty
+from ganscale.ops.windowed import Windowed
 
 __all__ = [
     "Frozen",
+    "Windowed",
     "affine_act",
     "batch_norm_act",
     "bias_act",

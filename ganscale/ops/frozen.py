@@ -37,21 +37,21 @@ ACTIVATIONS |= {getattr(aten, f"{packet.__name__}_"): how for packet, how in lis
 class Frozen:
     """A frozen function: call it with rows of the shape it was traced for.
 
-    ``packed`` are its convolutions.
+    ``packed`` are its convolutions, ``graph`` is all that it does.
     """
 
     def __init__(self, traced: fx.GraphModule) -> None:
         self._traced = traced
         self._constants = _constants(traced.graph)
-        self._graph, self.packed, self._held = _fused(traced.graph, self._constants)
-        for node in (*traced.graph.nodes, *self._graph.graph.nodes):
+        self.graph, self.packed, self._held = _fused(traced.graph, self._constants)
+        for node in (*traced.graph.nodes, *self.graph.graph.nodes):
             node.meta.clear()  # of the values that they had
         self._checksums: list[int] = []
 
     @torch.no_grad()
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the function of ``rows`` with the weights that ``follow`` found, without a gradient."""
-        return self._graph(rows)
+        return self.graph(rows)
 
     @torch.no_grad()
     def follow(self) -> Frozen:
@@ -68,7 +68,7 @@ class Frozen:
             for convolution in self.packed:
                 convolution.pack(lambda found: interpreter.env[found] if isinstance(found, fx.Node) else found)
             for name, node in self._held.items():
-                setattr(self._graph, name, interpreter.env[node].detach())
+                setattr(self.graph, name, interpreter.env[node].detach())
             self._checksums = checksums
         return self
 
@@ -95,6 +95,7 @@ class PackedConv(nn.Module):
         x, self.weight, self.bias, stride, padding, dilation, _, _, groups = conv.args
         self.statistics = None if norm is None else norm.args[1:5]
         self.eps = 0.0 if norm is None else norm.args[7]
+        self.kernel = list(self.weight.meta["val"].shape[2:])
         self.how = [list(padding), list(stride), list(dilation), groups]
         self.activation: list[Any] = ["none", [], ""]
         if act is not None:
@@ -115,6 +116,11 @@ class PackedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._convolution_pointwise(x, *self.arguments)
+
+    def without_padding(self, x: Tensor) -> Tensor:
+        """Return the same of ``x`` [n, C, K, K] of any size that is padded already, or needs none."""
+        weight, bias, _, *rest = self.arguments
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [0, 0], *rest)
 
 
 @torch.no_grad()

@@ -166,7 +166,7 @@ def test_neither_the_rows_nor_what_was_computed_of_them_is_changed_or_kept():
     assert ops.freeze(scaled, rows) is None  # it writes to what it is given
     assert torch.equal(rows, before)
     frozen = ops.freeze(net, rows)
-    held = [node.meta for graph in (frozen._traced.graph, frozen._graph.graph) for node in graph.nodes]
+    held = [node.meta for graph in (frozen._traced.graph, frozen.graph.graph) for node in graph.nodes]
     assert not any(held)
 
 
