@@ -103,9 +103,8 @@ class Occlusion(AttributionExplainer):
         rows = [[(n, none), (count + n, none), *((n, window) for window in windows)] for n in range(count)]
         places = torch.tensor(rows).flatten(0, 1)
         fn = self.windowed.on(torch.cat([x, absent]), torch.cat([absent, absent]), places, self.micro_batch)
-        return torch.from_numpy(meter.evaluate(fn, len(places), torch.arange(len(places)).__getitem__)).reshape(
-            count, -1
-        )
+        y = meter.evaluate(fn, len(places), torch.arange(len(places)).__getitem__)
+        return torch.from_numpy(y).reshape(count, -1)
 
     @cached_property
     def windowed(self) -> ops.Windowed | None:

@@ -133,8 +133,8 @@ class Windowed:
         maps = self._after(both, self._leading)
         tables = [_flat(maps)]
         maps = maps[: len(images)]
-        for step in self._steps:
-            maps = self._after(step.convolution(maps), step.nodes)
+        for step in self._steps:  # one by one, as groups are of one size: bits may depend on how many there are
+            maps = torch.cat([self._after(step.convolution(each), step.nodes) for each in maps.split(1)])
             tables.append(_flat(maps))
         tables = [torch.cat([table, table.new_zeros(1, table.shape[1])]) for table in tables]  # the last is padding
         group = at_once * max(1, NUMBERS // (at_once * max(step.numbers for step in self._steps)))
@@ -158,6 +158,7 @@ class Windowed:
 
         The last ones are kept, and all of them where they are few: the next images have the same.
         """
+        rows = torch.cat([rows, rows[-1:].expand(-len(rows) % group, -1)])
         key = count, group, rows.numpy().tobytes()
         if self._lines[0] != key:
             self._lines = key, {}

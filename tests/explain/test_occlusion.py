@@ -7,6 +7,7 @@ import torch
 import toys
 
 from ganscale.explain import explain
+from ganscale.explain.occlusion import Occlusion
 
 BARE = {"shakes": 0, "shuffled_network": False}
 
@@ -77,3 +78,46 @@ def test_a_vector_is_occluded_feature_by_feature():
     found = explain(toys.Linear(torch.tensor([2.0, 1.0, 0.0])), x, "occlusion")
     assert found.values["attribution"].tolist() == [[2.0, -2.0, 0.0]]
     assert found.meta["windows"] == 3
+
+
+def patched(network, x: torch.Tensor, monkeypatch, **options):
+    """Return the explanation, and whether the first layers were computed where windows reach, alone."""
+    used, by_patches = [], Occlusion._by_patches
+
+    def watch(self, *args):
+        used.append((y := by_patches(self, *args)) is not None)
+        return y
+
+    monkeypatch.setattr(Occlusion, "_by_patches", watch)
+    found = explain(network, x, "occlusion", **BARE, **options)
+    monkeypatch.setattr(Occlusion, "_by_patches", by_patches)
+    assert len(set(used)) == 1
+    return found, used[0]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"window": 4, "stride": 3}, {"window": 1, "stride": 1}, {"window": 5}], ids=str
+)
+def test_patches_of_the_first_layers_give_the_map_of_whole_images(images, monkeypatch, options):
+    critic = toys.conv_critic().eval()
+    ours, is_patched = patched(critic, images, monkeypatch, **options)
+    assert is_patched
+    monkeypatch.setattr(Occlusion, "_by_patches", lambda *_: None)
+    plain = explain(critic, images, "occlusion", **BARE, **options)
+    scale = float(critic(images).detach().abs().max())
+    torch.testing.assert_close(ours.values["attribution"], plain.values["attribution"], rtol=0, atol=1e-6 * scale)
+    assert ours.meta["cost"]["rows_forward"] == plain.meta["cost"]["rows_forward"]
+    assert ours.scores.keys() == plain.scores.keys()
+
+
+def test_the_first_samples_are_explained_to_the_bit_as_alone(images):
+    critic = toys.conv_critic().eval()
+    every, two = (explain(critic, x, "occlusion", **BARE).values["attribution"] for x in (images, images[:2]))
+    assert torch.equal(every[:2], two)
+
+
+def test_a_network_that_is_watched_or_mixes_all_pixels_sees_whole_images(images, monkeypatch):
+    watched = toys.conv_critic().eval()
+    watched[0].register_forward_hook(lambda *_: None)
+    for network in (watched, toys.Linear(torch.ones(1, 14, 14))):
+        assert not patched(network, images, monkeypatch)[1]
