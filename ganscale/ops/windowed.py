@@ -43,18 +43,18 @@ class _Axis:
         size = int((high_V - low_V).max())
         return cls(length, low_V, high_V, low_V.clamp(max=length - size), size)
 
-    def behind(self, kernel: int, stride: int, padding: int, dilation: int) -> _Axis:
-        """Return the same for the map behind a convolution."""
-        reach = (kernel - 1) * dilation
-        length = (self.length + 2 * padding - reach - 1) // stride + 1
-        low = (-((reach - padding - self.low_V) // stride)).clamp(0, length - 1)  # rounded up
-        high = ((self.high_V - 1 + padding) // stride + 1).clamp(max=length)
+    def behind(self, kernel: int, stride: int, dilation: int, padding: tuple[int, int]) -> _Axis:
+        """Return the same for the map behind a convolution that pads by so much before and behind."""
+        reach, (before, after) = (kernel - 1) * dilation, padding
+        length = (self.length + before + after - reach - 1) // stride + 1
+        low = (-((reach - before - self.low_V) // stride)).clamp(0, length - 1)  # rounded up
+        high = ((self.high_V - 1 + before) // stride + 1).clamp(max=length)
         return _Axis.of(length, low, torch.maximum(high, low + 1))
 
-    def crop(self, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
+    def crop(self, kernel: int, stride: int, dilation: int, padding: tuple[int, int]) -> Tensor:
         """Return the places [V, K] before a convolution that the patch behind it, which is self, is made of."""
         places = torch.arange((self.size - 1) * stride + (kernel - 1) * dilation + 1)
-        return self.start_V[:, None] * stride - padding + places
+        return self.start_V[:, None] * stride - padding[0] + places
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,10 @@ class _Crop:
 
 @dataclass(frozen=True)
 class _Step:
-    """One convolution, on crops, and the elementwise nodes behind it."""
+    """One convolution, on crops, a node that pads before it, and the elementwise nodes behind it."""
 
     crop: _Crop
+    pad: list[fx.Node]
     convolution: PackedConv
     nodes: list[fx.Node] = field(default_factory=list)
 
@@ -99,16 +100,19 @@ class Windowed:
         axes = tuple(_Axis.of(n, boxes[:, 2 * i], boxes[:, 2 * i + 1]) for i, n in enumerate(size))
         while len(last.users) == 1:
             node = next(iter(last.users))
-            convolution = graph.get_submodule(node.target) if node.op == "call_module" else None
-            if convolution is not None:
-                how = list(zip(convolution.kernel, *(convolution.how[i] for i in (1, 0, 2)), strict=True))
+            pad = [node] if _is_zero_padding(node) else []
+            if pad and len(node.users) == 1:
+                node = next(iter(node.users))
+            if node.op == "call_module":
+                convolution = graph.get_submodule(node.target)
+                how = _how(convolution, pad)
                 behind = tuple(axis.behind(*one) for axis, one in zip(axes, how, strict=True))
                 if _area(axis.size for axis in behind) > WORTH * _area(axis.length for axis in behind):
                     break
                 crops = tuple(axis.crop(*one) for axis, one in zip(behind, how, strict=True))
-                steps.append(_Step(_Crop(axes, crops), convolution))
+                steps.append(_Step(_Crop(axes, crops), pad, convolution))
                 axes = behind
-            elif _is_elementwise(node, graph):
+            elif not pad and _is_elementwise(node, graph):
                 (steps[-1].nodes if steps else leading).append(node)
             else:
                 break
@@ -134,7 +138,7 @@ class Windowed:
         tables = [_flat(maps)]
         maps = maps[: len(images)]
         for step in self._steps:  # one by one, as groups are of one size: bits may depend on how many there are
-            maps = torch.cat([self._after(step.convolution(each), step.nodes) for each in maps.split(1)])
+            maps = torch.cat([self._base(step, each) for each in maps.split(1)])
             tables.append(_flat(maps))
         tables = [torch.cat([table, table.new_zeros(1, table.shape[1])]) for table in tables]  # the last is padding
         group = at_once * max(1, NUMBERS // (at_once * max(step.numbers for step in self._steps)))
@@ -176,6 +180,10 @@ class Windowed:
             return known[start]
 
         return find
+
+    def _base(self, step: _Step, maps: Tensor) -> Tensor:
+        """Return what a step makes of whole maps."""
+        return self._after(step.convolution(self._after(maps, step.pad)), step.nodes)
 
     def _after(self, x: Tensor, nodes: list[fx.Node]) -> Tensor:
         for node in nodes:
@@ -231,6 +239,21 @@ def _flat(maps: Tensor) -> Tensor:
 def _area(sides: Any) -> int:
     first, second = sides
     return first * second
+
+
+def _how(convolution: PackedConv, pad: list[fx.Node]) -> list[tuple[int, int, int, tuple[int, int]]]:
+    """Return kernel, stride, dilation and padding of a convolution along both sides, with that of a node before it."""
+    padding, stride, dilation, _ = convolution.how
+    left, right, top, bottom = pad[0].args[1] if pad else (0, 0, 0, 0)
+    more = ((top, bottom), (left, right))
+    both = [(own + before, own + after) for own, (before, after) in zip(padding, more, strict=True)]
+    return list(zip(convolution.kernel, stride, dilation, both, strict=True))
+
+
+def _is_zero_padding(node: fx.Node) -> bool:
+    """Whether a node puts zeros around the two sides of maps."""
+    is_padding = node.target is aten.constant_pad_nd.default and len(node.args[1]) == 4 and min(node.args[1]) >= 0
+    return is_padding and (len(node.args) == 2 or node.args[2] == 0)
 
 
 def _is_elementwise(node: fx.Node, graph: fx.GraphModule) -> bool:

@@ -33,9 +33,10 @@ class Scaled(nn.Module):
 
 
 def conv(*between: nn.Module, **facts: object) -> nn.Sequential:
-    """Three convolutions, the first with ``facts``, and what is ``between`` the first and the second."""
+    """Three convolutions, layers ``before`` and ``between`` the first and the second, and ``facts`` of the first."""
     torch.manual_seed(1)
-    first = nn.Conv2d(4, 8, **{"kernel_size": 3, "padding": 1, **facts})
+    before = facts.pop("before", ())
+    first = nn.Sequential(*before, nn.Conv2d(4, 8, **{"kernel_size": 3, "padding": 1, **facts}))
     second, third = nn.Conv2d(8, 6, 3, padding=1, stride=2), nn.Conv2d(6, 5, 5, padding=2, bias=False)
     net = nn.Sequential(
         first, *between, second, nn.BatchNorm2d(6), nn.ReLU6(), third, nn.SiLU(), nn.Flatten(), nn.LazyLinear(1)
@@ -80,6 +81,7 @@ def steps_of(net: nn.Module) -> int:
         {"dilation": 2, "padding": 2},
         {"groups": 4},
         {"bias": False, "stride": 4},
+        {"before": [nn.ZeroPad2d((1, 2, 0, 3))], "stride": 2},
     ],
     ids=str,
 )
@@ -116,7 +118,7 @@ def test_weights_are_those_of_now():
     one = ops.Windowed.of(frozen, BOXES, (SIDE, SIDE))
     places = torch.arange(AT_ONCE)
     before = one.on(IMAGES, ABSENT, ROWS, AT_ONCE)(places)
-    for tensor in (net.mean, net.net[0].weight, net.net[-2].weight, net.net[-2].bias):
+    for tensor in (net.mean, net.net[0][0].weight, net.net[-2].weight, net.net[-2].bias):
         tensor.data.add_(0.3)
     after = one.on(IMAGES, ABSENT, ROWS, AT_ONCE)(places)
     assert not torch.allclose(before, after)
@@ -134,6 +136,8 @@ def test_only_leading_layers_with_small_patches_are_computed_so(monkeypatch):
     assert steps_of(conv()) == 2  # of the map behind the third, of 12x12, 8x8 have changed
     assert steps_of(conv(nn.AvgPool2d(2))) == 1
     assert steps_of(Residual(*conv())) == 0  # what it adds sees the whole image
+    assert steps_of(conv(before=[nn.ConstantPad2d(1, 0.5)])) == 0
+    assert steps_of(conv(before=[nn.ZeroPad2d(1), nn.Tanh()])) == 0
     net = conv()
     rows = IMAGES[:1].expand(AT_ONCE, -1, -1, -1).contiguous(memory_format=torch.channels_last)
     whole = torch.tensor([[0, SIDE, 0, SIDE]])
