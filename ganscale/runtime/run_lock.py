@@ -1,22 +1,25 @@
 """One run, one writer: a lock file in the run directory, on a local disk as on a shared folder.
 
 ``flock`` alone would not do: on shared folders it may hold on one machine only, without saying so. So the lock is a
-file that is created in one step or not at all, and says who holds it. A holder on this machine is dead when its process
-is. One elsewhere shows that it lives by touching the file; ages are differences between times of the file server alone,
-so clocks need not agree. A dead holder's lock is taken over. A holder that was taken for dead (a machine that slept)
-finds that out at its next touch, and stops.
+file that is created in one step or not at all, and says who holds it. Those of one machine who would take it over do
+so one after the other, by a ``flock`` on the directory. A holder on this machine is dead when its process is. One
+elsewhere shows that it lives by touching the file; ages are differences between times of the file server alone, so
+clocks need not agree. A dead holder's lock is taken over. A holder that was taken for dead (a machine that slept) finds
+that out at its next touch, and stops.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import json
 import logging
 import os
 import socket
 import threading
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -169,6 +172,10 @@ class RunLock:
 
     def _clear(self) -> None:
         """Remove a dead holder's lock; raise UserError where the holder is alive."""
+        with _one_at_a_time(self._run_dir):
+            self._clear_alone()
+
+    def _clear_alone(self) -> None:
         try:
             holder, age_s = self._read(), self._age_s()
         except FileNotFoundError:
@@ -181,7 +188,8 @@ class RunLock:
         except FileNotFoundError:
             return  # somebody else has taken it over
         try:
-            if parse_holder(taken.read_text()) != holder:  # somebody else was faster, and this is their new lock
+            # somebody else was faster, and this is their new lock: only where a flock keeps nobody out
+            if parse_holder(taken.read_text()) != holder:
                 with contextlib.suppress(FileExistsError):
                     os.link(taken, self._path)
             else:
@@ -214,6 +222,24 @@ class RunLock:
             return probe.stat().st_mtime - self._path.stat().st_mtime
         finally:
             probe.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(run_dir: Path) -> Iterator[None]:
+    """Hold a flock on ``run_dir``, where the file system has one: a lock that is read there is renamed as it was read.
+
+    Without it a third one could find the place empty while the new lock of a second one, renamed in the place of the
+    dead one's, is put back.
+    """
+    handle = os.open(run_dir, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a child that was forked meanwhile has the handle, too
+        os.close(handle)
 
 
 def this_machine() -> str:
