@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ganscale.files import replace_text
@@ -81,9 +82,18 @@ class Work:
     def _explain_by(self, run: Run, method: str, left_s: float, give_up: Callable[[], bool]) -> None:
         settings, cpu = run.config.explain, time.thread_time()
 
-        def between() -> None:
+        def leave_where_told() -> None:
             if give_up():
                 raise GaveUp("training has ended, and the last checkpoint comes first")
+
+        @contextlib.contextmanager
+        def keeping() -> Iterator[None]:
+            with self._lock:  # else both threads may take the same free number, and the later one deletes the earlier
+                leave_where_told()  # the end may have come since the last chunk
+                yield
+
+        def between() -> None:
+            leave_where_told()
             if time.thread_time() - cpu > left_s:
                 raise GaveUp(f"explain.budget of {settings.budget:g} s is spent; raise it or lower explain.num_samples")
 
@@ -97,6 +107,7 @@ class Work:
             options={},
             address=None,
             between=between,
+            keeping=keeping(),
             board=self._board,
         )
 

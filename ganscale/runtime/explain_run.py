@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ganscale.runtime.run import Networks, Run
 
 SAMPLES = ("both", "real", "generated")
-_INNER = {"run", "actors", "between", "board"}  # arguments that Run.explain does not have
+_INNER = {"run", "actors", "between", "keeping", "board"}  # arguments that Run.explain does not have
 COMPANIONS = 3  # a group of four, the usual one of minibatch standard deviation
 
 
@@ -75,10 +75,14 @@ def explain_run(
     limits: Limits | None = None,
     actors: Sequence[Any] | None = None,
     between: Callable[[], None] | None = None,
+    keeping: AbstractContextManager[object] | None = None,
     board: TensorBoardSink | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Explanation:
-    """Do what ``Run.explain`` says; ``between`` is called before each chunk, and may raise to give up."""
+    """Do what ``Run.explain`` says; ``between`` is called before each chunk, and may raise to give up.
+
+    ``keeping`` is entered around what is written, and may raise to the same end.
+    """
     if workers < 0:
         raise UserError("--workers", "be 0 (in this process, without Ray) or more", workers, "use --workers 1")
     with ops.using(run.config.ops.impl):
@@ -101,7 +105,8 @@ def explain_run(
         actors=actors,
         on_progress=on_progress,
     )
-    keep(run, explanation, board)
+    with keeping or nullcontext():
+        keep(run, explanation, board)
     return explanation
 
 

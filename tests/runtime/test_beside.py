@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -25,7 +26,7 @@ from ganscale.explain import EXPLAINERS, Explanation
 from ganscale.models.dcgan import DCGANGenerator
 from ganscale.presets import preset
 from ganscale.progress import images_of
-from ganscale.runtime import Resources, launch, load
+from ganscale.runtime import Resources, explain_run, launch, load
 from ganscale.runtime.beside import Due, Events, what_is_due
 from ganscale.runtime.beside_start import refuse_far_away
 from ganscale.runtime.beside_work import Work
@@ -243,18 +244,64 @@ def test_an_evaluation_that_fails_is_a_line_and_the_run_goes_on(tmp_path):
     assert "must number at least 10 each" in heard[-1]["words"]
 
 
-def test_an_explanation_over_its_budget_is_left_and_said(run, tmp_path):
+@pytest.fixture
+def unexplained(run, tmp_path):
+    """The run without its explanations."""
     copy = tmp_path / "x"
     shutil.copytree(run.path, copy, ignore=shutil.ignore_patterns("explanations", "tensorboard", "beside.jsonl"))
-    page = json.loads((copy / "config.json").read_text())
+    return copy
+
+
+def test_an_explanation_over_its_budget_is_left_and_said(unexplained):
+    page = json.loads((unexplained / "config.json").read_text())
     page["config"]["explain"]["budget"] = 0.0001
-    (copy / "config.json").write_text(json.dumps(page))
-    newest = names(copy / "checkpoints")[-1]
-    Work(copy, Events(copy)).look(newest, evaluate=False, explain=True, give_up=lambda: False)
-    (left,) = events_of(load(copy))
+    (unexplained / "config.json").write_text(json.dumps(page))
+    newest = names(unexplained / "checkpoints")[-1]
+    Work(unexplained, Events(unexplained)).look(newest, evaluate=False, explain=True, give_up=lambda: False)
+    (left,) = events_of(load(unexplained))
     assert left["event"] == "skipped"
     assert "explain.budget of 0.0001 s is spent" in left["words"]
-    assert not (copy / "explanations").exists()
+    assert not (unexplained / "explanations").exists()
+
+
+def test_an_explanation_that_the_end_overtakes_after_its_last_chunk_is_left_and_the_last_one_stays_the_last(
+    unexplained, monkeypatch
+):
+    work, ending, compute = Work(unexplained, Events(unexplained)), threading.Event(), explain_run.explain_networks
+    first, *_, last = names(unexplained / "checkpoints")
+
+    def compute_until_the_end(*arguments, **options):
+        found = compute(*arguments, **options)
+        monkeypatch.setattr(explain_run, "explain_networks", compute)
+        ending.set()
+        work.look(last, evaluate=False, explain=True, give_up=lambda: False)
+        return found
+
+    monkeypatch.setattr(explain_run, "explain_networks", compute_until_the_end)
+    work.look(first, evaluate=False, explain=True, give_up=ending.is_set)
+    explained, left = events_of(load(unexplained))
+    assert (explained["event"], explained["images"]) == ("explained", images_of(last.name))
+    assert (left["event"], left["images"]) == ("skipped", images_of(first.name))
+    assert "training has ended" in left["words"]
+    assert [path.name for path in (unexplained / "explanations").glob("integ*")] == ["integrated-gradients-001"]
+
+
+def test_two_explanations_that_are_kept_at_once_delete_neither(unexplained, monkeypatch):
+    work, both, number = Work(unexplained, Events(unexplained)), threading.Barrier(2), explain_run.next_directory
+
+    def number_with_the_other(*arguments):
+        found = number(*arguments)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(1)  # who comes here alone has the other one wait for what it writes
+        return found
+
+    monkeypatch.setattr(explain_run, "next_directory", number_with_the_other)
+    checkpoints = names(unexplained / "checkpoints")[-2:]
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(work._explain, load(path), lambda: False) for path in checkpoints]
+    assert [one.exception() for one in done] == [None, None]
+    kept = [Explanation.load(path) for path in (unexplained / "explanations").glob("integrated-gradients-*")]
+    assert {one.meta["run"]["images"] for one in kept} == {images_of(path.name) for path in checkpoints}
 
 
 def test_a_launch_that_is_killed_takes_the_evaluation_with_it(tmp_path):
