@@ -40,13 +40,18 @@ def end_all(tree: dict[int, str], home: Path) -> None:
     while survivors := {pid for pid, start in tree.items() if _is_alive(pid, start)} | processes_below(home):
         waited = time.monotonic() - began
         if steps and waited > steps[0][0]:
-            number = steps.pop(0)[1]
-            for pid in survivors:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, number)
+            _send(steps.pop(0)[1], survivors)
         elif waited > 2 * KILL_S:  # in the kernel's hands: nothing more can be done
             return
+        elif not steps:  # one that was forked just as the others were ended
+            _send(signal.SIGKILL, survivors)
         time.sleep(0.05)
+
+
+def _send(number: signal.Signals, pids: set[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
 
 
 def _all_pids() -> list[int]:

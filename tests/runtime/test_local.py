@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import signal
 import stat
 import subprocess
@@ -14,19 +15,28 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ganscale.errors import UserError
+from ganscale.runtime import processes
 from ganscale.runtime.local import _own_stdout, _take_sigterm_back, open_ray_accepted, require_token
 from ganscale.runtime.processes import end_all, tree_of
 from ganscale.runtime.stopping import stop_signals
 
 pytestmark = pytest.mark.distributed
 STUBBORN = """
-import pathlib, signal, subprocess, sys
+import pathlib, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 held = open(sys.argv[1], "w")
 child = subprocess.Popen([sys.executable, "-c", "import time; print(1, flush=True); time.sleep(999)"], stdout=-1)
 child.stdout.readline()
 print(child.pid, flush=True)
-child.wait()
+while True:
+    time.sleep(9)  # not for the child, which may be killed first
+"""
+HOLDING = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+held = open(sys.argv[1], "w")
+print(1, flush=True)
+time.sleep(999)
 """
 
 
@@ -99,6 +109,32 @@ def test_processes_end_with_their_children_also_where_they_ignore_the_asking(tmp
     assert other.poll() is None  # not ours to end
     other.kill()
     other.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found through /proc")
+def test_a_process_that_is_forked_just_as_the_others_are_ended_is_ended_too(tmp_path, monkeypatch):
+    def holding():
+        process = subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path / "held")], stdout=-1, text=True)
+        process.stdout.readline()
+        return process
+
+    started, kill = [holding()], os.kill
+
+    def kill_once_it_has_forked(pid, number):
+        if number == signal.SIGKILL and len(started) == 1:
+            started.append(holding())
+        kill(pid, number)
+
+    monkeypatch.setattr(processes, "TERMINATE_S", 0.0)
+    monkeypatch.setattr(processes, "KILL_S", 1.0)
+    monkeypatch.setattr(os, "kill", kill_once_it_has_forked)
+    end_all(tree_of(tmp_path), tmp_path)
+    left = tree_of(tmp_path)
+    for process in started:
+        process.kill()
+        process.wait()
+    assert len(started) == 2
+    assert left == {}
 
 
 def test_a_handler_that_was_not_installed_from_python_ends_no_session(tmp_path, monkeypatch):
