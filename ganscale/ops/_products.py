@@ -13,6 +13,7 @@ torch's own way is as good; they record no graph, so they are for the insides of
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -72,8 +73,19 @@ PAYS = {
     ("transpose", torch.bfloat16): (25, 2**19),
     ("weights", torch.bfloat16): (64, 2**15),
 }
+INTEL_ONLY = {("convolve", torch.float32), ("transpose", torch.float32)}  # on a Zen 4 core oneDNN won both
 PART_BYTES = 2**20  # of patches at a time
 FEW_ROWS = 1024  # a float32 weight gradient of larger images wins as well while P has at most this many rows
+
+
+@functools.cache
+def _is_intel() -> bool:
+    """Tell whether torch's float32 product is as fast as can be: MKL keeps its widest kernels for Intel's CPUs."""
+    try:
+        with Path("/proc/cpuinfo").open() as stream:
+            return "GenuineIntel" in stream.read(4096)
+    except OSError:
+        return False
 
 
 @functools.cache
@@ -95,6 +107,8 @@ def pays(kind: str, image: Tensor, pixels: int, weight_shape: torch.Size) -> boo
     ``pixels`` are those of Y a sample. Never outside the CPU, and never where the core is absent or switched off.
     """
     limits = PAYS.get((kind, image.dtype))
+    if (kind, image.dtype) in INTEL_ONLY and not _is_intel():
+        return False
     if limits is None or image.device.type != "cpu" or image.ndim != 4 or not image.numel():
         return False
     few = kind == "weights" and len(image) * pixels <= FEW_ROWS and pixels <= 64

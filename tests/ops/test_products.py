@@ -122,7 +122,8 @@ def test_a_generators_block_of_few_pixels_multiplies_matrices_and_gives_torchs_g
     assert "aten::mm" not in _multiplications(lambda: gradients("reference"))
 
 
-def test_what_torch_does_as_well_is_left_to_it():
+def test_what_torch_does_as_well_is_left_to_it(monkeypatch):
+    monkeypatch.setattr(_products, "_is_intel", lambda: True)
     wide = torch.Size((512, 256, 4, 4))
     small = torch.empty(64, 512, 4, 4).contiguous(memory_format=LAST)
     assert _products.pays("transpose", small, 16, wide)
@@ -135,3 +136,14 @@ def test_what_torch_does_as_well_is_left_to_it():
         assert not _products.pays("transpose", small, 16, wide)
     finally:
         ops.use_impl(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_elsewhere_than_on_intel_only_weight_gradients_are_float32_products(monkeypatch, dtype):
+    monkeypatch.setattr(_products, "_multiplies_bf16", lambda: True)
+    weight, image = torch.Size((512, 256, 4, 4)), torch.empty(64, 512, 4, 4, dtype=dtype).contiguous(memory_format=LAST)
+    kinds = ("convolve", "transpose", "weights")
+    for is_intel in (True, False):
+        monkeypatch.setattr(_products, "_is_intel", lambda is_intel=is_intel: is_intel)
+        paid = [_products.pays(kind, image, 16, weight) for kind in kinds]
+        assert paid == ([True] * 3 if is_intel or dtype == torch.bfloat16 else [False, False, True])
