@@ -35,7 +35,7 @@ def _error(found, exact):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["k4s2p1-16", "k3s1p1", "residual", "bias-act", "two-heads", "spectral-norm", "relu"])
 def test_errors_under_autocast_are_of_the_size_of_torchs(name, dtype, layout):
-    # Rounding flips masks near zero, in torch as here, and differently on each CPU: 2.2 times torch's at most, on a Zen 4
+    # Rounding flips masks near zero, in torch as here, and on each CPU others: 2.2 times torch's at most, on a Zen 4
     critic, x = case(name, samples=64)
     exact_penalty, exact = _found(critic, x, "reference")
     critic, x = case(name, samples=64)
