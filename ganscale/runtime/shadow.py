@@ -76,7 +76,8 @@ class Shadow:
         metrics = self._store.entry(METRICS)
         if metrics is not None and metrics != self._fetched:
             self._store.get_file(METRICS, self._run_dir / METRICS)
-            self._fetched = metrics
+            if (self._run_dir / METRICS).stat().st_size == metrics.bytes:  # else it was cut short, or is newer
+                self._fetched = metrics
         return True
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import http.client
 import logging
-import random
-import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HOST = "127.0.0.1"
@@ -15,28 +13,24 @@ REGION = "us-east-1"
 BUCKET = "bucket"
 
 
-def free_port() -> int:
-    """Return a free port below 10000: from there on they belong to Ray's workers."""
-    for port in random.sample(range(4000, 10000), 200):
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free port below 10000")
-
-
 class S3Server:
     """moto's S3 server with one bucket; ``objects`` looks into it, past any proxy."""
 
     def __init__(self) -> None:
-        from moto.server import ThreadedMotoServer
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+        from werkzeug.serving import make_server
 
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        self.port = free_port()
-        self._server = ThreadedMotoServer(ip_address=HOST, port=self.port, verbose=False)
-        self._server.start()
+        lock, serve = threading.Lock(), DomainDispatcherApplication(create_backend_app)
+
+        def serve_alone(environ: dict[str, object], start_response: Callable[..., object]) -> Iterable[bytes]:
+            with lock:  # moto reads tag and content of an object from one stream, and locks it for the content alone
+                return serve(environ, start_response)
+
+        self._server = make_server(HOST, 0, serve_alone, threaded=True, request_handler=MotoRequestHandler)
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
         self.client.create_bucket(Bucket=BUCKET)
 
     @property
@@ -64,7 +58,8 @@ class S3Server:
         self.client.put_object(Bucket=BUCKET, Key=key, Body=content)
 
     def stop(self) -> None:
-        self._server.stop()
+        self._server.shutdown()
+        self._thread.join()  # it closes its socket itself
 
 
 Fails = Callable[[int, str, str], int | None]
@@ -133,8 +128,8 @@ class Proxy:
     """Passes requests on to ``target``, except where ``fails(number, method, path)`` gives a status to answer with."""
 
     def __init__(self, target_port: int, fails: Fails) -> None:
-        self.port = free_port()
-        self._server = _Server((HOST, self.port), target_port, fails)
+        self._server = _Server((HOST, 0), target_port, fails)
+        self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 

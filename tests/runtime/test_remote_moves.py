@@ -79,6 +79,24 @@ def test_a_driver_follows_rank_0_to_another_machine_also_where_it_was_on_its_own
     assert (here / "samples" / "kimg-000001.png").read_bytes() == b"picture"
 
 
+def test_metrics_that_came_cut_short_are_fetched_again_and_whole_ones_are_not(store, here, there, monkeypatch):
+    say_started(there, store)
+    store.put(METRICS, b"1\n2\n")
+    get, fetched = store.get_file, []
+
+    def get_short_at_first(name, file):
+        get(name, file)
+        fetched.append(name)
+        if len(fetched) == 1:
+            file.write_bytes(b"1\n")
+
+    monkeypatch.setattr(store, "get_file", get_short_at_first)
+    driver = Shadow(here, store)
+    assert [driver._look() for _ in range(3)] == 3 * [True]
+    assert (here / METRICS).read_bytes() == b"1\n2\n"
+    assert fetched == 2 * [METRICS]
+
+
 def test_nothing_is_fetched_over_what_rank_0_writes_on_the_machine_of_the_driver(store, here, there):
     say_started(there, store)
     say_started(here, store)
@@ -133,8 +151,10 @@ def test_a_start_of_rank_0_discards_what_was_passed_over_obeys_a_stop_and_sends_
 
     for name in ("kimg-000001", "kimg-000002"):
         store.put(f"checkpoints/{name}/{MANIFEST}", b"{}")
+        store.put(f"evaluations/{name}.json", b"{}")
     mirror = _mirror(store, there, tiny_config(), there / "checkpoints" / "kimg-000001")
     assert complete_checkpoints(store) == {"kimg-000001"}  # else all that is saved now would be pruned as older
+    assert {name for name in store.list() if name.startswith("evaluations/")} == {"evaluations/kimg-000001.json"}
     (there / METRICS).write_bytes(b"1\n")
     store.put(f"{SCRATCH}/{STOP_FLAG}", b"")
     with mirror:
