@@ -5,6 +5,7 @@ A mistake that would repeat itself is never retried; a lost process or node is; 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from ganscale.errors import GanscaleError, RunFailed
@@ -43,6 +44,7 @@ _LOST = {
     "ConnectionError",
 }
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer")  # gloo says so in a plain RuntimeError
+_DEAD_PEER = re.compile(r"rank (\d+) has died")  # so says a sum in shared memory, in a ConnectionError
 _WOULD_REPEAT = (ValueError, TypeError, LookupError, ImportError, FileNotFoundError, PermissionError, AttributeError)
 
 
@@ -87,9 +89,16 @@ def describe(failures: Mapping[int, BaseException]) -> str:
     if lost and type(failures[lost[0]]).__name__ == "WorkerLeaves":
         return str(failures[lost[0]])
     if lost:
-        return f"worker {', '.join(map(str, lost))} was lost ({_words(failures[lost[0]])})"
+        gone = sorted({_rank_that_died(rank, failures[rank]) for rank in lost})
+        return f"worker {', '.join(map(str, gone))} was lost ({_words(failures[lost[0]])})"
     rank, error = ranked[0]
     return f"{_words(error)} (worker {rank})"
+
+
+def _rank_that_died(rank: int, error: BaseException) -> int:
+    """Return whose end ``error`` tells of, which is not always that of the ``rank`` that raised it."""
+    told = _DEAD_PEER.search(str(error)) if isinstance(error, ConnectionError) else None
+    return int(told[1]) if told else rank
 
 
 def _deterministic(rank: int, error: BaseException) -> RunFailed | None:

@@ -39,7 +39,10 @@ def test_the_lost_one_is_named_and_not_who_saw_it_go():
     seen = ConnectionError("rank 1 has died, says rank 0")
     assert reason_to_stop({0: seen}, 1) is None
     assert describe({0: seen, 1: LOST}) == "worker 1 was lost (WorkerHealthCheckFailedError: actor died)"
-    assert describe({0: seen}) == "worker 0 was lost (ConnectionError: rank 1 has died, says rank 0)"
+    assert describe({0: seen}) == "worker 1 was lost (ConnectionError: rank 1 has died, says rank 0)"
+    also = ConnectionError("rank 1 has died, says rank 2")
+    assert describe({0: seen, 2: also}) == "worker 1 was lost (ConnectionError: rank 1 has died, says rank 0)"
+    assert describe({0: ConnectionResetError("x")}) == "worker 0 was lost (ConnectionResetError: x)"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from ganscale.runtime.watch import end_process
 # a hang is told from a long step by the clock; three restarts take minutes where all cores are busy
 pytestmark = [pytest.mark.ray, pytest.mark.alone, pytest.mark.timeout(600)]
 PATIENCE_S = 200  # only where all else fails
-HANG_S = 8.0  # longer than any step on a busy machine
+HANG_S = 20.0  # longer than any step on a busy machine
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)
 LEAST = 1024  # images of a disturbed run
 PAUSE = threading.Event()
@@ -82,7 +82,9 @@ def test_a_run_that_is_killed_stopped_and_asked_to_leave_ends_as_if_it_had_been_
     assert len(strikes) == len(SIGNALS)
     assert faults.differences(run, alone) == []
     killed, stopped, left = (entry["why"] for entry in faults.restarts(run.path)[:3])
-    assert re.match(r"worker [01] was lost \(Worker", killed)
+    # where the survivor raises first, its words are all that is known
+    closed = r"\w+: .*Connection (closed|reset) by peer.*\(worker [01]\)$"
+    assert re.match(rf"worker [01] was lost \((Worker|ConnectionError: rank [01] has died)|{closed}", killed), killed
     # what it did is known as of its last sign of life, which may be from before its first step
     assert re.match(r"worker [01] \(process \d+ on \S+\) gave no sign of life for \d+ s in \w.* at \d+ images", stopped)
     assert re.match(r"worker [01] was asked to end by SIGTERM; all saved at \d+ images", left)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,9 @@ def test_a_worker_that_dies_in_an_exchange_over_gloo_is_replaced_and_the_end_is_
     monkeypatch.setattr("ganscale.runtime.train.worker_loop", workers_that(die_once, over_gloo=True))
     run = launch(config(), name="x", runs_dir=tmp_path, workers=2)
     (restart,) = faults.restarts(run.path)
-    assert restart["why"].startswith("worker 1 was lost (Worker")
+    # where the survivor raises first, its words are all that is known
+    told = r"worker 1 was lost \(Worker|\w+: .*Connection (closed|reset) by peer.*\(worker 0\)$"
+    assert re.match(told, restart["why"]), restart["why"]
     # sums of two are the same in either order, so of shared memory and gloo as well
     assert faults.differences(run, alone) == []
 
