@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import socket
 import subprocess
@@ -36,12 +37,18 @@ class RayHead:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on; all are held until the last is found, so that they differ."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Return ports that nobody listens on, drawn at random from those that nobody is given unasked.
+
+    Seconds go by until they are used: the system gives out 32768 to 60999 meanwhile, and Ray 10002 to 19999.
+    """
+    found = []
+    for port in random.SystemRandom().sample(range(20000, 32768), 1000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError("no free ports")
 
 
 @contextlib.contextmanager
@@ -50,24 +57,36 @@ def ray_head(home: Path, *, cpus: int = 2, gpus: int = 0) -> Iterator[RayHead]:
     token_path = home / "auth_token"
     token_path.touch(mode=0o600)
     token_path.write_text(secrets.token_hex(32))
-    ports = free_ports(4)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # where jobs find `ganscale`
     }
+    log = home / "head.log"
+    for _ in range(2):  # somebody may have taken a port before the head did
+        ports = free_ports(4)
+        head = RayHead(f"http://127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", token_path, environment)
+        with _running(home, ports, log, environment, f"--num-cpus={cpus}", f"--num-gpus={gpus}") as process:
+            if _comes_up(head, process, log, cpus):
+                yield head
+                return
+    raise AssertionError(log.read_text())
+
+
+@contextlib.contextmanager
+def _running(
+    home: Path, ports: list[int], log: Path, environment: dict[str, str], *sizes: str
+) -> Iterator[subprocess.Popen[bytes]]:
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
     chosen = [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
     command = [RAY, "start", "--head", "--block", *chosen, "--dashboard-host=127.0.0.1", "--disable-usage-stats"]
-    command += [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--temp-dir={home / 'ray'}"]
-    with (home / "head.log").open("w") as log:
+    command += [*sizes, f"--temp-dir={home / 'ray'}"]
+    with log.open("a") as stream:
         process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            command, env=environment, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True
         )
-    head = RayHead(f"http://127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", token_path, environment)
     try:
-        _wait_until_up(head, process, home / "head.log", cpus)
-        yield head
+        yield process
     finally:
         tree = tree_of(home)
         process.terminate()  # with --block the head ends its node and itself
@@ -77,15 +96,17 @@ def ray_head(home: Path, *, cpus: int = 2, gpus: int = 0) -> Iterator[RayHead]:
         process.wait(5)
 
 
-def _wait_until_up(head: RayHead, process: subprocess.Popen[bytes], log: Path, cpus: int) -> None:
+def _comes_up(head: RayHead, process: subprocess.Popen[bytes], log: Path, cpus: int) -> bool:
+    """Wait until the head is up and return True, or False where it ends before."""
     from ganscale.errors import GanscaleError
 
     deadline = time.monotonic() + START_S
     while True:
         with contextlib.suppress(GanscaleError):
             if head.server.resources().cpus == cpus:
-                return
-        assert process.poll() is None, log.read_text()
+                return True
+        if process.poll() is not None:
+            return False
         assert time.monotonic() < deadline, log.read_text()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.1)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from calls import TINY, call, files_below
 from PIL import Image
+from ray_head import free_ports
 
 from ganscale.cli.dashboard import find_events
 from ganscale.cli.doctor import CHECKS, Check, examine
@@ -258,9 +259,7 @@ def test_the_report_names_its_file(launched):
 
 @pytest.mark.parametrize("host", [None, "0.0.0.0"])
 def test_the_dashboard_answers_where_it_says_warns_of_who_else_could_and_ends_with_ctrl_c(launched, host):
-    from ganscale.dashboards.server import free_port
-
-    port = free_port("127.0.0.1", 6100)
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "ganscale", "dashboard", str(launched[1]), "--port", str(port)]
     command += [] if host is None else ["--host", host]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:

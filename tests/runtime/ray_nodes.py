@@ -154,6 +154,7 @@ def ray_nodes(home: Path, *, health: dict[str, str] = QUICK) -> Iterator[Nodes]:
     token_path.write_text(secrets.token_hex(32))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)} | health
+    environment["RAY_TMPDIR"] = str(home)  # there it notes its address, else in /tmp/ray, which need not exist
     with (home / "nodes.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, __file__, str(home / "ray")],

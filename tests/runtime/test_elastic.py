@@ -117,7 +117,7 @@ def test_a_group_does_not_grow_into_what_others_hold(cluster):
 
 def test_two_changes_are_apart(cluster):
     cluster.free = {"a": {"CPU": 0.0}, "b": {"CPU": 2.0}}
-    assert running(policy(resize_s=30), 2, "kimg-1", age_s=29) is None
+    assert running(policy(resize_s=30), 2, "kimg-1", age_s=20) is None
     assert running(policy(resize_s=30), 2, "kimg-1", age_s=31) == 4
 
 

@@ -72,8 +72,12 @@ def test_a_machine_that_is_taken_away_saves_within_seconds_however_long_a_tick_i
         process.wait(1.0)  # some steps, so that there is something to save
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
+    while process.poll() is None and not any((run_dir / "checkpoints").glob("kimg-*")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+    saved_s = time.monotonic() - began  # how long it then takes to leave Ray is not ours to promise
     _, err = process.communicate(timeout=PATIENCE_S)
-    assert time.monotonic() - began < GRACE_S, err
+    assert saved_s < GRACE_S, err
     assert process.returncode == 130, err
     assert f"go on with ganscale launch --resume {run_dir}" in err.splitlines()[-1]
     saved = load(run_dir).checkpoint()

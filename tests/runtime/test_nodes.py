@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -67,12 +67,12 @@ def test_an_elastic_run_outlives_a_node_takes_it_back_and_trains_the_same_weight
     nodes.have("c", "d")
     elastic = Launch(nodes, tmp_path / "elastic", "--workers", "1:2", settings=LONG)
     elastic.until(lambda: elastic.trains_with(2) and any((elastic.run_dir / "checkpoints").glob("kimg-*")))
+    shrunk = trains_beyond_the_others(elastic, 1)
     nodes.kill("d")
-    elastic.until(lambda: elastic.trains_with(1))
+    elastic.until(shrunk)
+    regrown = trains_beyond_the_others(elastic, 2)
     nodes.add("d", cpus=1)
-    elastic.until(lambda: elastic.trains_with(2))
-    regrown = elastic.ticks()[-1][0]
-    elastic.until(lambda: elastic.ticks()[-1][0] >= regrown + 480)  # beyond what was trained a second time
+    elastic.until(regrown)
     elastic.process.terminate()
     code, words = elastic.end()
     assert code == 130, words
@@ -86,6 +86,22 @@ def test_an_elastic_run_outlives_a_node_takes_it_back_and_trains_the_same_weight
     straight = launch(config, name="straight", runs_dir=tmp_path, workers=0)
     assert_same_weights(load(elastic.run_dir), straight, config)
     assert_same_curves(load(elastic.run_dir), straight)
+
+
+def trains_beyond_the_others(run: Launch, workers: int) -> Callable[[], bool]:
+    """Return a condition: so many train, and beyond what another number had trained.
+
+    Two intervals between saves may be trained again, and no tick of that is handed out, so none says the new number.
+    """
+    before = run.ticks()[-1][0]
+
+    def holds() -> bool:
+        nonlocal before
+        images, now = run.ticks()[-1]
+        before = before if now == workers else max(before, images)
+        return now == workers and images > before
+
+    return holds
 
 
 def test_an_elastic_run_whose_node_gets_sigterm_saves_first_and_goes_on_without_it(nodes: Nodes, tmp_path: Path):
@@ -151,7 +167,7 @@ from ganscale.cli import main
 
 class Impatient(attendance.Attendance):
     def check(self):
-        self._max_wait_s = 2.0 if self._nodes else self._max_wait_s
+        self._max_wait_s = 10.0 if self._nodes else self._max_wait_s
         super().check()
 
 attendance.Attendance = Impatient
@@ -164,7 +180,7 @@ main(sys.argv[1:])
     code, words = run.end()
     assert code == 1, words
     last = words.splitlines()[-1]
-    assert f"2 workers did not come back within 2 s: node {address} (1 of them) did not come back, each needs" in last
+    assert f"2 workers did not come back within 10 s: node {address} (1 of them) did not come back, each needs" in last
     assert "places for 1; go on with --workers 1:2 or raise runtime.max_wait_s" in last
     saved = load(run.run_dir).checkpoint().path.name
     assert last.endswith(f"saved {saved}; go on with ganscale launch --resume {run.run_dir}")

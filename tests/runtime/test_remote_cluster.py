@@ -101,6 +101,7 @@ def test_a_stop_reaches_the_workers_and_their_checkpoint_comes_back(driver, home
     while f"{prefix}metrics.jsonl" not in server.objects(prefix):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
+        time.sleep(0.05)
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, err
