@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -101,7 +102,7 @@ def test_a_stop_reaches_the_workers_and_their_checkpoint_comes_back(driver, home
     while f"{prefix}metrics.jsonl" not in server.objects(prefix):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        threading.Event().wait(0.05)
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, err

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -319,7 +320,7 @@ def test_a_process_that_is_killed_leaves_a_run_that_another_machine_goes_on_with
     while not complete_checkpoints(ObjectStore(f"{runs}/x")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        threading.Event().wait(0.05)
     process.kill()
     process.communicate()
     machine("second")

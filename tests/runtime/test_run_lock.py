@@ -208,7 +208,7 @@ def check_until_it_raises(lock: RunLock) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         lock.check()
-        time.sleep(0.01)
+        threading.Event().wait(0.01)
 
 
 @pytest.mark.parametrize("taken", ["replaced", "gone"])
@@ -271,4 +271,4 @@ def test_a_living_holder_touches_its_lock(tmp_path: Path):
         deadline = time.monotonic() + PATIENCE_S
         while (tmp_path / LOCK).stat().st_mtime < 1:
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            threading.Event().wait(0.01)

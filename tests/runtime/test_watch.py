@@ -192,7 +192,7 @@ def test_a_heartbeat_says_what_its_rank_does_while_that_stands_still_and_when_it
         deadline = time.monotonic() + PATIENCE_S
         while len(board.entries) < 5:
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            threading.Event().wait(0.01)
     *during, last = board.entries
     assert {entry["key"] for entry in board.entries} == {"rank/1"}
     assert [entry["beats"] for entry in during] == list(range(1, len(during) + 1))
@@ -210,11 +210,11 @@ def test_the_beginning_and_the_first_step_are_told_at_once():
         whereabouts.begin(64)
         while not any(entry["begun_at"] == 64 for entry in board.entries):
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            threading.Event().wait(0.01)
         whereabouts.has_stepped()
         while board.entries[-1]["trained_since"] is None:
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            threading.Event().wait(0.01)
     assert board.entries[-1]["left"]
 
 
