@@ -173,7 +173,7 @@ def discard_newer(store: ObjectStore, name: str) -> None:
 
     The run goes over that ground again.
     """
-    entries = [entry.split("/") for entry in store.list()]
+    entries = [entry.split("/") for entry in store.list() if "/" in entry]
     for found in {parts[1] for parts in entries if parts[0] == _CHECKPOINTS}:
         if found > name:
             delete_checkpoint(store, found)
