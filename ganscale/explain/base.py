@@ -90,8 +90,8 @@ class Meter:
         """
         self.rows_forward += count * self.subject.rows_a_row
         found, own = [], fn is self.subject.fn
-        if own and self.ready is not None:
-            fn = self.ready.follow()  # the weights may be shuffled ones
+        if own and (ready := self.ready) is not None:
+            fn = ready.follow()  # the weights may be shuffled ones
         with torch.no_grad():
             for start in range(0, count, self.micro_batch):
                 rows = build(slice(start, min(start + self.micro_batch, count))).to(self.device)

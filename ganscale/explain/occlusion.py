@@ -98,11 +98,15 @@ class Occlusion(AttributionExplainer):
         """Return the same, with the first layers computed where a window reaches; None where that cannot be."""
         if meter.ready is None or self.inpainting is not None or self.windowed is None:
             return None
-        absent, count = baseline.expand_as(x), len(x)
-        none = len(self.masks)  # the window that hides nothing
+        count = self.windowed.images // 2
+        parts = [slice(start, start + count) for start in range(0, len(x), count)]
+        return torch.cat([self._patched(x[part], baseline[part], windows, meter) for part in parts])
+
+    def _patched(self, x: Tensor, baseline: Tensor, windows: range, meter: Meter) -> Tensor:
+        count, none = len(x), len(self.masks)  # the last window hides nothing
         rows = [[(n, none), (count + n, none), *((n, window) for window in windows)] for n in range(count)]
         places = torch.tensor(rows).flatten(0, 1)
-        fn = self.windowed.on(torch.cat([x, absent]), torch.cat([absent, absent]), places, self.micro_batch)
+        fn = self.windowed.on(torch.cat([x, baseline]), torch.cat([baseline, baseline]), places, self.micro_batch)
         y = meter.evaluate(fn, len(places), torch.arange(len(places)).__getitem__)
         return torch.from_numpy(y).reshape(count, -1)
 
@@ -114,7 +118,8 @@ class Occlusion(AttributionExplainer):
         sides = self.masks.any(dim=2), self.masks.any(dim=1)
         boxes = [end for side in sides for end in (side.int().argmax(1), side.int().argmax(1) + side.sum(1))]
         boxes = torch.cat([torch.stack(boxes, dim=1), torch.zeros(1, 4, dtype=torch.int64)])
-        return ops.Windowed.of(self.frozen, boxes, tuple(self.x.shape[2:]))
+        found = ops.Windowed.of(self.frozen, boxes, tuple(self.x.shape[2:]))
+        return None if found is None or found.images < 2 else found
 
     def collect(self, partial: Partial) -> Maps:
         """Divide the falls by how often each pixel was hidden."""

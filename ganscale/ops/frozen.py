@@ -95,7 +95,7 @@ class PackedConv(nn.Module):
         x, self.weight, self.bias, stride, padding, dilation, _, _, groups = conv.args
         self.statistics = None if norm is None else norm.args[1:5]
         self.eps = 0.0 if norm is None else norm.args[7]
-        self.kernel = list(self.weight.meta["val"].shape[2:])
+        self.shape = self.weight.meta["val"].shape
         self.how = [list(padding), list(stride), list(dilation), groups]
         self.activation: list[Any] = ["none", [], ""]
         if act is not None:

@@ -20,7 +20,9 @@ from ganscale.ops.frozen import Frozen, PackedConv
 
 WORTH = 0.5  # the largest part of a map that is still computed as a patch
 NOWHERE = 1 << 40  # further than any place in a table
+SPARED = 8  # multiplications at least, for each number that is looked up
 NUMBERS = 1 << 19  # of the crops of one convolution that are computed at once: they stay in the caches
+MOST_NUMBERS = 1 << 24  # of whole maps that are held
 MOST_LINES = 1 << 21  # that are kept
 
 aten = torch.ops.aten
@@ -117,10 +119,25 @@ class Windowed:
             else:
                 break
             last = node
-        if not steps:
-            return None
-        whole = tuple(torch.arange(axis.length).expand(len(boxes), -1) for axis in axes)
-        return cls(frozen, leading, steps, _Crop(axes, whole), _from(graph, last))
+        whole = _Crop(axes, tuple(torch.arange(axis.length).expand(len(boxes), -1) for axis in axes))
+        one = cls(frozen, leading, steps, whole, _from(graph, last))
+        return one if steps and one.images and one._is_worth_it() else None
+
+    @property
+    def images(self) -> int:
+        """How many images ``on`` should be given at once, so that their maps take little memory; 0: not even one."""
+        sizes = [step.convolution.size[1] * _area(axis.length for axis in step.crop.axes) for step in self._steps]
+        out = self._steps[-1].convolution.shape[0] * _area(axis.length for axis in self._whole.axes)
+        return MOST_NUMBERS // (2 * sizes[0] + sum(sizes[1:]) + out)
+
+    def _is_worth_it(self) -> bool:
+        behind = [*(step.crop for step in self._steps[1:]), self._whole]
+        spared = sum(
+            step.convolution.shape.numel() * (_area(a.length for a in crop.axes) - _area(a.size for a in crop.axes))
+            for step, crop in zip(self._steps, behind, strict=True)
+        )
+        out = self._steps[-1].convolution.shape[0] * _area(axis.length for axis in self._whole.axes)
+        return spared >= SPARED * (sum(step.numbers for step in self._steps) + out)
 
     @torch.no_grad()
     def on(self, images: Tensor, absent: Tensor, rows: Tensor, at_once: int) -> Callable[[Tensor], Tensor]:
@@ -133,29 +150,41 @@ class Windowed:
         self._frozen.follow()
         for name, _ in self._rest.named_buffers():
             setattr(self._rest, name, getattr(self._frozen.graph, name))
-        both = torch.cat([images, absent]).contiguous(memory_format=torch.channels_last)
-        maps = self._after(both, self._leading)
-        tables = [_flat(maps)]
-        maps = maps[: len(images)]
-        for step in self._steps:  # one by one, as groups are of one size: bits may depend on how many there are
-            maps = torch.cat([self._base(step, each) for each in maps.split(1)])
-            tables.append(_flat(maps))
-        tables = [torch.cat([table, table.new_zeros(1, table.shape[1])]) for table in tables]  # the last is padding
         group = at_once * max(1, NUMBERS // (at_once * max(step.numbers for step in self._steps)))
-        lines_of = self._lines_of(len(images), rows, group)
-        table, begun = tables[-1], -1  # of the group that is held
+        both = torch.cat([images, absent]).contiguous(memory_format=torch.channels_last)
+        table = _flat(self._after(both, self._leading))
+        tables = [torch.cat([table, table.new_zeros(1, table.shape[1])])]
+        for step, behind in zip(self._steps, [*(step.crop for step in self._steps[1:]), self._whole], strict=True):
+            tables.append(self._table(step, tables[-1], behind, len(images), group))
+        lines_of, begun = self._lines_of(len(images), rows, group), -1
 
         def evaluate(places: Tensor) -> Tensor:
-            nonlocal table, begun
-            if (start := int(places[0]) // group * group) != begun:
-                begun, patches = start, None
-                for known, step, lines_TKK in zip(tables, self._steps, lines_of(start), strict=False):
-                    crops = _taken(_joined(known, patches), lines_TKK)
-                    patches = self._after(step.convolution.without_padding(crops), step.nodes)
-                table = _joined(tables[-1], patches)
-            return self._rest(_taken(table, lines_of(start)[-1][places - start]))
+            nonlocal begun
+            if (start := int(places[0]) // group * group) != begun:  # the patches of the next group
+                begun = start
+                for number, (step, lines_TKK) in enumerate(zip(self._steps, lines_of(start), strict=False)):
+                    crops = _taken(tables[number], lines_TKK)
+                    patches = _flat(self._after(step.convolution.without_padding(crops), step.nodes))
+                    tables[number + 1][-len(patches) :] = patches
+            return self._rest(_taken(tables[-1], lines_of(start)[-1][places - start]))
 
         return evaluate
+
+    def _table(self, step: _Step, table: Tensor, behind: _Crop, count: int, group: int) -> Tensor:
+        """Return the lines of the maps that a step makes of those in ``table``, one for padding, and room for patches.
+
+        It takes the images one by one, as all groups are of one size: bits may depend on how many there are.
+        """
+        found, area = None, _area(axis.length for axis in behind.axes)
+        sides = tuple(axis.length for axis in step.crop.axes)
+        for number, lines in enumerate(table[: count * _area(sides)].chunk(count)):
+            maps = self._after(lines.unflatten(0, (1, *sides)).permute(0, 3, 1, 2), step.pad)
+            lines = _flat(self._after(step.convolution(maps), step.nodes))
+            if found is None:
+                patches = group * _area(axis.size for axis in behind.axes)
+                found = lines.new_zeros(count * area + 1 + patches, lines.shape[1])
+            found[number * area : (number + 1) * area] = lines
+        return found
 
     def _lines_of(self, count: int, rows: Tensor, group: int) -> Callable[[int], list[Tensor]]:
         """Return the function of the first place of a group that gives the lines of each crop.
@@ -180,10 +209,6 @@ class Windowed:
             return known[start]
 
         return find
-
-    def _base(self, step: _Step, maps: Tensor) -> Tensor:
-        """Return what a step makes of whole maps."""
-        return self._after(step.convolution(self._after(maps, step.pad)), step.nodes)
 
     def _after(self, x: Tensor, nodes: list[fx.Node]) -> Tensor:
         for node in nodes:
@@ -222,10 +247,6 @@ def _lines(crop: _Crop, count: int, image_R: Tensor, window_R: Tensor, *, behind
     return torch.maximum(known_RKK.clamp(max=padding), changed_RKK)  # what is changed stands behind what is known
 
 
-def _joined(table: Tensor, patches: Tensor | None) -> Tensor:
-    return table if patches is None else torch.cat([table, _flat(patches)])
-
-
 def _taken(table: Tensor, lines_RKK: Tensor) -> Tensor:
     """Return the crops [R, C, K, K] that ``lines_RKK`` of the table say."""
     return table.index_select(0, lines_RKK.flatten()).unflatten(0, lines_RKK.shape).permute(0, 3, 1, 2)
@@ -247,7 +268,7 @@ def _how(convolution: PackedConv, pad: list[fx.Node]) -> list[tuple[int, int, in
     left, right, top, bottom = pad[0].args[1] if pad else (0, 0, 0, 0)
     more = ((top, bottom), (left, right))
     both = [(own + before, own + after) for own, (before, after) in zip(padding, more, strict=True)]
-    return list(zip(convolution.kernel, stride, dilation, both, strict=True))
+    return list(zip(convolution.shape[2:], stride, dilation, both, strict=True))
 
 
 def _is_zero_padding(node: fx.Node) -> bool:
@@ -264,7 +285,8 @@ def _is_elementwise(node: fx.Node, graph: fx.GraphModule) -> bool:
         return False
     others = [each for each in node.all_input_nodes if each.op == "get_attr"]
     shapes = [(1, 1, 1, 1, *getattr(graph, each.target).shape) for each in others]
-    alike = all(shape[-4] == shape[-2] == shape[-1] == 1 for shape in shapes)  # for all rows and places
+    # for all rows and places, and without an axis more
+    alike = all(shape[-4] == shape[-2] == shape[-1] == 1 and len(shape) <= 8 for shape in shapes)
     return alike and len(node.all_input_nodes) == len(others) + 1
 
 

@@ -29,7 +29,8 @@ class Work:
     def __init__(self, run_dir: Path, events: Events) -> None:
         self._run_dir, self._events = run_dir, events
         self._judge = None
-        self._lock = threading.Lock()  # around what is written
+        self._lock = threading.Lock()  # around what is written of an evaluation
+        self._keeping = threading.Lock()  # and of an explanation, which takes longer
         self._evaluated, self._explained = -1, -1  # images of the last one
         self._board = evaluation_board(run_dir)
 
@@ -88,7 +89,7 @@ class Work:
 
         @contextlib.contextmanager
         def keeping() -> Iterator[None]:
-            with self._lock:  # else both threads may take the same free number, and the later one deletes the earlier
+            with self._keeping:  # else both may take the same free number, and the later one deletes the earlier
                 leave_where_told()  # the end may have come since the last chunk
                 yield
 

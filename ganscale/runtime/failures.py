@@ -44,7 +44,7 @@ _LOST = {
     "ConnectionError",
 }
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer")  # gloo says so in a plain RuntimeError
-_DEAD_PEER = re.compile(r"rank (\d+) has died")  # so says a sum in shared memory, in a ConnectionError
+_ABSENT_PEER = re.compile(r"rank (\d+) (?:has died|must come)")  # so says a sum in shared memory, in a ConnectionError
 _WOULD_REPEAT = (ValueError, TypeError, LookupError, ImportError, FileNotFoundError, PermissionError, AttributeError)
 
 
@@ -89,15 +89,16 @@ def describe(failures: Mapping[int, BaseException]) -> str:
     if lost and type(failures[lost[0]]).__name__ == "WorkerLeaves":
         return str(failures[lost[0]])
     if lost:
-        gone = sorted({_rank_that_died(rank, failures[rank]) for rank in lost})
+        told = {_rank_that_is_gone(rank, failures[rank]) for rank in lost}
+        gone = sorted(told - set(lost) or told)  # who tells of another may be told of by a third one
         return f"worker {', '.join(map(str, gone))} was lost ({_words(failures[lost[0]])})"
     rank, error = ranked[0]
     return f"{_words(error)} (worker {rank})"
 
 
-def _rank_that_died(rank: int, error: BaseException) -> int:
+def _rank_that_is_gone(rank: int, error: BaseException) -> int:
     """Return whose end ``error`` tells of, which is not always that of the ``rank`` that raised it."""
-    told = _DEAD_PEER.search(str(error)) if isinstance(error, ConnectionError) else None
+    told = _ABSENT_PEER.search(str(error)) if isinstance(error, ConnectionError) else None
     return int(told[1]) if told else rank
 
 

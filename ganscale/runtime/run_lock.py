@@ -1,8 +1,8 @@
 """One run, one writer: a lock file in the run directory, on a local disk as on a shared folder.
 
 ``flock`` alone would not do: on shared folders it may hold on one machine only, without saying so. So the lock is a
-file that is created in one step or not at all, and says who holds it. Those of one machine who would take it over do
-so one after the other, by a ``flock`` on the directory. A holder on this machine is dead when its process is. One
+file that is created in one step or not at all, and says who holds it. Those of one machine who want it try one after
+the other, by a ``flock`` on the directory. A holder on this machine is dead when its process is. One
 elsewhere shows that it lives by touching the file; ages are differences between times of the file server alone, so
 clocks need not agree. A dead holder's lock is taken over. A holder that was taken for dead (a machine that slept) finds
 that out at its next touch, and stops.
@@ -125,8 +125,11 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        while not self._create():
-            self._clear()
+        while True:
+            with _one_at_a_time(self._run_dir):
+                if self._create():
+                    break
+                self._clear()
         self._thread.start()
         return self
 
@@ -172,10 +175,6 @@ class RunLock:
 
     def _clear(self) -> None:
         """Remove a dead holder's lock; raise UserError where the holder is alive."""
-        with _one_at_a_time(self._run_dir):
-            self._clear_alone()
-
-    def _clear_alone(self) -> None:
         try:
             holder, age_s = self._read(), self._age_s()
         except FileNotFoundError:
@@ -188,7 +187,7 @@ class RunLock:
         except FileNotFoundError:
             return  # somebody else has taken it over
         try:
-            # somebody else was faster, and this is their new lock: only where a flock keeps nobody out
+            # somebody else was faster, and this is their new lock: of another machine, or where there is no flock
             if parse_holder(taken.read_text()) != holder:
                 with contextlib.suppress(FileExistsError):
                     os.link(taken, self._path)

@@ -8,6 +8,7 @@ import toys
 
 from ganscale.explain import explain
 from ganscale.explain.occlusion import Occlusion
+from ganscale.ops.windowed import Windowed
 
 BARE = {"shakes": 0, "shuffled_network": False}
 
@@ -114,6 +115,17 @@ def test_the_first_samples_are_explained_to_the_bit_as_alone(images):
     critic = toys.conv_critic().eval()
     every, two = (explain(critic, x, "occlusion", **BARE).values["attribution"] for x in (images, images[:2]))
     assert torch.equal(every[:2], two)
+
+
+def test_large_maps_are_held_for_one_sample_at_a_time(images, monkeypatch):
+    critic = toys.conv_critic().eval()
+    together, _ = patched(critic, images, monkeypatch)
+    monkeypatch.setattr(Windowed, "images", 2)
+    one_by_one, is_patched = patched(critic, images, monkeypatch)
+    assert is_patched
+    assert torch.equal(one_by_one.values["attribution"], together.values["attribution"])
+    monkeypatch.setattr(Windowed, "images", 1)
+    assert not patched(critic, images, monkeypatch)[1]
 
 
 def test_a_network_that_is_watched_or_mixes_all_pixels_sees_whole_images(images, monkeypatch):

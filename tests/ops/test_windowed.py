@@ -138,7 +138,13 @@ def test_only_leading_layers_with_small_patches_are_computed_so(monkeypatch):
     assert steps_of(Residual(*conv())) == 0  # what it adds sees the whole image
     assert steps_of(conv(before=[nn.ConstantPad2d(1, 0.5)])) == 0
     assert steps_of(conv(before=[nn.ZeroPad2d(1), nn.Tanh()])) == 0
+    small = nn.Sequential(nn.Conv2d(4, 8, 1), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 11 * 11, 1), nn.Flatten(0))
+    assert steps_of(small.eval()) == 0  # looking a place up costs more than 32 multiplications
     net = conv()
     rows = IMAGES[:1].expand(AT_ONCE, -1, -1, -1).contiguous(memory_format=torch.channels_last)
     whole = torch.tensor([[0, SIDE, 0, SIDE]])
     assert ops.Windowed.of(ops.freeze(net, rows), whole, (SIDE, SIDE)) is None
+    monkeypatch.setattr(
+        windowed, "MOST_NUMBERS", 9_000
+    )  # an image, what stands in its windows, and two maps have 9,328
+    assert steps_of(conv()) == 0

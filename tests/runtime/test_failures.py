@@ -40,6 +40,11 @@ def test_the_lost_one_is_named_and_not_who_saw_it_go():
     assert reason_to_stop({0: seen}, 1) is None
     assert describe({0: seen, 1: LOST}) == "worker 1 was lost (WorkerHealthCheckFailedError: actor died)"
     assert describe({0: seen}) == "worker 1 was lost (ConnectionError: rank 1 has died, says rank 0)"
+    of_the_teller = ConnectionError("rank 0 has died, says rank 2")
+    assert describe({0: seen, 2: of_the_teller}).startswith("worker 1 was lost (")
+    assert describe({0: seen, 2: ConnectionResetError("reset")}).startswith("worker 1 was lost (")
+    late = ConnectionError("rank 1 must come to a sum within 20 s, says rank 0")
+    assert describe({0: late}).startswith("worker 1 was lost (")
     also = ConnectionError("rank 1 has died, says rank 2")
     assert describe({0: seen, 2: also}) == "worker 1 was lost (ConnectionError: rank 1 has died, says rank 0)"
     assert describe({0: ConnectionResetError("x")}) == "worker 0 was lost (ConnectionResetError: x)"
