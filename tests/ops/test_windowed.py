@@ -146,5 +146,5 @@ def test_only_leading_layers_with_small_patches_are_computed_so(monkeypatch):
     assert ops.Windowed.of(ops.freeze(net, rows), whole, (SIDE, SIDE)) is None
     monkeypatch.setattr(
         windowed, "MOST_NUMBERS", 9_000
-    )  # an image, what stands in its windows, and two maps have 9,328
+    )  # of the image, its windows and two maps 9,328
     assert steps_of(conv()) == 0
