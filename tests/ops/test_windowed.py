@@ -144,7 +144,5 @@ def test_only_leading_layers_with_small_patches_are_computed_so(monkeypatch):
     rows = IMAGES[:1].expand(AT_ONCE, -1, -1, -1).contiguous(memory_format=torch.channels_last)
     whole = torch.tensor([[0, SIDE, 0, SIDE]])
     assert ops.Windowed.of(ops.freeze(net, rows), whole, (SIDE, SIDE)) is None
-    monkeypatch.setattr(
-        windowed, "MOST_NUMBERS", 9_000
-    )  # of the image, its windows and two maps 9,328
+    monkeypatch.setattr(windowed, "MOST_NUMBERS", 9_000)  # of the image, its windows and two maps 9,328
     assert steps_of(conv()) == 0
