@@ -58,8 +58,8 @@ def test_a_query_finds_its_own_copy_first_whoever_ranks(of: str):
     found = explain(subject(), {"x": gallery[own], "real": gallery}, "retrieval", of=of, k=3).values
     assert found["pixels_neighbours"][:, 0].tolist() == own
     assert found["features_neighbours"][:, 0].tolist() == own
-    # a search in another company of rows ends a rounding of float32 away, and its latents as far
-    assert found["features_distance"][:, 0].max() <= (1e-3 if of == "generator" else 0)
+    # in another company of rows features are a rounding of float32 away, and where a search ends further
+    assert found["features_distance"][:, 0].max() <= (1e-3 if of == "generator" else 1e-6)
 
 
 def test_a_critic_that_looks_across_its_batch_knows_a_copy_too():
