@@ -277,8 +277,12 @@ class Trainer:
 
     def _way_on(self) -> str:
         self.writer.settle()
-        if self.writer.newest is None:
-            return "nothing was saved yet"
-        return (
-            f"saved up to {self.writer.newest.name}; go on with ganscale launch --resume {name_for_users(self.run_dir)}"
-        )
+        newest = self.writer.newest if self.group.is_main else self._newest_here()
+        resume = f"go on with ganscale launch --resume {name_for_users(self.run_dir)}"
+        if newest is not None:
+            return f"saved up to {newest.name}; {resume}"
+        return "nothing was saved yet" if self.group.is_main else f"if anything was saved, {resume}"
+
+    def _newest_here(self) -> Path | None:
+        """Return the newest checkpoint of rank 0 that this machine sees."""
+        return next(reversed(checkpoints.names(self.run_dir / "checkpoints")), None)
