@@ -105,7 +105,7 @@ def test_a_population_whose_driver_was_killed_goes_on_with_the_settings_and_scor
     assert any(trial["state"] != DONE for trial in killed["trials"])
     sweep = resume_sweep(tmp_path / "s")
     assert sweep.scheduler == "pbt"
-    assert all(trial.state == DONE for trial in sweep.trials)
+    assert [trial.state for trial in sweep.trials] == [DONE] * 2, sweep.trials
     for before, trial in zip(killed["trials"], sweep.trials, strict=True):
         old, new = trial.scores[: len(before["scores"])], trial.scores[len(before["scores"]) :]
         assert old == before["scores"]
