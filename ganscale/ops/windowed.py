@@ -66,6 +66,16 @@ class _Crop:
     axes: tuple[_Axis, _Axis]
     places_VK: tuple[Tensor, Tensor]
 
+    @property
+    def area(self) -> int:
+        """How many places the map has."""
+        return self.axes[0].length * self.axes[1].length
+
+    @property
+    def patch(self) -> int:
+        """How many of them a window changes."""
+        return self.axes[0].size * self.axes[1].size
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -89,7 +99,8 @@ class Windowed:
     def __init__(
         self, frozen: Frozen, leading: list[fx.Node], steps: list[_Step], whole: _Crop, rest: fx.GraphModule
     ) -> None:
-        self._frozen, self._leading, self._steps, self._whole, self._rest = frozen, leading, steps, whole, rest
+        self._frozen, self._leading, self._steps, self._rest = frozen, leading, steps, rest
+        self._crops = [*(step.crop for step in steps), whole]
         self._lines: tuple[Any, dict[int, list[Tensor]]] = None, {}  # of the last rows, by the start of a group
 
     @classmethod
@@ -109,7 +120,7 @@ class Windowed:
                 convolution = graph.get_submodule(node.target)
                 how = _how(convolution, pad)
                 behind = tuple(axis.behind(*one) for axis, one in zip(axes, how, strict=True))
-                if _area(axis.size for axis in behind) > WORTH * _area(axis.length for axis in behind):
+                if behind[0].size * behind[1].size > WORTH * behind[0].length * behind[1].length:
                     break
                 crops = tuple(axis.crop(*one) for axis, one in zip(behind, how, strict=True))
                 steps.append(_Step(_Crop(axes, crops), pad, convolution))
@@ -126,18 +137,20 @@ class Windowed:
     @property
     def images(self) -> int:
         """How many images ``on`` should be given at once, so that their maps take little memory; 0: not even one."""
-        sizes = [step.convolution.size[1] * _area(axis.length for axis in step.crop.axes) for step in self._steps]
-        out = self._steps[-1].convolution.shape[0] * _area(axis.length for axis in self._whole.axes)
-        return MOST_NUMBERS // (2 * sizes[0] + sum(sizes[1:]) + out)
+        sizes = [step.convolution.size[1] * step.crop.area for step in self._steps]
+        return MOST_NUMBERS // (2 * sizes[0] + sum(sizes[1:]) + self._last_numbers)
+
+    @property
+    def _last_numbers(self) -> int:
+        """How many the last map has that is put together."""
+        return self._steps[-1].convolution.shape[0] * self._crops[-1].area
 
     def _is_worth_it(self) -> bool:
-        behind = [*(step.crop for step in self._steps[1:]), self._whole]
         spared = sum(
-            step.convolution.shape.numel() * (_area(a.length for a in crop.axes) - _area(a.size for a in crop.axes))
-            for step, crop in zip(self._steps, behind, strict=True)
+            step.convolution.shape.numel() * (behind.area - behind.patch)
+            for step, behind in zip(self._steps, self._crops[1:], strict=True)
         )
-        out = self._steps[-1].convolution.shape[0] * _area(axis.length for axis in self._whole.axes)
-        return spared >= SPARED * (sum(step.numbers for step in self._steps) + out)
+        return spared >= SPARED * (sum(step.numbers for step in self._steps) + self._last_numbers)
 
     @torch.no_grad()
     def on(self, images: Tensor, absent: Tensor, rows: Tensor, at_once: int) -> Callable[[Tensor], Tensor]:
@@ -154,7 +167,7 @@ class Windowed:
         both = torch.cat([images, absent]).contiguous(memory_format=torch.channels_last)
         table = _flat(self._after(both, self._leading))
         tables = [torch.cat([table, table.new_zeros(1, table.shape[1])])]
-        for step, behind in zip(self._steps, [*(step.crop for step in self._steps[1:]), self._whole], strict=True):
+        for step, behind in zip(self._steps, self._crops[1:], strict=True):
             tables.append(self._table(step, tables[-1], behind, len(images), group))
         lines_of, begun = self._lines_of(len(images), rows, group), -1
 
@@ -175,14 +188,13 @@ class Windowed:
 
         It takes the images one by one, as all groups are of one size: bits may depend on how many there are.
         """
-        found, area = None, _area(axis.length for axis in behind.axes)
+        found, area = None, behind.area
         sides = tuple(axis.length for axis in step.crop.axes)
-        for number, lines in enumerate(table[: count * _area(sides)].chunk(count)):
+        for number, lines in enumerate(table[: count * step.crop.area].chunk(count)):
             maps = self._after(lines.unflatten(0, (1, *sides)).permute(0, 3, 1, 2), step.pad)
             lines = _flat(self._after(step.convolution(maps), step.nodes))
             if found is None:
-                patches = group * _area(axis.size for axis in behind.axes)
-                found = lines.new_zeros(count * area + 1 + patches, lines.shape[1])
+                found = lines.new_zeros(count * area + 1 + group * behind.patch, lines.shape[1])
             found[number * area : (number + 1) * area] = lines
         return found
 
@@ -203,8 +215,7 @@ class Windowed:
                 if sum(each.numel() for lines in known.values() for each in lines) > MOST_LINES:
                     known.clear()
                 known[start] = [
-                    _lines(crop, count, image_R, window_R, behind=crop is not self._steps[0].crop)
-                    for crop in (*(step.crop for step in self._steps), self._whole)
+                    _lines(crop, count, image_R, window_R, behind=number > 0) for number, crop in enumerate(self._crops)
                 ]
             return known[start]
 
@@ -227,14 +238,13 @@ def _lines(crop: _Crop, count: int, image_R: Tensor, window_R: Tensor, *, behind
     A table has a line for each place of the maps of ``count`` images, one for padding, and then those of each row's
     patch. The first one, not ``behind`` a convolution, has before the padding the images as they are behind windows.
     """
-    high, wide = crop.axes
-    area = high.length * wide.length
+    (_, wide), area = crop.axes, crop.area
     if not behind:
         padding, width, first_R = 2 * count * area, wide.length, (count + image_R) * area
         bounds = [(axis.low_V, axis.high_V, torch.zeros_like(axis.low_V)) for axis in crop.axes]
     else:
         padding, width = count * area, wide.size
-        first_R = padding + 1 + torch.arange(len(window_R)) * (high.size * wide.size)
+        first_R = padding + 1 + torch.arange(len(window_R)) * crop.patch
         bounds = [(axis.start_V, axis.start_V + axis.size, axis.start_V) for axis in crop.axes]
     known, changed = [], []
     for places_VK, axis, bound in zip(crop.places_VK, crop.axes, bounds, strict=True):
@@ -255,11 +265,6 @@ def _taken(table: Tensor, lines_RKK: Tensor) -> Tensor:
 def _flat(maps: Tensor) -> Tensor:
     """Return maps [n, C, H, W] as lines [n H W, C]."""
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _area(sides: Any) -> int:
-    first, second = sides
-    return first * second
 
 
 def _how(convolution: PackedConv, pad: list[fx.Node]) -> list[tuple[int, int, int, tuple[int, int]]]:

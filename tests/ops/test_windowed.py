@@ -46,9 +46,13 @@ def conv(*between: nn.Module, **facts: object) -> nn.Sequential:
     return net.eval().requires_grad_(False)
 
 
+def frozen_of(net: nn.Module) -> ops.Frozen:
+    return ops.freeze(net, IMAGES[:1].expand(AT_ONCE, -1, -1, -1).contiguous(memory_format=torch.channels_last))
+
+
 def found(net: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what ``net`` gives of ROWS by patches, and of images that were made first."""
-    frozen = ops.freeze(net, IMAGES[:1].expand(AT_ONCE, -1, -1, -1).contiguous(memory_format=torch.channels_last))
+    frozen = frozen_of(net)
     one = ops.Windowed.of(frozen, BOXES, (SIDE, SIDE))
     assert one is not None
     by_patches, fn = [], one.on(IMAGES, ABSENT, ROWS, AT_ONCE)
@@ -65,8 +69,7 @@ def found(net: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 
 def steps_of(net: nn.Module) -> int:
     """Return how many convolutions are computed by patches; 0 where it is none."""
-    rows = IMAGES[:1].expand(AT_ONCE, -1, -1, -1).contiguous(memory_format=torch.channels_last)
-    one = ops.Windowed.of(ops.freeze(net, rows), BOXES, (SIDE, SIDE))
+    one = ops.Windowed.of(frozen_of(net), BOXES, (SIDE, SIDE))
     return 0 if one is None else len(one._steps)
 
 
@@ -114,7 +117,7 @@ def test_many_places_are_looked_up_pass_by_pass(monkeypatch):
 
 def test_weights_are_those_of_now():
     net = Scaled().eval()
-    frozen = ops.freeze(net, IMAGES[:1].expand(AT_ONCE, -1, -1, -1).contiguous(memory_format=torch.channels_last))
+    frozen = frozen_of(net)
     one = ops.Windowed.of(frozen, BOXES, (SIDE, SIDE))
     places = torch.arange(AT_ONCE)
     before = one.on(IMAGES, ABSENT, ROWS, AT_ONCE)(places)
@@ -140,9 +143,7 @@ def test_only_leading_layers_with_small_patches_are_computed_so(monkeypatch):
     assert steps_of(conv(before=[nn.ZeroPad2d(1), nn.Tanh()])) == 0
     small = nn.Sequential(nn.Conv2d(4, 8, 1), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 11 * 11, 1), nn.Flatten(0))
     assert steps_of(small.eval()) == 0  # looking a place up costs more than 32 multiplications
-    net = conv()
-    rows = IMAGES[:1].expand(AT_ONCE, -1, -1, -1).contiguous(memory_format=torch.channels_last)
     whole = torch.tensor([[0, SIDE, 0, SIDE]])
-    assert ops.Windowed.of(ops.freeze(net, rows), whole, (SIDE, SIDE)) is None
+    assert ops.Windowed.of(frozen_of(conv()), whole, (SIDE, SIDE)) is None
     monkeypatch.setattr(windowed, "MOST_NUMBERS", 9_000)  # of the image, its windows and two maps 9,328
     assert steps_of(conv()) == 0
