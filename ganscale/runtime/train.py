@@ -25,7 +25,7 @@ from ganscale.files import full_disk, is_full_disk
 from ganscale.runtime.attendance import Attendance
 from ganscale.runtime.backend import GroupConfig
 from ganscale.runtime.common_ground import leave_mark
-from ganscale.runtime.controller import Controller
+from ganscale.runtime.controller import Controller, release_places
 from ganscale.runtime.elastic import ElasticPolicy
 from ganscale.runtime.gate import FailureGate
 from ganscale.runtime.heartbeat import Board
@@ -39,9 +39,7 @@ from ganscale.runtime.watch import Watch
 EXCHANGE_TIMEOUT_S = 300  # and twice runtime.hang_timeout_s at least: the watch, which names who hangs, comes first
 # Ray's counters never reset, so these only bound the life of a run
 FAILURES_BACKSTOP = 1_000_000  # lost groups: the gate decides, by what was saved between two of them
-# for the controller to end, which a busy machine may still be making, or which is starting workers; one that is killed
-# instead may leave its places on the cluster held until the job ends
-ABORT_S = 60.0
+ABORT_S = 60.0  # for the controller to end, which a busy machine may still be making, or which is starting workers
 STARTS_BACKSTOP = 10_000  # starts without a place for all: runtime.max_wait_s decides
 
 
@@ -102,6 +100,7 @@ class _Trainer(TorchTrainer):
             if fit.is_alive() and controller is not None:
                 ray.kill(controller)
                 fit.join(ABORT_S)
+                release_places(controller)
 
 
 def train_with_ray(

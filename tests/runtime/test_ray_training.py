@@ -15,7 +15,7 @@ import torch
 from tiny_runs import descendants, tiny_config
 
 from ganscale.errors import DataError, RunFailed
-from ganscale.runtime import launch
+from ganscale.runtime import launch, train
 from ganscale.runtime.listening import ray_listeners
 from ganscale.runtime.local import ray_session
 from ganscale.runtime.train import translate
@@ -129,6 +129,31 @@ def test_a_run_that_no_worker_joins_in_time_ends_with_what_is_missing_and_holds_
         launch(long, name="late", runs_dir=tmp_path, workers=1)
     # a thread that waits in a Ray that ends brings its process down
     assert "ray_fit" not in {thread.name for thread in threading.enumerate()}
+    wait_until_free()
+
+
+def test_a_controller_that_is_killed_while_workers_start_leaves_no_place_held_in_a_ray_that_lives(
+    tmp_path, monkeypatch
+):
+    import ray
+
+    held = []
+
+    def give_up_once_places_are_held(_):
+        held[:] = [one for one in ray.util.placement_group_table().values() if one["state"] == "CREATED"]
+        if held:
+            raise RunFailed("enough")
+
+    wait_until_free()
+    monkeypatch.setattr(train.Attendance, "check", give_up_once_places_are_held)
+    monkeypatch.setattr(train, "ABORT_S", 0.5)  # less than a start takes, in which a controller hears nothing
+    with pytest.raises(RunFailed, match="enough"):
+        launch(tiny_config(), name="killed", runs_dir=tmp_path, workers=1)
+    assert held
+    wait_until_free()
+
+
+def wait_until_free():
     deadline = time.monotonic() + PATIENCE_S
     while (held := alive("RayTrainWorker") + alive("Controller")) or free_cpus() < 2:
         assert time.monotonic() < deadline, held
