@@ -115,6 +115,15 @@ GS_INLINE Vec<A> read_some(const A* p, int64_t count, A fill = 0) {
   return read16<A>(count >= kLane ? p : padded<A>(p, count, fill, buffer));
 }
 
+// Calls f(start, lanes) for sixteen elements at a time and then for the rest: the sixteen as a constant, so that the
+// copy of f that does nearly all the work asks nothing.
+template <class F>
+GS_INLINE void by_lanes(int64_t count, F f) {
+  int64_t i = 0;
+  for (; i + kLane <= count; i += kLane) f(i, kLane);
+  if (i < count) f(i, count - i);
+}
+
 template <class A>
 GS_INLINE void write_some(A* p, int64_t count, Vec<A> v) {
   if (count >= kLane) return write16<A>(p, v);
@@ -215,5 +224,58 @@ GS_APART void narrow(const typename T::Acc* from, int64_t count, typename T::Sto
 
 template <class T>
 constexpr bool kStoredWide = sizeof(typename T::Storage) == sizeof(typename T::Acc);
+
+// Sixteen elements as they are stored: wide ones, and bfloat16, which is the upper half of a float.
+typedef uint32_t Bits32 __attribute__((vector_size(kRegister)));
+typedef uint16_t Bits16 __attribute__((vector_size(kRegister / 2)));
+
+GS_INLINE Vec<float> load16(BF16, const uint16_t* p) {
+  constexpr int each = kRegister / 4;
+  Vec<float> v;
+  for (int i = 0; i < Vec<float>::parts; ++i) {
+    Bits16 stored;
+    __builtin_memcpy(&stored, p + i * each, sizeof stored);
+    v.part[i] = bits_as<typename Register<float>::V>(__builtin_convertvector(stored, Bits32) << 16);
+  }
+  return v;
+}
+
+// As BF16::store.
+GS_INLINE void store16(BF16, uint16_t* p, Vec<float> v) {
+  constexpr int each = kRegister / 4;
+  for (int i = 0; i < Vec<float>::parts; ++i) {
+    const Bits32 bits = bits_as<Bits32>(v.part[i]), high = bits >> 16;
+    const Bits32 rounded = (bits + 0x7fff + (high & 1)) >> 16;
+    const Bits32 value = v.part[i] != v.part[i] ? high | 0x40 : rounded;  // a NaN stays quiet
+    const Bits16 stored = __builtin_convertvector(value, Bits16);
+    __builtin_memcpy(p + i * each, &stored, sizeof stored);
+  }
+}
+
+template <class T>
+GS_INLINE Vec<typename T::Acc> load_some(const typename T::Storage* p, int64_t count, typename T::Acc fill = 0) {
+  using A = typename T::Acc;
+  if constexpr (kStoredWide<T>) {
+    return read_some<A>(p, count, fill);
+  } else {
+    if (count >= kLane) return load16(T{}, p);
+    A buffer[kLane];
+    widen<T>(p, count, buffer);
+    return read_some<A>(buffer, count, fill);
+  }
+}
+
+template <class T>
+GS_INLINE void store_some(typename T::Storage* p, int64_t count, Vec<typename T::Acc> v) {
+  using A = typename T::Acc;
+  if constexpr (kStoredWide<T>) {
+    write_some<A>(p, count, v);
+  } else {
+    if (count >= kLane) return store16(T{}, p, v);
+    A buffer[kLane];
+    write16<A>(buffer, v);
+    narrow<T>(buffer, count, p);
+  }
+}
 
 }  // namespace

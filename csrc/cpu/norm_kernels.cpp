@@ -1,8 +1,7 @@
 // Batch statistics, affine map and activation, compiled once per instruction set (GS_ISA names it). Bound: memory
 // bandwidth. Who owns what: a call adds to the totals or writes the outputs it is given; threads are the caller's
 // business. Determinism: sums run down a column, or down the lanes of a run, in blocks of at most 256 additions a lane
-// that join a double; the order depends on the sizes alone. 16-bit numbers pass through a buffer of floats in the first
-// cache.
+// that join a double; the order depends on the sizes alone. float16 passes through a buffer of floats in the first cache.
 #include "norm_kernels.h"
 
 #include "lanes.h"
@@ -43,17 +42,32 @@ GS_INLINE At<A> at_channel(int mode, const A* p, int64_t stride) {
   return at;
 }
 
-// Elements read as the accumulation type: in place, or through a buffer.
+// What the loops below take T for: float16 has passed through a buffer of floats.
+template <class T>
+struct Taken {
+  using As = T;
+};
+template <>
+struct Taken<F16> {
+  using As = F32;
+};
+template <class T>
+using Loop = typename Taken<T>::As;
+
+template <class T>
+constexpr bool kInPlace = sizeof(typename T::Storage) == sizeof(typename Loop<T>::Storage);
+
+// Elements where they are, or in a buffer.
 template <class T>
 struct Source {
-  using A = typename T::Acc;
-  A buffer[kStoredWide<T> ? 1 : kBuffer];
+  using Storage = typename Loop<T>::Storage;
+  Storage buffer[kInPlace<T> ? 1 : kBuffer];
 
   // `rows` stretches of `width` elements, `stride` apart, of which the result is `out_stride` apart.
-  GS_INLINE const A* read(const void* p_, int64_t first, int64_t rows, int64_t stride, int64_t width,
-                          int64_t* out_stride) {
+  GS_INLINE const Storage* read(const void* p_, int64_t first, int64_t rows, int64_t stride, int64_t width,
+                                int64_t* out_stride) {
     auto* p = static_cast<const typename T::Storage*>(p_) + first;
-    if constexpr (kStoredWide<T>) {
+    if constexpr (kInPlace<T>) {
       *out_stride = stride;
       return p;
     } else {
@@ -67,7 +81,7 @@ struct Source {
 
 template <class T>
 GS_INLINE int64_t rows_at_once(int64_t rows, int64_t width) {
-  return kStoredWide<T> ? rows : kBuffer / width;
+  return kInPlace<T> ? rows : kBuffer / width;
 }
 
 // --- sums down columns ----------------------------------------------------------------------------------------------
@@ -82,32 +96,32 @@ struct Sums {
 template <class A, class F>
 GS_INLINE void add_rows(Sums<A>& sums, int64_t width, int64_t rows, F term) {
   for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t column = 0; column < width; column += kLane) {
+    by_lanes(width, [&](int64_t column, int64_t lanes) GS_FLAT {
       auto first = read16<A>(sums.first + column), second = read16<A>(sums.second + column);
-      term(row, column, least(kLane, width - column), first, second);
+      term(row, column, lanes, first, second);
       write16<A>(sums.first + column, first);
       write16<A>(sums.second + column, second);
-    }
+    });
   }
 }
 
-template <class A>
-GS_APART void add_moments(const A* x, int64_t rows, int64_t stride, int64_t width, Sums<A>& sums) {
+template <class L, class A>
+GS_APART void add_moments(const typename L::Storage* x, int64_t rows, int64_t stride, int64_t width, Sums<A>& sums) {
   add_rows<A>(sums, width, rows, [&](int64_t row, int64_t column, int64_t lanes, Vec<A>& sum, Vec<A>& square) GS_FLAT {
-    const Vec<A> d = read_some<A>(x + row * stride + column, lanes) - read16<A>(sums.shift + column);
+    const Vec<A> d = load_some<L>(x + row * stride + column, lanes) - read16<A>(sums.shift + column);
     sum += d;
     square += d * d;
   });
 }
 
-template <class A>
-GS_APART void add_products(const A* gy, const A* x, int64_t rows, int64_t stride, int64_t width,
-                                            const A* p, int64_t p_stride, int activation, A slope, Sums<A>& sums) {
+template <class L, class A>
+GS_APART void add_products(const typename L::Storage* gy, const typename L::Storage* x, int64_t rows, int64_t stride,
+                           int64_t width, const A* p, int64_t p_stride, int activation, A slope, Sums<A>& sums) {
   with_activation<A>(activation, [&](auto kind) GS_FLAT {
     add_rows<A>(sums, width, rows, [&](int64_t row, int64_t column, int64_t lanes, Vec<A>& a, Vec<A>& b) GS_FLAT {
       const At<A> at = at_column<A>(cpu::kForward, p + column, p_stride, lanes);
-      const Vec<A> d = read_some<A>(x + row * stride + column, lanes) - at.mean;
-      const Vec<A> g = derived16<decltype(kind)::value, A>(read_some<A>(gy + row * stride + column, lanes),
+      const Vec<A> d = load_some<L>(x + row * stride + column, lanes) - at.mean;
+      const Vec<A> g = derived16<decltype(kind)::value, A>(load_some<L>(gy + row * stride + column, lanes),
                                                            d * at.scale + at.shift, slope, activation);
       a += g;
       b += g * d;
@@ -127,11 +141,11 @@ void column_moments_one(const void* x, int64_t rows, int64_t stride, int64_t liv
       int64_t s;
       sums = {};
       // About the block's first row: a mean far from 0 costs no accuracy.
-      __builtin_memcpy(sums.shift, source.read(x, block * stride + start, 1, stride, width, &s), width * sizeof(A));
+      widen<Loop<T>>(source.read(x, block * stride + start, 1, stride, width, &s), width, sums.shift);
       for (int64_t row = block; row < end; row += each) {
         const int64_t count = least(each, end - row);
-        const A* from = source.read(x, row * stride + start, count, stride, width, &s);
-        add_moments<A>(from, count, s, width, sums);
+        const auto* from = source.read(x, row * stride + start, count, stride, width, &s);
+        add_moments<Loop<T>, A>(from, count, s, width, sums);
       }
       const double count = static_cast<double>(end - block);
       for (int64_t i = 0; i < width; ++i) {
@@ -158,9 +172,9 @@ void column_sums_one(const void* gy, const void* x, int64_t rows, int64_t stride
       for (int64_t row = block; row < end; row += each) {
         const int64_t count = least(each, end - row), first = row * stride + start;
         int64_t s;
-        const A* g = gy_source.read(gy, first, count, stride, width, &s);
-        const A* v = x_source.read(x, first, count, stride, width, &s);
-        add_products<A>(g, v, count, s, width, p + start, stride, activation, static_cast<A>(slope), sums);
+        const auto* g = gy_source.read(gy, first, count, stride, width, &s);
+        const auto* v = x_source.read(x, first, count, stride, width, &s);
+        add_products<Loop<T>, A>(g, v, count, s, width, p + start, stride, activation, static_cast<A>(slope), sums);
       }
       for (int64_t i = 0; i < width; ++i) {
         totals[start + i] += sums.first[i];
@@ -196,24 +210,24 @@ GS_INLINE Pair reduce_rows(int64_t rows, int64_t stride, int64_t width, F term) 
   return {total16<A>(a0 + a1), total16<A>(b0 + b1)};
 }
 
-template <class A>
-GS_APART Pair reduce_moments(const A* x, int64_t rows, int64_t stride, int64_t width, A shift) {
+template <class L, class A>
+GS_APART Pair reduce_moments(const typename L::Storage* x, int64_t rows, int64_t stride, int64_t width, A shift) {
   return reduce_rows<A>(rows, stride, width, [&](int64_t i, int64_t lanes, Vec<A>& sum, Vec<A>& square) GS_FLAT {
-    const Vec<A> d = read_some<A>(x + i, lanes, shift) - shift;
+    const Vec<A> d = load_some<L>(x + i, lanes, shift) - shift;
     sum += d;
     square += d * d;
   });
 }
 
-template <class A>
-GS_APART Pair reduce_products(const A* gy, const A* x, int64_t rows, int64_t stride, int64_t width,
-                                               const A* p, int64_t p_stride, int activation, A slope) {
+template <class L, class A>
+GS_APART Pair reduce_products(const typename L::Storage* gy, const typename L::Storage* x, int64_t rows, int64_t stride,
+                              int64_t width, const A* p, int64_t p_stride, int activation, A slope) {
   const A mean = p[0], scale = p[p_stride], shift = p[2 * p_stride];
   Pair sums = {0, 0};
   with_activation<A>(activation, [&](auto kind) GS_FLAT {
     sums = reduce_rows<A>(rows, stride, width, [&](int64_t i, int64_t lanes, Vec<A>& a, Vec<A>& b) GS_FLAT {
-      const Vec<A> d = read_some<A>(x + i, lanes) - mean;
-      const Vec<A> g = derived16<decltype(kind)::value, A>(read_some<A>(gy + i, lanes), d * scale + shift, slope,
+      const Vec<A> d = load_some<L>(x + i, lanes) - mean;
+      const Vec<A> g = derived16<decltype(kind)::value, A>(load_some<L>(gy + i, lanes), d * scale + shift, slope,
                                                            activation);
       a += g;
       b += g * d;
@@ -243,9 +257,9 @@ void run_moments_one(const void* x, int64_t outer, int64_t channels, int64_t inn
   Source<T> source;
   over_runs(outer, channels, inner, [&](int64_t channel, int64_t first, int64_t rows, int64_t width) {
     int64_t s;
-    const A* from = source.read(x, first, rows, channels * inner, width, &s);
-    const A shift = from[0];
-    const Pair sums = reduce_moments<A>(from, rows, s, width, shift);
+    const auto* from = source.read(x, first, rows, channels * inner, width, &s);
+    const A shift = Loop<T>::load(from[0]);
+    const Pair sums = reduce_moments<Loop<T>, A>(from, rows, s, width, shift);
     const double about = shift, count = static_cast<double>(rows * width);
     totals[channel] += sums.first + count * about;
     totals[channels + channel] += sums.second + about * (2 * sums.first + count * about);
@@ -260,9 +274,10 @@ void run_sums_one(const void* gy, const void* x, int64_t outer, int64_t channels
   Source<T> gy_source, x_source;
   over_runs(outer, channels, inner, [&](int64_t channel, int64_t first, int64_t rows, int64_t width) {
     int64_t s;
-    const A* g = gy_source.read(gy, first, rows, channels * inner, width, &s);
-    const A* v = x_source.read(x, first, rows, channels * inner, width, &s);
-    const Pair sums = reduce_products<A>(g, v, rows, s, width, p + channel, channels, activation, static_cast<A>(slope));
+    const auto* g = gy_source.read(gy, first, rows, channels * inner, width, &s);
+    const auto* v = x_source.read(x, first, rows, channels * inner, width, &s);
+    const Pair sums = reduce_products<Loop<T>, A>(g, v, rows, s, width, p + channel, channels, activation,
+                                                                 static_cast<A>(slope));
     totals[channel] += sums.first;
     totals[channels + channel] += sums.second;
   });
@@ -277,17 +292,17 @@ struct How {
   A slope;
 };
 
-template <int kind, class A>
-GS_INLINE void map_lanes(const A* gy, const A* x, A* out, int64_t lanes, const At<A>& at, const How<A>& how) {
-  const Vec<A> d = read_some<A>(x, lanes) - at.mean, z = d * at.scale + at.shift;
+template <int kind, class L, class S = typename L::Storage, class A = typename L::Acc>
+GS_INLINE void map_lanes(const S* gy, const S* x, S* out, int64_t lanes, const At<A>& at, const How<A>& how) {
+  const Vec<A> d = load_some<L>(x, lanes) - at.mean, z = d * at.scale + at.shift;
   Vec<A> value;
   if (how.mode == cpu::kForward) {
     value = activate16<kind, A>(z, how.slope, how.activation);
   } else {
-    const Vec<A> g = derived16<kind, A>(read_some<A>(gy, lanes), z, how.slope, how.activation);
+    const Vec<A> g = derived16<kind, A>(load_some<L>(gy, lanes), z, how.slope, how.activation);
     value = how.mode == cpu::kBackwardConstant ? at.scale * g : at.scale * ((g - at.offset) - d * at.b);
   }
-  write_some<A>(out, lanes, value);
+  store_some<L>(out, lanes, value);
 }
 
 // Calls f with the activation as a type and the mode as a constant of its copy of the code; double's are left open.
@@ -301,36 +316,36 @@ GS_INLINE void with_mode(How<A> how, F f) {
   });
 }
 
-template <class A>
-GS_APART void map_columns(const A* gy, const A* x, A* out, int64_t rows, int64_t width, const A* p, int64_t p_stride,
+template <class L, class S = typename L::Storage, class A = typename L::Acc>
+GS_APART void map_columns(const S* gy, const S* x, S* out, int64_t rows, int64_t width, const A* p, int64_t p_stride,
                           const How<A>& asked) {
   with_mode<A>(asked, [&](auto kind, const How<A>& how) GS_FLAT {
     for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t column = 0; column < width; column += kLane) {
-        const int64_t here = row * width + column, lanes = least(kLane, width - column);
+      by_lanes(width, [&](int64_t column, int64_t lanes) GS_FLAT {
+        const int64_t here = row * width + column;
         const At<A> at = at_column<A>(how.mode, p + column, p_stride, lanes);
-        map_lanes<decltype(kind)::value, A>(gy + here, x + here, out + here, lanes, at, how);
-      }
+        map_lanes<decltype(kind)::value, L>(gy + here, x + here, out + here, lanes, at, how);
+      });
     }
   });
 }
 
-template <class A>
-GS_APART void map_runs(const A* gy, const A* x, A* out, int64_t first, int64_t last, int64_t width, const A* p,
+template <class L, class S = typename L::Storage, class A = typename L::Acc>
+GS_APART void map_runs(const S* gy, const S* x, S* out, int64_t first, int64_t last, int64_t width, const A* p,
                        int64_t channels, const How<A>& asked) {
   with_mode<A>(asked, [&](auto kind, const How<A>& how) GS_FLAT {
     for (int64_t run = first; run < last; ++run) {
       const At<A> at = at_channel<A>(how.mode, p + run % channels, channels);
       const int64_t start = (run - first) * width;
-      for (int64_t i = 0; i < width; i += kLane) {
+      by_lanes(width, [&](int64_t i, int64_t lanes) GS_FLAT {
         const int64_t here = start + i;
-        map_lanes<decltype(kind)::value, A>(gy + here, x + here, out + here, least(kLane, width - i), at, how);
-      }
+        map_lanes<decltype(kind)::value, L>(gy + here, x + here, out + here, lanes, at, how);
+      });
     }
   });
 }
 
-// Calls f(gy, x, out) in the accumulation type for `count` elements in a row; without gy, in the forward pass, it gets x.
+// Calls f(gy, x, out) as the loops take them for `count` elements in a row; without gy, in the forward pass, it gets x.
 template <class T, class F>
 GS_INLINE void widened(const void* gy_, const void* x_, void* out_, int64_t first, int64_t count, Source<T>& gy_source,
                        Source<T>& x_source, F f) {
@@ -338,7 +353,7 @@ GS_INLINE void widened(const void* gy_, const void* x_, void* out_, int64_t firs
   int64_t s;
   const auto* x = x_source.read(x_, first, 1, count, count, &s);
   const auto* gy = gy_ ? gy_source.read(gy_, first, 1, count, count, &s) : x;
-  if constexpr (kStoredWide<T>) {
+  if constexpr (kInPlace<T>) {
     f(gy, x, out);
   } else {
     f(gy, x, x_source.buffer);  // in place
@@ -353,14 +368,14 @@ void column_map_one(const void* gy, const void* x, void* out, int64_t rows, int6
   auto* p = static_cast<const A*>(parameters);
   Source<T> gy_source, x_source;
   // Whole rows together where they fit the buffer, else one row in parts.
-  const int64_t part = kStoredWide<T> ? live : least(live, kBuffer);
+  const int64_t part = kInPlace<T> ? live : least(live, kBuffer);
   const int64_t together = live < stride || part < live ? 1 : rows_at_once<T>(rows, part);
   for (int64_t row = 0; row < rows; row += together) {
     for (int64_t start = 0; start < live; start += part) {
       const int64_t width = least(part, live - start), count = least(together, rows - row);
       widened<T>(gy, x, out, row * stride + start, count * width, gy_source, x_source,
-                 [&](const A* g, const A* v, A* o) GS_FLAT {
-        map_columns<A>(g, v, o, count, width, p + start, stride, {mode, activation, static_cast<A>(slope)});
+                 [&](const auto* g, const auto* v, auto* o) GS_FLAT {
+        map_columns<Loop<T>>(g, v, o, count, width, p + start, stride, {mode, activation, static_cast<A>(slope)});
       });
     }
   }
@@ -372,14 +387,14 @@ void run_map_one(const void* gy, const void* x, void* out, int64_t first, int64_
   using A = typename T::Acc;
   auto* p = static_cast<const A*>(parameters);
   Source<T> gy_source, x_source;
-  const int64_t part = kStoredWide<T> ? inner : least(inner, kBuffer);
+  const int64_t part = kInPlace<T> ? inner : least(inner, kBuffer);
   const int64_t together = part < inner ? 1 : rows_at_once<T>(last - first, part);
   for (int64_t run = first; run < last; run += together) {
     for (int64_t start = 0; start < inner; start += part) {
       const int64_t width = least(part, inner - start), count = least(together, last - run);
       widened<T>(gy, x, out, run * inner + start, count * width, gy_source, x_source,
-                 [&](const A* g, const A* v, A* o) GS_FLAT {
-        map_runs<A>(g, v, o, run, run + count, width, p, channels, {mode, activation, static_cast<A>(slope)});
+                 [&](const auto* g, const auto* v, auto* o) GS_FLAT {
+        map_runs<Loop<T>>(g, v, o, run, run + count, width, p, channels, {mode, activation, static_cast<A>(slope)});
       });
     }
   }
