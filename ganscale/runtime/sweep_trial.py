@@ -2,7 +2,7 @@
 
 The run directory is the truth. A trial that is started again goes on from its newest checkpoint, and repeats the scores
 that the sweep has written down without training for them. In population-based training Tune hands over the name of a
-better trial, whose newest checkpoint is copied, verified, and becomes this run's newest.
+better trial, of which a checkpoint is copied, verified, and becomes this run's newest.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def run_trial(sweep: Sweep, trial: Trial, settings: dict[str, Any], donor: str |
         if trial.is_over:
             return
     scored, copied_from = trial.images, None
-    if donor is not None and donor != trial.name:
-        adopt(run_dir, sweep.path / donor)
+    if donor is not None and donor != trial.name and adopt(run_dir, sweep.path / donor, before=sweep.milestones[-1]):
         scored, copied_from = images_of(run_dir), donor
     worst = math.inf if sweep.better == "lower" else -math.inf
     judge = None
@@ -88,13 +87,17 @@ def train_to(config: RunConfig, run_dir: Path, images: int, *, cpus: int, gpus: 
     return Run(run_dir)
 
 
-def adopt(run_dir: Path, donor_dir: Path) -> None:
-    """Make a copy of the newest checkpoint of ``donor_dir`` the newest one of ``run_dir``.
+def adopt(run_dir: Path, donor_dir: Path, *, before: int) -> bool:
+    """Make a copy of the newest checkpoint of ``donor_dir`` the newest one of ``run_dir``; return whether there is one.
 
-    Raises CheckpointError where there is none that verifies.
+    It is from ``before`` so many images, so that a donor which has come to its end meanwhile leaves something to train
+    with the changed settings. Raises CheckpointError where it does not verify.
     """
     for tries_left in reversed(range(TRIES)):
-        source = checkpoints.newest(donor_dir)
+        there = [path for path in checkpoints.names(donor_dir / "checkpoints") if checkpoint_images(path.name) < before]
+        if not there:
+            return False
+        source = there[-1]
         try:
             with new_directory(run_dir / "checkpoints" / source.name) as aside:
                 for file in source.iterdir():
@@ -109,6 +112,7 @@ def adopt(run_dir: Path, donor_dir: Path) -> None:
             remove_directory(path)
     discard_evaluations(run_dir, source.name)
     (run_dir / "evaluations" / f"{source.name}.json").unlink(missing_ok=True)  # of what was there before
+    return True
 
 
 def _score(run: Run, judge: Judge, objective: str) -> float:

@@ -201,3 +201,19 @@ def test_a_score_that_was_not_told_before_tune_ended_the_process_is_told_by_the_
     trial.scores.append(first)  # all that the sweep knows
     run_trial(sweep, trial, trial.settings, trial.name, told.append)
     assert [report["images"] for report in told] == sweep.milestones[1:]
+
+
+def test_a_trial_that_copies_one_which_has_come_to_its_end_trains_the_last_stretch_with_its_own_settings(tmp_path):
+    config = override(preset("r3gan-gaussians"), SETTINGS | {"train.kimg": 3.072})
+    here = Resources(cpus=1, gpus=0, memory_bytes=None, where="this machine")
+    asked = {"trials": 2, "scheduler": "pbt", "every_kimg": 1.024, "objective": None, "workers": 1}
+    params = ["optim.critic.lr=1e-3,1e-4"]
+    sweep = plan_sweep(config, params, name="s", runs_dir=tmp_path, resources=here, **asked)
+    (donor, trial), told = sweep.trials, []
+    run_trial(sweep, donor, donor.settings, None, lambda report: None)
+    train_to(sweep.run_config(trial.settings), sweep.path / trial.name, sweep.milestones[0], cpus=1, gpus=0)
+    run_trial(sweep, trial, trial.settings, donor.name, told.append)
+    assert [(report["images"], report["copied_from"]) for report in told] == [(sweep.milestones[-1], donor.name)]
+    run = load(sweep.path / trial.name)
+    assert run.config.optim.critic.lr == float(trial.settings["optim.critic.lr"])
+    assert value_of(run, sweep.objective) == told[0]["score"]
