@@ -16,6 +16,7 @@ from ganscale.metrics.image_quality import ms_ssim, psnr, ssim
 from ganscale.metrics.in_domain import InDomainCNN, TrainingSet, train_classifier
 from ganscale.metrics.modes import GaussianGridReport, gaussian_grid_report
 from ganscale.metrics.neighbours import prdc
+from ganscale.metrics.stability import Oscillation, find_oscillation, gradient_ratio, mode_divergence
 
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {"in-domain-cnn": in_domain_classifier}
 
@@ -28,14 +29,18 @@ __all__ = [
     "KernelDistance",
     "MetricValue",
     "Moments",
+    "Oscillation",
     "Reference",
     "TrainingSet",
     "features_of",
+    "find_oscillation",
     "frechet_distance",
     "gaussian_grid_report",
+    "gradient_ratio",
     "in_domain_classifier",
     "kernel_distance",
     "load_classifier",
+    "mode_divergence",
     "ms_ssim",
     "prdc",
     "psnr",
