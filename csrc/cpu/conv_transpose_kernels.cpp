@@ -108,11 +108,10 @@ GS_INLINE void products_of(const FewShape& s, const typename T::Storage* x, int6
 
 template <int kind, class A>
 GS_INLINE void finish(const A* from, const A* bias, A* to, int64_t count, int activation, A slope) {
-  for (int64_t i = 0; i < count; i += kLane) {
-    const int64_t lanes = least(kLane, count - i);
+  by_lanes(count, [&](int64_t i, int64_t lanes) GS_FLAT {
     const Vec<A> z = read_some<A>(from + i, lanes) + read_some<A>(bias + i, lanes);
     write_some<A>(to + i, lanes, activate16<kind, A>(z, slope, activation));
-  }
+  });
 }
 
 // Adds the bias to the row [W, CO] at `from`, which may be overwritten, applies the activation and writes it.

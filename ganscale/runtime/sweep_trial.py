@@ -43,8 +43,10 @@ def run_trial(sweep: Sweep, trial: Trial, settings: dict[str, Any], donor: str |
         if trial.is_over:
             return
     scored, copied_from = trial.images, None
-    if donor is not None and donor != trial.name and adopt(run_dir, sweep.path / donor, before=sweep.milestones[-1]):
-        scored, copied_from = images_of(run_dir), donor
+    if donor is not None and donor != trial.name:
+        adopted = adopt(run_dir, sweep.path / donor, before=sweep.milestones[-1])
+        if adopted is not None:
+            scored, copied_from = adopted, donor
     worst = math.inf if sweep.better == "lower" else -math.inf
     judge = None
     for goal in sweep.milestones:
@@ -87,8 +89,8 @@ def train_to(config: RunConfig, run_dir: Path, images: int, *, cpus: int, gpus: 
     return Run(run_dir)
 
 
-def adopt(run_dir: Path, donor_dir: Path, *, before: int) -> bool:
-    """Make a copy of the newest checkpoint of ``donor_dir`` the newest one of ``run_dir``; return whether there is one.
+def adopt(run_dir: Path, donor_dir: Path, *, before: int) -> int | None:
+    """Make a copy of the newest checkpoint of ``donor_dir`` the newest one of ``run_dir``; return its images, or None.
 
     It is from ``before`` so many images, so that a donor which has come to its end meanwhile leaves something to train
     with the changed settings. Raises CheckpointError where it does not verify.
@@ -96,7 +98,7 @@ def adopt(run_dir: Path, donor_dir: Path, *, before: int) -> bool:
     for tries_left in reversed(range(TRIES)):
         there = [path for path in checkpoints.names(donor_dir / "checkpoints") if checkpoint_images(path.name) < before]
         if not there:
-            return False
+            return None
         source = there[-1]
         try:
             with new_directory(run_dir / "checkpoints" / source.name) as aside:
@@ -112,7 +114,7 @@ def adopt(run_dir: Path, donor_dir: Path, *, before: int) -> bool:
             remove_directory(path)
     discard_evaluations(run_dir, source.name)
     (run_dir / "evaluations" / f"{source.name}.json").unlink(missing_ok=True)  # of what was there before
-    return True
+    return checkpoint_images(source.name)
 
 
 def _score(run: Run, judge: Judge, objective: str) -> float:

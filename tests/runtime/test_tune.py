@@ -168,13 +168,17 @@ def test_trials_on_images_are_scored_through_one_network_that_is_trained_once(tm
     assert value_of(sweep.best_run(), "fd") == sweep.best.last  # the very number that the command gives
 
 
+def two_trials(runs_dir, param, scheduler, *, kimg, every_kimg):
+    """Plan a sweep for what needs no Tune."""
+    config = override(preset("r3gan-gaussians"), SETTINGS | {"train.kimg": kimg})
+    here = Resources(cpus=1, gpus=0, memory_bytes=None, where="this machine")
+    asked = {"trials": 2, "scheduler": scheduler, "every_kimg": every_kimg, "objective": None, "workers": 1}
+    return plan_sweep(config, [param], name="s", runs_dir=runs_dir, resources=here, **asked)
+
+
 def test_a_trial_that_cannot_go_on_is_written_down_with_its_reason_and_is_no_best(tmp_path):
     """Without Tune: what the trial reports, and what becomes of the report."""
-    config = override(preset("r3gan-gaussians"), SETTINGS | {"train.kimg": 2.048})
-    here = Resources(cpus=1, gpus=0, memory_bytes=None, where="this machine")
-    asked = {"trials": 2, "scheduler": "asha", "every_kimg": 2.048, "objective": None, "workers": 1}
-    params = ["optim.critic.lr=1e-3,1e30"]
-    sweep = plan_sweep(config, params, name="s", runs_dir=tmp_path, resources=here, **asked)
+    sweep = two_trials(tmp_path, "optim.critic.lr=1e-3,1e30", "asha", kimg=2.048, every_kimg=2.048)
     sweep.path.mkdir()
     record = _Record(sweep, None)
     for trial in sweep.trials:
@@ -190,11 +194,7 @@ def test_a_trial_that_cannot_go_on_is_written_down_with_its_reason_and_is_no_bes
 
 
 def test_a_score_that_was_not_told_before_tune_ended_the_process_is_told_by_the_next(tmp_path):
-    config = override(preset("r3gan-gaussians"), SETTINGS | {"train.kimg": 3.072})
-    here = Resources(cpus=1, gpus=0, memory_bytes=None, where="this machine")
-    asked = {"trials": 2, "scheduler": "pbt", "every_kimg": 1.024, "objective": None, "workers": 1}
-    params = ["optim.critic.lr=1e-3,1e-4"]
-    sweep = plan_sweep(config, params, name="s", runs_dir=tmp_path, resources=here, **asked)
+    sweep = two_trials(tmp_path, "optim.critic.lr=1e-3,1e-4", "pbt", kimg=3.072, every_kimg=1.024)
     trial, told = sweep.trials[0], []
     train_to(sweep.run_config(trial.settings), sweep.path / trial.name, sweep.milestones[1], cpus=1, gpus=0)
     first = {"images": sweep.milestones[0], "value": 1.0, "settings": trial.settings, "copied_from": None}
@@ -204,11 +204,7 @@ def test_a_score_that_was_not_told_before_tune_ended_the_process_is_told_by_the_
 
 
 def test_a_trial_that_copies_one_which_has_come_to_its_end_trains_the_last_stretch_with_its_own_settings(tmp_path):
-    config = override(preset("r3gan-gaussians"), SETTINGS | {"train.kimg": 3.072})
-    here = Resources(cpus=1, gpus=0, memory_bytes=None, where="this machine")
-    asked = {"trials": 2, "scheduler": "pbt", "every_kimg": 1.024, "objective": None, "workers": 1}
-    params = ["optim.critic.lr=1e-3,1e-4"]
-    sweep = plan_sweep(config, params, name="s", runs_dir=tmp_path, resources=here, **asked)
+    sweep = two_trials(tmp_path, "optim.critic.lr=1e-3,1e-4", "pbt", kimg=3.072, every_kimg=1.024)
     (donor, trial), told = sweep.trials, []
     run_trial(sweep, donor, donor.settings, None, lambda report: None)
     train_to(sweep.run_config(trial.settings), sweep.path / trial.name, sweep.milestones[0], cpus=1, gpus=0)
